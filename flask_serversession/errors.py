@@ -1,0 +1,158 @@
+"""Every exception the library raises.
+
+.. code-block:: text
+
+    ServerSessionError
+    ├─ ConfigurationError (also ValueError)    from init_app only
+    ├─ BackendError                            a backend failed; its driver's
+    │  │                                       exception is __cause__
+    │  ├─ BackendUnavailableError (a 503 too)  unreachable or timed out
+    │  └─ NotSupportedError                    this backend has no such operation
+    ├─ SerializationError (also TypeError)     what the session holds cannot be written
+    ├─ RecordError                             a stored record cannot be read back
+    ├─ SessionTooLargeError                    it is bigger than SESSION_MAX_SIZE
+    ├─ ConflictError                           only where the configuration asks for it
+    └─ SessionLostError                        only where the configuration asks for it
+
+No message holds a session id, a secret, a value kept in a session, or the
+password of a URL.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from werkzeug.exceptions import ServiceUnavailable
+
+
+class ServerSessionError(Exception):
+    """Base class of every exception that the library raises."""
+
+
+class ConfigurationError(ServerSessionError, ValueError):
+    """The configuration of the application cannot work.
+
+    Raised by :meth:`.ServerSession.init_app` only, once, with every wrong key
+    in one message.
+
+    :param message: What is wrong, and what to do.
+    :param option: The first configuration key concerned, if it is one key's fault.
+    """
+
+    def __init__(self, message: str, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
+
+
+class BackendError(ServerSessionError):
+    """A backend failed. The exception of its driver is the ``__cause__``.
+
+    :param message: What failed.
+    :param backend: The backend's name.
+    :param operation: The operation that was asked for, such as ``"load"``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        backend: str | None = None,
+        operation: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.backend = backend
+        self.operation = operation
+
+
+class BackendUnavailableError(BackendError, ServiceUnavailable):
+    """The engine behind a backend cannot be reached, timed out or refused to work.
+
+    It is also an HTTP exception: where nobody handles it, the visitor gets a
+    ``503 Service Unavailable`` with ``Retry-After``. The page shows werkzeug's
+    standard text, never the message of this exception.
+
+    :param retry_after: What ``Retry-After`` says, in seconds.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        backend: str | None = None,
+        operation: str | None = None,
+        retry_after: int = 5,
+    ) -> None:
+        BackendError.__init__(self, message, backend=backend, operation=operation)
+        ServiceUnavailable.__init__(self, retry_after=retry_after)
+        # HTTPException.__init__ resets the arguments that tracebacks print.
+        self.args = (message,)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.args[0]!r}>"
+
+
+class NotSupportedError(BackendError):
+    """The backend has no such operation; its capabilities say which it has."""
+
+    def __init__(self, backend: str, operation: str) -> None:
+        super().__init__(
+            f"The {backend!r} backend does not support {operation!r}.",
+            backend=backend,
+            operation=operation,
+        )
+
+
+class SerializationError(ServerSessionError, TypeError):
+    """The session holds something that cannot be written; the stored version stays.
+
+    :param message: Names the key path and the type, never the value.
+    :param path: Where the value is, such as ``session['cart'][2]['thumb']``.
+    """
+
+    def __init__(self, message: str, path: str = "session") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class RecordError(ServerSessionError):
+    """A stored record cannot be read back.
+
+    :param reason: ``"damaged"`` for bytes that are not what was written;
+        ``"newer"`` for a format that a later version of the library wrote, which
+        must be neither destroyed nor overwritten; ``"unreadable"`` for a payload
+        that the configured serializer or encryption keys cannot open.
+    """
+
+    def __init__(
+        self, message: str, reason: t.Literal["damaged", "newer", "unreadable"]
+    ) -> None:
+        super().__init__(message)
+        self.reason: t.Literal["damaged", "newer", "unreadable"] = reason
+
+
+class SessionTooLargeError(ServerSessionError):
+    """The session exceeds :data:`SESSION_MAX_SIZE`; the stored version stays.
+
+    :param size: The size of the serialized session, in bytes.
+    :param limit: The configured limit, in bytes.
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(
+            f"The session is {size} bytes when serialized; 'SESSION_MAX_SIZE' allows"
+            f" {limit}. Keep large data elsewhere and its key in the session, or"
+            " raise 'SESSION_MAX_SIZE'."
+        )
+        self.size = size
+        self.limit = limit
+
+
+class ConflictError(ServerSessionError):
+    """Another request changed the session meanwhile, and merging is not wanted."""
+
+
+class SessionLostError(ServerSessionError):
+    """Another request ended the session; the changes of this one are dropped."""

@@ -1,0 +1,224 @@
+"""What a backend keeps, how it is laid out in bytes, and how an id becomes a key."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+import typing as t
+import zlib
+
+from .errors import RecordError
+
+#: The first byte of everything the library stores. It is not valid as the first
+#: byte of UTF-8 text, of a pickle or of JSON, so foreign data never looks like ours.
+MAGIC = 0xFE
+#: The format written by this version.
+FORMAT = 1
+
+_TOMBSTONE = 1
+_NO_USER = 0xFFFF
+# magic, format, flags, -, body checksum | version | touched_at, expires_at, their
+# checksum | created_at, length of user, length of meta
+_HEADER = struct.Struct(">BBBxIQddIdHH")
+_TIMES = struct.Struct(">dd")
+_TIMES_CRC = struct.Struct(">I")
+_VERSION = struct.Struct(">Q")
+_FRAME = struct.Struct(">BBxxI")
+
+#: Length of the fixed-size header of an encoded record, in bytes.
+HEADER_SIZE = _HEADER.size
+#: Where the version lies in an encoded record: 8 bytes, big-endian.
+VERSION_SLICE = slice(8, 16)
+#: Where :func:`encode_times` belongs in an encoded record.
+TIMES_SLICE = slice(16, 36)
+#: Where the flags byte lies; it is :data:`TOMBSTONE_FLAG` for a tombstone.
+FLAGS_OFFSET = 2
+#: Value of the flags byte of a tombstone.
+TOMBSTONE_FLAG = _TOMBSTONE
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One stored session, as backends see it. All times are seconds since the epoch.
+
+    A record without data is a *tombstone*: what a rotated id leaves behind for a
+    few seconds. It is loaded and compared like any other record, but
+    :meth:`.Backend.touch` and :meth:`.Backend.delete` treat it as absent, so that a
+    request that still carries the old id can neither prolong nor remove it.
+    """
+
+    #: The serialized session; opaque to backends. Never shown: it holds session values.
+    data: bytes = dataclasses.field(repr=False)
+    #: Grows by one with every replace.
+    version: int
+    #: When the session began. Rotating the id does not reset it.
+    created_at: float
+    #: The last activity recorded.
+    touched_at: float
+    #: From this moment on the record must not be returned.
+    expires_at: float
+    #: Whom the session belongs to, for listing and revoking; ``None`` if nobody.
+    user: str | None = None
+    #: What an operator may see, such as the user agent and the address; may be empty.
+    meta: t.Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+
+    @property
+    def is_tombstone(self) -> bool:
+        """Whether the record only marks that its id was rotated away."""
+        return not self.data
+
+
+def key_of(id: str, prefix: str) -> str:
+    """Give the key under which the session with this id is stored.
+
+    The key is the prefix and the hex SHA-256 of the id, so that nothing in the
+    store works as a cookie. An id is 256 random bits, which no table of hashes can
+    cover; salt or stretching would add nothing (rack-session does the same since
+    CVE-2019-16782).
+    """
+    return prefix + hashlib.sha256(id.encode()).hexdigest()
+
+
+def encode_times(touched_at: float, expires_at: float) -> bytes:
+    """Give the bytes of :data:`TIMES_SLICE`: both times and their own checksum.
+
+    They have a checksum of their own so that a touch can rewrite them in place.
+    """
+    times = _TIMES.pack(touched_at, expires_at)
+    return times + _TIMES_CRC.pack(zlib.crc32(times))
+
+
+def encode_version(version: int) -> bytes:
+    """Give the bytes of :data:`VERSION_SLICE`."""
+    return _VERSION.pack(version)
+
+
+def encode_record(record: Record) -> bytes:
+    """Lay a whole record out in bytes, for backends that keep one value a session."""
+    user = b"" if record.user is None else record.user.encode("utf-8", "surrogatepass")
+    meta = json.dumps(dict(record.meta)).encode() if record.meta else b""
+    if len(user) >= _NO_USER or len(meta) > 0xFFFF:
+        raise RecordError("The record's user or meta is longer than 64 KiB.", "damaged")
+    header = _HEADER.pack(
+        MAGIC,
+        FORMAT,
+        _TOMBSTONE if record.is_tombstone else 0,
+        0,
+        record.version,
+        record.touched_at,
+        record.expires_at,
+        zlib.crc32(_TIMES.pack(record.touched_at, record.expires_at)),
+        record.created_at,
+        _NO_USER if record.user is None else len(user),
+        len(meta),
+    )
+    buffer = bytearray(header)
+    buffer += user
+    buffer += meta
+    buffer += record.data
+    buffer[4:8] = _TIMES_CRC.pack(_body_checksum(buffer))
+    return bytes(buffer)
+
+
+def decode_record(buffer: bytes) -> Record:
+    """Read back what :func:`encode_record` wrote.
+
+    :raises RecordError: if the bytes are damaged, foreign, or of a newer format.
+    """
+    check_format(buffer)
+    if len(buffer) < HEADER_SIZE:
+        raise RecordError("The record is truncated.", "damaged")
+    (
+        _,
+        _,
+        _,
+        body_crc,
+        version,
+        touched_at,
+        expires_at,
+        times_crc,
+        created_at,
+        user_length,
+        meta_length,
+    ) = _HEADER.unpack_from(buffer)
+    if zlib.crc32(buffer[16:32]) != times_crc or _body_checksum(buffer) != body_crc:
+        raise RecordError("The record's checksum does not match.", "damaged")
+    user_end = HEADER_SIZE + (0 if user_length == _NO_USER else user_length)
+    data_start = user_end + meta_length
+    user = (
+        None
+        if user_length == _NO_USER
+        else buffer[HEADER_SIZE:user_end].decode("utf-8", "surrogatepass")
+    )
+    meta: dict[str, str] = {}
+    if meta_length:
+        meta = json.loads(buffer[user_end:data_start])
+    return Record(
+        data=buffer[data_start:],
+        version=version,
+        created_at=created_at,
+        touched_at=touched_at,
+        expires_at=expires_at,
+        user=user,
+        meta=meta,
+    )
+
+
+def decode_times(header: bytes) -> tuple[float, float]:
+    """Read ``(touched_at, expires_at)`` from an encoded record or from its header.
+
+    :raises RecordError: as :func:`decode_record`.
+    """
+    check_format(header)
+    if len(header) < HEADER_SIZE:
+        raise RecordError("The record is truncated.", "damaged")
+    if zlib.crc32(header[16:32]) != _TIMES_CRC.unpack_from(header, 32)[0]:
+        raise RecordError(
+            "The checksum of the record's times does not match.", "damaged"
+        )
+    touched_at, expires_at = _TIMES.unpack_from(header, 16)
+    return touched_at, expires_at
+
+
+def frame(data: bytes) -> bytes:
+    """Put magic byte, format and checksum before data that is stored by itself.
+
+    For backends that keep the other fields of a record in columns of their own.
+    """
+    return _FRAME.pack(MAGIC, FORMAT, zlib.crc32(data)) + data
+
+
+def unframe(buffer: bytes) -> bytes:
+    """Read back what :func:`frame` wrote.
+
+    :raises RecordError: as :func:`decode_record`.
+    """
+    check_format(buffer)
+    data = buffer[_FRAME.size :]
+    if len(buffer) < _FRAME.size or _FRAME.unpack_from(buffer)[2] != zlib.crc32(data):
+        raise RecordError("The record's checksum does not match.", "damaged")
+    return data
+
+
+def check_format(buffer: bytes) -> None:
+    """Check the two bytes that every format begins with.
+
+    :raises RecordError: with the reason ``"newer"`` for a format that only a later
+        version of the library knows, with ``"damaged"`` for anything else.
+    """
+    if len(buffer) < 2 or buffer[0] != MAGIC or buffer[1] == 0:
+        raise RecordError("The record is not one of this library's.", "damaged")
+    if buffer[1] > FORMAT:
+        raise RecordError(
+            f"The record has format {buffer[1]}; this version knows {FORMAT}.", "newer"
+        )
+
+
+def _body_checksum(buffer: bytes | bytearray) -> int:
+    # Everything but the checksum itself and the times, which change in place.
+    return zlib.crc32(
+        memoryview(buffer)[36:],
+        zlib.crc32(buffer[VERSION_SLICE], zlib.crc32(buffer[0:4])),
+    )

@@ -1,0 +1,1372 @@
+"""Tools for tests: a clock to set, a backend that counts, and the backend contract.
+
+Needs pytest, which the library itself does not. To get pytest's detailed messages
+for the assertions in here, put this into ``conftest.py``, before anything imports
+the module::
+
+    pytest.register_assert_rewrite("flask_serversession.testing")
+"""
+
+# The name of a test is its sentence; a docstring would say it twice.
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+import collections
+import collections.abc as cabc
+import contextlib
+import dataclasses
+import functools
+import secrets
+import threading
+import time
+import typing as t
+
+from .backends.base import Backend
+from .backends.base import Capability
+from .backends.base import Conflict
+from .backends.base import Gone
+from .backends.base import Replaced
+from .errors import BackendUnavailableError
+from .errors import NotSupportedError
+from .errors import RecordError
+from .record import Record
+
+try:
+    import pytest
+except ImportError as exc:
+    raise ImportError(
+        "'flask_serversession.testing' needs the pytest package. Install it with:"
+        " pip install pytest"
+    ) from exc
+
+_T = t.TypeVar("_T")
+
+_OPERATIONS = (
+    "load",
+    "create",
+    "replace",
+    "delete",
+    "touch",
+    "keys_of_user",
+    "iterate",
+    "count",
+    "prune",
+    "close",
+)
+
+
+class Clock(t.Protocol):
+    """Tells the time and lets it pass, as :class:`BackendContract` needs it."""
+
+    def __call__(self) -> float:
+        """Give the current time, in seconds since the epoch."""
+        ...
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass.
+
+        :param seconds: How much.
+        """
+        ...
+
+
+class FakeClock:
+    """A clock that stands still until it is told to advance.
+
+    Anything that takes a ``clock`` takes it::
+
+        clock = FakeClock()
+        backend = MemoryBackend(clock)
+        clock.advance(3600)
+
+    :param now: Where it starts, in seconds since the epoch.
+    """
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+
+    def __call__(self) -> float:
+        """Give the current time, in seconds since the epoch."""
+        return self._now
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._now}>"
+
+    def advance(self, seconds: float) -> None:
+        """Move on, at once.
+
+        :param seconds: How far; not negative.
+        """
+        if seconds < 0:
+            raise ValueError("A clock does not go back.")
+        with self._lock:
+            self._now += seconds
+
+
+class RealClock:
+    """The clock of this machine; to advance is to sleep.
+
+    For the tests of backends whose engine has a clock of its own.
+    """
+
+    def __call__(self) -> float:
+        """Give the current time, in seconds since the epoch."""
+        return time.time()
+
+    def advance(self, seconds: float) -> None:
+        """Sleep.
+
+        :param seconds: How long.
+        """
+        # The little more is for engines that look at a cached time.
+        time.sleep(seconds + 0.02)
+
+
+class CountingBackend(Backend):
+    """Forwards everything to another backend and counts what it was asked for.
+
+    Hand it to ``SESSION_BACKEND`` to test what a page costs::
+
+        backend = CountingBackend(MemoryBackend())
+        ...
+        with backend.counting() as calls:
+            client.get("/")
+        assert calls == {"load": 1}
+
+    An operation counts when it is asked for, also if it then fails.
+
+    :attr:`before` and :attr:`after` are for tests in which another request has to
+    come in between. A hook may use the backend, directly or by way of a request: no
+    hook is called for what happens within a hook. It may remove itself, to be
+    called once::
+
+        def someone_else_logs_out():
+            del backend.before["replace"]
+            other_client.post("/logout")
+
+        backend.before["replace"] = someone_else_logs_out
+
+    An ``after`` hook that raises stands for an engine that did the work and whose
+    answer was lost; see :meth:`failing` for one that did nothing.
+
+    :param backend: The backend that does the work. What else it has, beyond the
+        protocol, can be reached through this one too.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        # A class attribute everywhere else; the messages must name the one inside.
+        self.name = backend.name
+        self.capabilities = backend.capabilities
+        #: The backend that does the work.
+        self.backend = backend
+        #: How often each operation was asked for.
+        self.calls: collections.Counter[str] = collections.Counter()
+        #: The operations in the order in which they were asked for.
+        self.log: list[str] = []
+        #: Called before an operation of that name is forwarded.
+        self.before: dict[str, cabc.Callable[[], object]] = {}
+        #: Called after an operation of that name was forwarded and succeeded.
+        self.after: dict[str, cabc.Callable[[], object]] = {}
+        self._lock = threading.Lock()
+        self._counters: list[collections.Counter[str]] = []
+        self._failing: list[tuple[frozenset[str], Exception | None]] = []
+        self._in_hook = threading.local()
+
+    def __getattr__(self, name: str) -> t.Any:
+        # Without the check, copying and unpickling would recurse: they look for
+        # attributes before __init__ has run.
+        if name == "backend":
+            raise AttributeError(name)
+        return getattr(self.backend, name)
+
+    def reset(self) -> None:
+        """Forget what was counted so far."""
+        with self._lock:
+            self.calls.clear()
+            self.log.clear()
+
+    @contextlib.contextmanager
+    def counting(self) -> cabc.Generator[collections.Counter[str], None, None]:
+        """Count what is asked for inside the ``with`` block, by any thread.
+
+        It can be nested, and does not touch :attr:`calls`.
+        """
+        counter: collections.Counter[str] = collections.Counter()
+        with self._lock:
+            self._counters.append(counter)
+        try:
+            yield counter
+        finally:
+            with self._lock:
+                # By identity: nested counters can be equal.
+                self._counters = [c for c in self._counters if c is not counter]
+
+    @contextlib.contextmanager
+    def failing(
+        self, *operations: str, error: Exception | None = None
+    ) -> cabc.Generator[None, None, None]:
+        """Let operations fail inside the ``with`` block, without being forwarded.
+
+        :param operations: Their names; none for all of them.
+        :param error: What they raise; a :exc:`.BackendUnavailableError` by default.
+        """
+        unknown = set(operations).difference(_OPERATIONS)
+        if unknown:
+            raise ValueError(f"A backend has no operation {sorted(unknown)[0]!r}.")
+        rule = (frozenset(operations or _OPERATIONS), error)
+        with self._lock:
+            self._failing.append(rule)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._failing = [r for r in self._failing if r is not rule]
+
+    def load(self, key: str) -> Record | None:
+        """Forward to the backend inside."""
+        with self._asked_for("load"):
+            return self.backend.load(key)
+
+    def create(self, key: str, record: Record) -> bool:
+        """Forward to the backend inside."""
+        with self._asked_for("create"):
+            return self.backend.create(key, record)
+
+    def replace(
+        self, key: str, record: Record, expected: int
+    ) -> Replaced | Conflict | Gone:
+        """Forward to the backend inside."""
+        with self._asked_for("replace"):
+            return self.backend.replace(key, record, expected)
+
+    def delete(self, key: str) -> bool:
+        """Forward to the backend inside."""
+        with self._asked_for("delete"):
+            return self.backend.delete(key)
+
+    def touch(self, key: str, touched_at: float, expires_at: float) -> bool:
+        """Forward to the backend inside."""
+        with self._asked_for("touch"):
+            return self.backend.touch(key, touched_at, expires_at)
+
+    def keys_of_user(self, user: str) -> list[str]:
+        """Forward to the backend inside."""
+        with self._asked_for("keys_of_user"):
+            return self.backend.keys_of_user(user)
+
+    def iterate(self) -> t.Iterator[tuple[str, Record]]:
+        """Forward to the backend inside."""
+        with self._asked_for("iterate"):
+            return self.backend.iterate()
+
+    def count(self) -> int:
+        """Forward to the backend inside."""
+        with self._asked_for("count"):
+            return self.backend.count()
+
+    def prune(self, limit: int) -> int:
+        """Forward to the backend inside."""
+        with self._asked_for("prune"):
+            return self.backend.prune(limit)
+
+    def close(self) -> None:
+        """Forward to the backend inside."""
+        with self._asked_for("close"):
+            self.backend.close()
+
+    @contextlib.contextmanager
+    def _asked_for(self, operation: str) -> cabc.Generator[None, None, None]:
+        with self._lock:
+            self.log.append(operation)
+            for counter in (self.calls, *self._counters):
+                counter[operation] += 1
+        self._call(self.before, operation)
+        # After the hook, so that one can let the engine die at the last moment.
+        with self._lock:
+            rules = [e for names, e in self._failing if operation in names]
+        if rules:
+            raise rules[-1] or BackendUnavailableError(
+                f"The test lets {operation!r} of the {self.name!r} backend fail.",
+                backend=self.name,
+                operation=operation,
+            )
+        yield
+        self._call(self.after, operation)
+
+    def _call(
+        self, hooks: dict[str, cabc.Callable[[], object]], operation: str
+    ) -> None:
+        hook = hooks.get(operation)
+        if hook is None or getattr(self._in_hook, "value", False):
+            return
+        self._in_hook.value = True
+        try:
+            hook()
+        finally:
+            self._in_hook.value = False
+
+
+class Spoil(t.Protocol):
+    """Writes over a stored record, behind the back of its backend."""
+
+    def __call__(self, key: str, reason: t.Literal["damaged", "newer"]) -> None:
+        """Make the stored record unreadable.
+
+        :param key: Where it is stored.
+        :param reason: What :attr:`.RecordError.reason` shall be from then on.
+        """
+        ...
+
+
+class BackendContract:
+    """Checks a backend against the docstrings of :class:`.Backend`, races included.
+
+    Subclass it in a test module and say how the backend is made::
+
+        class TestMyBackend(BackendContract):
+            @pytest.fixture
+            def backend(self, clock: FakeClock) -> Backend:
+                return MyBackend(clock)
+
+    A backend whose engine has a clock of its own overrides the :meth:`clock`
+    fixture with a :class:`RealClock`; the tests then wait for about a second
+    wherever something has to expire.
+
+    What a capability promises is tested where the backend declares it; without it,
+    the operation must raise :exc:`.NotSupportedError`. Three more fixtures are
+    ``None`` by default, which skips their tests: :meth:`second_backend`,
+    :meth:`dead_backend` and :meth:`spoil`.
+
+    The tests use keys of their own under :attr:`prefix`, and leave them behind. Only
+    those of ``count`` and ``prune`` need a store that nobody else uses meanwhile.
+    """
+
+    #: What every key begins with, so that a shared server can be cleaned.
+    prefix: t.ClassVar[str] = "contract:"
+    #: The size of the largest data that is stored, in bytes.
+    large: t.ClassVar[int] = 1024 * 1024
+    #: How many threads run against each other.
+    threads: t.ClassVar[int] = 8
+    #: How often each of them counts up, and how often other races are run.
+    rounds: t.ClassVar[int] = 10
+    #: How long a record lives that a test waits for, in seconds.
+    short: t.ClassVar[float] = 1.0
+
+    # -- what a subclass overrides
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        """Give the clock that the backend is made with."""
+        return FakeClock()
+
+    @pytest.fixture
+    def backend(self, clock: t.Any) -> Backend:
+        """Give the backend to test. Every subclass overrides it."""
+        raise NotImplementedError(
+            f"{type(self).__name__} needs a fixture 'backend' that returns the backend"
+            " to test."
+        )
+
+    @pytest.fixture
+    def second_backend(self, backend: t.Any) -> Backend | None:
+        """Give another instance that works on the store of ``backend``."""
+        return None
+
+    @pytest.fixture
+    def dead_backend(self) -> Backend | None:
+        """Give a backend whose engine does not answer."""
+        return None
+
+    @pytest.fixture
+    def spoil(self, backend: t.Any) -> Spoil | None:
+        """Give a function that makes a record stored by ``backend`` unreadable."""
+        return None
+
+    # -- what the tests, also those of a subclass, are made with
+
+    def key(self, name: str = "key") -> str:
+        """Give a key that no other test uses."""
+        return f"{self.prefix}{self._token}:{name}"
+
+    def record(
+        self,
+        clock: Clock,
+        data: bytes = b"data",
+        *,
+        lives: float = 600,
+        **fields: t.Any,
+    ) -> Record:
+        """Make a record that begins now.
+
+        :param lives: How long it lives, in seconds.
+        :param fields: Other fields of the record.
+        """
+        now = clock()
+        fields.setdefault("version", 1)
+        fields.setdefault("created_at", now)
+        fields.setdefault("touched_at", now)
+        fields.setdefault("expires_at", now + lives)
+        return Record(data=data, **fields)
+
+    def tombstone(self, clock: Clock, *, lives: float = 600, **fields: t.Any) -> Record:
+        """Make a record without data, such as rotating an id leaves behind."""
+        return self.record(clock, b"", lives=lives, **fields)
+
+    # -- load
+
+    def test_load_gives_none_for_an_unknown_key(self, backend: Backend) -> None:
+        assert backend.load(self.key()) is None
+
+    @pytest.mark.parametrize(
+        "data",
+        [b"\0", b"\n", bytes(range(256)), b"\r\n" * 20, "☃".encode("utf-16")],
+        ids=["one", "newline", "every", "lines", "text"],
+    )
+    def test_load_gives_the_bytes_back_exactly(
+        self, backend: Backend, clock: Clock, data: bytes
+    ) -> None:
+        assert backend.create(self.key(), self.record(clock, data))
+        assert _loaded(backend, self.key()).data == data
+        replaced = self.record(clock, data[::-1] + data)
+        assert backend.replace(self.key(), replaced, 1) == Replaced(2)
+        assert _loaded(backend, self.key()).data == data[::-1] + data
+
+    def test_load_gives_large_data_back_exactly(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        data = (bytes(range(256)) * (self.large // 256 + 1))[: self.large]
+        assert backend.create(self.key(), self.record(clock, data))
+        # Compared apart from the assertion: a failure would print a megabyte.
+        is_equal = _loaded(backend, self.key()).data == data
+        assert is_equal
+        replaced = self.record(clock, data[::-1])
+        assert backend.replace(self.key(), replaced, 1) == Replaced(2)
+        is_equal = _loaded(backend, self.key()).data == data[::-1]
+        assert is_equal
+
+    @pytest.mark.parametrize(
+        ("user", "meta"),
+        [
+            (None, {}),
+            ("", {"address": ""}),
+            ("42", {"user_agent": "Mozilla/5.0 (X11)", "address": "2001:db8::1"}),
+            ("zoë ☃ 🍪 \"'\\%_*\n", {"ключ": "значение 🔑", 'a"b': "\t\\\x7f'"}),
+            ("u" * 200, {"user_agent": "a" * 2000}),
+        ],
+        ids=["nobody", "empty", "plain", "unicode", "long"],
+    )
+    def test_load_gives_every_field_back_exactly(
+        self, backend: Backend, clock: Clock, user: str | None, meta: dict[str, str]
+    ) -> None:
+        now = clock()
+        record = Record(
+            data=b"data",
+            version=7,
+            created_at=now - 100_000.1234567,
+            touched_at=now - 1 / 3,
+            expires_at=now + 600.7654321,
+            user=user,
+            meta=meta,
+        )
+        assert backend.create(self.key(), record)
+        assert backend.load(self.key()) == record
+        changed = dataclasses.replace(
+            record,
+            data=b"other",
+            created_at=now - 1 / 7,
+            touched_at=now - 0.1,
+            expires_at=now + 500 + 1 / 7,
+            user=None if user else "someone",
+            meta={} if meta else {"address": "192.0.2.1"},
+        )
+        assert backend.replace(self.key(), changed, 7) == Replaced(8)
+        assert backend.load(self.key()) == dataclasses.replace(changed, version=8)
+
+    def test_a_stored_record_is_nobody_elses(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        meta = {"address": "192.0.2.1"}
+        assert backend.create(self.key(), self.record(clock, meta=meta))
+        meta["address"] = "changed"
+        loaded = _loaded(backend, self.key())
+        assert loaded.meta == {"address": "192.0.2.1"}
+        if isinstance(loaded.meta, dict):
+            loaded.meta["address"] = "changed"
+        assert _loaded(backend, self.key()).meta == {"address": "192.0.2.1"}
+
+    # -- create
+
+    def test_create_refuses_a_taken_key_and_leaves_it_alone(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        record = self.record(clock, b"first", user="one")
+        assert backend.create(self.key(), record) is True
+        other = self.record(clock, b"second", user="two", version=5, lives=900)
+        assert backend.create(self.key(), other) is False
+        assert backend.load(self.key()) == record
+
+    def test_create_refuses_a_key_that_was_replaced_or_touched(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        record = self.record(clock)
+        backend.create(self.key(), record)
+        backend.replace(self.key(), record, 1)
+        backend.touch(self.key(), clock(), clock() + 700)
+        assert backend.create(self.key(), self.record(clock, b"new")) is False
+        assert _loaded(backend, self.key()).data == b"data"
+
+    def test_create_works_again_after_a_delete(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        backend.create(self.key(), self.record(clock, b"first"))
+        backend.delete(self.key())
+        record = self.record(clock, b"second")
+        assert backend.create(self.key(), record) is True
+        assert backend.load(self.key()) == record
+
+    def test_create_works_again_after_the_old_record_expired(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        old = self.record(clock, b"old", lives=self.short, user="one", meta={"a": "b"})
+        backend.create(self.key(), old)
+        clock.advance(self.short)
+        record = self.record(clock, b"new", version=3)
+        assert backend.create(self.key(), record) is True
+        assert backend.load(self.key()) == record
+
+    def test_a_record_created_after_its_expiry_is_absent(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        backend.create(self.key(), self.record(clock, lives=-10))
+        assert backend.load(self.key()) is None
+        assert backend.create(self.key(), self.record(clock)) is True
+        assert backend.load(self.key()) is not None
+
+    # -- replace
+
+    @pytest.mark.parametrize("version", [0, 1, 2, 99])
+    def test_replace_counts_from_the_expected_version_on(
+        self, backend: Backend, clock: Clock, version: int
+    ) -> None:
+        backend.create(self.key(), self.record(clock, b"one"))
+        record = self.record(clock, b"two", version=version)
+        assert backend.replace(self.key(), record, 1) == Replaced(2)
+        assert backend.load(self.key()) == dataclasses.replace(record, version=2)
+        assert backend.replace(self.key(), record, 2) == Replaced(3)
+        assert _loaded(backend, self.key()).version == 3
+
+    @pytest.mark.parametrize("expected", [0, 1, 3, 2**40])
+    def test_replace_hands_back_the_current_record_on_a_conflict(
+        self, backend: Backend, clock: Clock, expected: int
+    ) -> None:
+        current = self.record(clock, b"theirs", version=2, user="one", meta={"a": "b"})
+        backend.create(self.key(), current)
+        mine = self.record(clock, b"mine", version=2, user="two", lives=900)
+        assert backend.replace(self.key(), mine, expected) == Conflict(current)
+        assert backend.load(self.key()) == current
+
+    def test_replace_creates_nothing(self, backend: Backend, clock: Clock) -> None:
+        for expected in (0, 1):
+            result = backend.replace(self.key(), self.record(clock), expected)
+            assert result == Gone()
+            assert backend.load(self.key()) is None
+        assert backend.create(self.key(), self.record(clock)) is True
+
+    def test_replace_refuses_to_revive_a_deleted_record(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        backend.create(self.key(), self.record(clock))
+        backend.delete(self.key())
+        assert backend.replace(self.key(), self.record(clock), 1) == Gone()
+        assert backend.load(self.key()) is None
+
+    def test_replace_refuses_to_revive_an_expired_record(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        backend.create(self.key(), self.record(clock, lives=self.short))
+        clock.advance(self.short)
+        assert backend.replace(self.key(), self.record(clock), 1) == Gone()
+        assert backend.replace(self.key(), self.record(clock), 0) == Gone()
+        assert backend.load(self.key()) is None
+
+    def test_replace_moves_the_expiry(self, backend: Backend, clock: Clock) -> None:
+        short = self.record(clock, lives=self.short)
+        long = self.record(clock)
+        backend.create(self.key("longer"), short)
+        backend.create(self.key("shorter"), long)
+        assert backend.replace(self.key("longer"), long, 1) == Replaced(2)
+        assert backend.replace(self.key("shorter"), short, 1) == Replaced(2)
+        clock.advance(self.short)
+        assert _loaded(backend, self.key("longer")).expires_at == long.expires_at
+        assert backend.load(self.key("shorter")) is None
+
+    def test_replace_by_an_expired_record_removes_it(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        backend.create(self.key(), self.record(clock))
+        expired = self.record(clock, lives=-10)
+        assert backend.replace(self.key(), expired, 1) == Replaced(2)
+        assert backend.load(self.key()) is None
+        assert backend.replace(self.key(), self.record(clock), 2) == Gone()
+        assert backend.delete(self.key()) is False
+        assert backend.create(self.key(), self.record(clock)) is True
+
+    def test_replace_by_an_expired_record_needs_the_right_version_too(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        current = self.record(clock, version=2)
+        backend.create(self.key(), current)
+        expired = self.record(clock, lives=-10, version=2)
+        assert backend.replace(self.key(), expired, 1) == Conflict(current)
+        assert backend.load(self.key()) == current
+        assert backend.replace(self.key("other"), expired, 1) == Gone()
+
+    # -- delete
+
+    def test_delete_says_whether_there_was_a_record(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        assert backend.delete(self.key()) is False
+        backend.create(self.key(), self.record(clock))
+        assert backend.delete(self.key()) is True
+        assert backend.load(self.key()) is None
+        assert backend.delete(self.key()) is False
+
+    def test_delete_takes_an_expired_record_for_absent(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        backend.create(self.key(), self.record(clock, lives=self.short))
+        clock.advance(self.short)
+        assert backend.delete(self.key()) is False
+
+    # -- touch
+
+    def test_touch_moves_the_times_and_nothing_else(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        now = clock()
+        record = self.record(
+            clock,
+            bytes(range(256)),
+            version=4,
+            created_at=now - 5000.1,
+            user="zoë",
+            meta={"address": "192.0.2.1"},
+        )
+        backend.create(self.key(), record)
+        touched_at, expires_at = now + 1 / 3, now + 900.1234567
+        assert backend.touch(self.key(), touched_at, expires_at) is True
+        assert backend.load(self.key()) == dataclasses.replace(
+            record, touched_at=touched_at, expires_at=expires_at
+        )
+
+    def test_touch_creates_nothing(self, backend: Backend, clock: Clock) -> None:
+        now = clock()
+        assert backend.touch(self.key(), now, now + 600) is False
+        assert backend.load(self.key()) is None
+        backend.create(self.key(), self.record(clock))
+        backend.delete(self.key())
+        assert backend.touch(self.key(), now, now + 600) is False
+        assert backend.load(self.key()) is None
+        assert backend.create(self.key(), self.record(clock)) is True
+
+    def test_touch_refuses_to_revive_an_expired_record(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        backend.create(self.key(), self.record(clock, lives=self.short))
+        clock.advance(self.short)
+        now = clock()
+        assert backend.touch(self.key(), now, now + 600) is False
+        assert backend.load(self.key()) is None
+        assert backend.create(self.key(), self.record(clock)) is True
+
+    def test_touch_never_conflicts_with_a_replace(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        backend.create(self.key(), self.record(clock))
+        assert backend.touch(self.key(), clock(), clock() + 700) is True
+        record = self.record(clock, b"new")
+        assert backend.replace(self.key(), record, 1) == Replaced(2)
+        assert backend.touch(self.key(), clock(), clock() + 700) is True
+        assert _loaded(backend, self.key()).data == b"new"
+        assert backend.replace(self.key(), record, 2) == Replaced(3)
+
+    def test_touch_moves_the_expiry(self, backend: Backend, clock: Clock) -> None:
+        now = clock()
+        backend.create(self.key("longer"), self.record(clock, lives=self.short))
+        backend.create(self.key("shorter"), self.record(clock))
+        assert backend.touch(self.key("longer"), now, now + 600) is True
+        assert backend.touch(self.key("shorter"), now, now + self.short) is True
+        assert backend.load(self.key("shorter")) is not None
+        clock.advance(self.short)
+        assert _loaded(backend, self.key("longer")).expires_at == now + 600
+        assert backend.load(self.key("shorter")) is None
+
+    def test_touch_to_a_moment_that_has_passed_ends_the_record(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        backend.create(self.key(), self.record(clock))
+        backend.touch(self.key(), clock() - 20, clock() - 10)
+        assert backend.load(self.key()) is None
+        assert backend.replace(self.key(), self.record(clock), 1) == Gone()
+
+    # -- expiry
+
+    def test_a_record_is_there_until_it_expires(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        # Half a second is what a slow server may need for the operations.
+        record = self.record(clock, lives=self.short + 0.5)
+        backend.create(self.key(), record)
+        clock.advance(self.short)
+        assert backend.load(self.key()) == record
+        clock.advance(max(0.0, record.expires_at - clock()))
+        assert backend.load(self.key()) is None
+
+    def test_a_record_expires_at_its_very_moment(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        if not isinstance(clock, FakeClock):
+            pytest.skip("only a fake clock can be stopped at one moment")
+        for name in ("load", "replace", "delete", "touch", "create"):
+            backend.create(self.key(name), self.record(clock, lives=2))
+        clock.advance(1.9990234375)
+        assert _loaded(backend, self.key("load")).expires_at > clock()
+        clock.advance(2 - 1.9990234375)
+        now = clock()
+        assert backend.load(self.key("load")) is None
+        assert backend.replace(self.key("replace"), self.record(clock), 1) == Gone()
+        assert backend.delete(self.key("delete")) is False
+        assert backend.touch(self.key("touch"), now, now + 600) is False
+        assert backend.create(self.key("create"), self.record(clock)) is True
+
+    # -- tombstones
+
+    def test_a_tombstone_is_loaded_like_any_record(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        created = self.tombstone(clock)
+        assert backend.create(self.key("created"), created) is True
+        assert backend.load(self.key("created")) == created
+        backend.create(self.key("rotated"), self.record(clock, user="one"))
+        rotated = self.tombstone(clock)
+        assert backend.replace(self.key("rotated"), rotated, 1) == Replaced(2)
+        loaded = _loaded(backend, self.key("rotated"))
+        assert loaded == dataclasses.replace(rotated, version=2)
+        assert loaded.is_tombstone
+
+    def test_a_tombstone_is_compared_and_replaced_like_any_record(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        backend.create(self.key(), self.record(clock))
+        tombstone = self.tombstone(clock, version=2)
+        assert backend.replace(self.key(), tombstone, 1) == Replaced(2)
+        late = self.record(clock, b"late")
+        assert backend.replace(self.key(), late, 1) == Conflict(tombstone)
+        assert backend.load(self.key()) == tombstone
+        assert backend.replace(self.key(), late, 2) == Replaced(3)
+        assert _loaded(backend, self.key()).data == b"late"
+
+    def test_a_tombstone_is_neither_touched_nor_deleted(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        tombstone = self.tombstone(clock, user="one")
+        backend.create(self.key(), tombstone)
+        assert backend.touch(self.key(), clock(), clock() + 900) is False
+        assert backend.delete(self.key()) is False
+        assert backend.load(self.key()) == tombstone
+
+    def test_a_tombstone_refuses_a_create(self, backend: Backend, clock: Clock) -> None:
+        tombstone = self.tombstone(clock)
+        backend.create(self.key(), tombstone)
+        assert backend.create(self.key(), self.record(clock)) is False
+        assert backend.load(self.key()) == tombstone
+
+    def test_a_tombstone_expires(self, backend: Backend, clock: Clock) -> None:
+        backend.create(self.key(), self.record(clock))
+        tombstone = self.tombstone(clock, lives=self.short)
+        backend.replace(self.key(), tombstone, 1)
+        clock.advance(self.short)
+        assert backend.load(self.key()) is None
+        assert backend.replace(self.key(), self.record(clock), 2) == Gone()
+        assert backend.create(self.key(), self.record(clock)) is True
+
+    # -- keys
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "../../../etc/passwd",
+            "/absolute",
+            "..",
+            ".",
+            "trailing.",
+            "back\\slash",
+            "C:\\con",
+            "a space ",
+            "tab\tnewline\r\nend",
+            "\x01\x1b\x7f",
+            "'; DROP TABLE x; --",
+            '"`',
+            "%_*?[a-z]",
+            "{tag}",
+            "${HOME} $(id) #",
+            "ключ/🔑",
+            "l" * 160,
+        ],
+    )
+    def test_any_key_works(self, backend: Backend, clock: Clock, name: str) -> None:
+        key = self.key(name)
+        assert backend.load(key) is None
+        record = self.record(clock, name.encode())
+        assert backend.create(key, record) is True
+        assert backend.load(key) == record
+        assert backend.replace(key, record, 1) == Replaced(2)
+        assert backend.touch(key, clock(), clock() + 700) is True
+        assert backend.delete(key) is True
+        assert backend.load(key) is None
+
+    def test_keys_that_resemble_each_other_are_different(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        names = [
+            *("a", "A", "aa", "a ", " a", "a/", "a/b", "a:b", "a_b", "axb", "a%b"),
+            *(
+                "a*",
+                "a?",
+                "ab",
+                "a.",
+                "./a",
+                "a\\b",
+                "a\tb",
+                "%",
+                "*",
+                "\xe4",
+                "a\u0308",
+            ),
+            *("\u212b", "\xc5", "stra\xdfe", "strasse", "l" * 160, "l" * 159 + "L"),
+        ]
+        for name in names:
+            record = self.record(clock, name.encode())
+            assert backend.create(self.key(name), record) is True, name
+        for name in names:
+            assert _loaded(backend, self.key(name)).data == name.encode()
+        gone, kept = names[::2], names[1::2]
+        for name in gone:
+            assert backend.delete(self.key(name)) is True, name
+        for name in gone:
+            assert backend.load(self.key(name)) is None, name
+        for name in kept:
+            assert _loaded(backend, self.key(name)).data == name.encode()
+
+    # -- unreadable records
+
+    @pytest.mark.parametrize("reason", ["damaged", "newer"])
+    def test_an_unreadable_record_is_an_error_and_not_absent(
+        self,
+        backend: Backend,
+        clock: Clock,
+        spoil: Spoil | None,
+        reason: t.Literal["damaged", "newer"],
+    ) -> None:
+        if spoil is None:
+            pytest.skip("no 'spoil' fixture")
+        for name in ("load", "replace"):
+            backend.create(self.key(name), self.record(clock))
+            spoil(self.key(name), reason)
+        with pytest.raises(RecordError) as info:
+            backend.load(self.key("load"))
+        assert info.value.reason == reason
+        with pytest.raises(RecordError) as info:
+            backend.replace(self.key("replace"), self.record(clock), 1)
+        assert info.value.reason == reason
+
+    @pytest.mark.parametrize("reason", ["damaged", "newer"])
+    def test_create_refuses_the_key_of_an_unreadable_record(
+        self,
+        backend: Backend,
+        clock: Clock,
+        spoil: Spoil | None,
+        reason: t.Literal["damaged", "newer"],
+    ) -> None:
+        if spoil is None:
+            pytest.skip("no 'spoil' fixture")
+        backend.create(self.key(), self.record(clock))
+        spoil(self.key(), reason)
+        assert backend.create(self.key(), self.record(clock)) is False
+        with pytest.raises(RecordError):
+            backend.load(self.key())
+
+    def test_nothing_changes_a_record_of_a_newer_format(
+        self, backend: Backend, clock: Clock, spoil: Spoil | None
+    ) -> None:
+        if spoil is None:
+            pytest.skip("no 'spoil' fixture")
+        backend.create(self.key(), self.record(clock))
+        spoil(self.key(), "newer")
+        for _ in range(2):
+            with pytest.raises(RecordError) as info:
+                backend.load(self.key())
+            assert info.value.reason == "newer"
+            with pytest.raises(RecordError) as info:
+                backend.replace(self.key(), self.record(clock), 1)
+            assert info.value.reason == "newer"
+            with pytest.raises(RecordError) as info:
+                backend.delete(self.key())
+            assert info.value.reason == "newer"
+
+    def test_delete_removes_a_damaged_record(
+        self, backend: Backend, clock: Clock, spoil: Spoil | None
+    ) -> None:
+        if spoil is None:
+            pytest.skip("no 'spoil' fixture")
+        backend.create(self.key(), self.record(clock))
+        spoil(self.key(), "damaged")
+        backend.delete(self.key())
+        assert backend.load(self.key()) is None
+        assert backend.create(self.key(), self.record(clock)) is True
+
+    # -- races
+
+    def test_one_of_many_creates_wins(self, backend: Backend, clock: Clock) -> None:
+        _need_compare_and_swap(backend)
+        for turn in range(self.rounds):
+            key = self.key(str(turn))
+            records = [self.record(clock, b"%d" % n) for n in range(self.threads)]
+            results = _race([_call(backend.create, key, record) for record in records])
+            assert results.count(True) == 1
+            assert backend.load(key) == records[results.index(True)]
+
+    def test_one_of_many_replaces_of_a_version_wins(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need_compare_and_swap(backend)
+        for turn in range(self.rounds):
+            key = self.key(str(turn))
+            backend.create(key, self.record(clock, b"first"))
+            records = [
+                self.record(clock, b"%d" % n, version=2) for n in range(self.threads)
+            ]
+            results = _race(
+                [_call(backend.replace, key, record, 1) for record in records]
+            )
+            assert results.count(Replaced(2)) == 1
+            winner = records[results.index(Replaced(2))]
+            assert backend.load(key) == winner
+            assert results.count(Conflict(winner)) == self.threads - 1
+
+    def test_concurrent_changes_add_up(self, backend: Backend, clock: Clock) -> None:
+        _need_compare_and_swap(backend)
+        self._count_up([backend] * self.threads, clock)
+
+    def test_a_delete_that_races_with_replaces_is_final(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need_compare_and_swap(backend)
+        for turn in range(self.rounds):
+            key = self.key(str(turn))
+            backend.create(key, self.record(clock))
+            replace = _call(backend.replace, key, self.record(clock), 1)
+            deleted, *results = _race(
+                [_call(backend.delete, key), *[replace] * (self.threads - 1)]
+            )
+            assert deleted is True
+            assert results.count(Replaced(2)) <= 1
+            assert backend.load(key) is None
+
+    def test_a_delete_that_races_with_touches_is_final(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need_compare_and_swap(backend)
+        for turn in range(self.rounds):
+            key = self.key(str(turn))
+            backend.create(key, self.record(clock))
+            touch = _call(backend.touch, key, clock(), clock() + 700)
+            deleted, *_ = _race(
+                [_call(backend.delete, key), *[touch] * (self.threads - 1)]
+            )
+            assert deleted is True
+            assert backend.load(key) is None
+
+    def test_touches_that_race_with_a_replace_do_not_undo_it(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need_compare_and_swap(backend)
+        for turn in range(self.rounds):
+            key = self.key(str(turn))
+            backend.create(key, self.record(clock, b"old"))
+            touch = _call(backend.touch, key, clock(), clock() + 700)
+            replace = _call(backend.replace, key, self.record(clock, b"new"), 1)
+            replaced, *touched = _race([replace, *[touch] * (self.threads - 1)])
+            assert replaced == Replaced(2)
+            assert all(touched)
+            loaded = _loaded(backend, key)
+            assert (loaded.data, loaded.version) == (b"new", 2)
+
+    # -- several instances
+
+    def test_instances_on_one_store_see_each_others_records(
+        self, backend: Backend, second_backend: Backend | None, clock: Clock
+    ) -> None:
+        if second_backend is None:
+            pytest.skip("no 'second_backend' fixture")
+        record = self.record(clock, user="one")
+        assert backend.create(self.key(), record) is True
+        assert second_backend.load(self.key()) == record
+        assert second_backend.create(self.key(), record) is False
+        assert second_backend.replace(self.key(), record, 1) == Replaced(2)
+        current = dataclasses.replace(record, version=2)
+        assert backend.replace(self.key(), record, 1) == Conflict(current)
+        assert backend.touch(self.key(), clock(), clock() + 700) is True
+        assert _loaded(second_backend, self.key()).expires_at > record.expires_at
+        assert second_backend.delete(self.key()) is True
+        assert backend.load(self.key()) is None
+        assert backend.replace(self.key(), record, 2) == Gone()
+
+    def test_concurrent_changes_of_two_instances_add_up(
+        self, backend: Backend, second_backend: Backend | None, clock: Clock
+    ) -> None:
+        if second_backend is None:
+            pytest.skip("no 'second_backend' fixture")
+        _need_compare_and_swap(backend)
+        both = [backend, second_backend] * (self.threads // 2)
+        self._count_up(both, clock)
+
+    def test_close_lets_the_backend_be_used_again(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        record = self.record(clock)
+        assert backend.create(self.key(), record) is True
+        for _ in range(2):
+            backend.close()
+            backend.close()
+            assert backend.load(self.key()) == record
+
+    # -- an engine that fails
+
+    @pytest.mark.parametrize(
+        "operation", ["load", "create", "replace", "delete", "touch"]
+    )
+    def test_a_dead_engine_is_unavailable_and_not_empty(
+        self, dead_backend: Backend | None, clock: Clock, operation: str
+    ) -> None:
+        if dead_backend is None:
+            pytest.skip("no 'dead_backend' fixture")
+        key, now = self.key(), clock()
+        calls: dict[str, cabc.Callable[[], object]] = {
+            "load": _call(dead_backend.load, key),
+            "create": _call(dead_backend.create, key, self.record(clock)),
+            "replace": _call(dead_backend.replace, key, self.record(clock), 1),
+            "delete": _call(dead_backend.delete, key),
+            "touch": _call(dead_backend.touch, key, now, now + 600),
+        }
+        with pytest.raises(BackendUnavailableError) as info:
+            calls[operation]()
+        assert info.value.backend == dead_backend.name
+        assert info.value.operation == operation
+        assert key not in str(info.value)
+
+    @pytest.mark.parametrize("operation", ["keys_of_user", "iterate", "count", "prune"])
+    def test_a_dead_engine_is_unavailable_to_the_operator_too(
+        self, dead_backend: Backend | None, operation: str
+    ) -> None:
+        if dead_backend is None:
+            pytest.skip("no 'dead_backend' fixture")
+        if _OPTIONAL[operation] not in dead_backend.capabilities:
+            pytest.skip(f"the backend has no {operation!r}")
+        with pytest.raises(BackendUnavailableError) as info:
+            _use_optional(dead_backend, operation)
+        assert info.value.backend == dead_backend.name
+        assert info.value.operation == operation
+
+    # -- capabilities
+
+    def test_the_backend_has_a_name(self, backend: Backend) -> None:
+        assert backend.name
+        assert isinstance(backend.capabilities, Capability)
+
+    @pytest.mark.parametrize("operation", ["keys_of_user", "iterate", "count", "prune"])
+    def test_an_optional_operation_works_or_says_that_it_does_not(
+        self, backend: Backend, operation: str
+    ) -> None:
+        if _OPTIONAL[operation] in backend.capabilities:
+            _use_optional(backend, operation)
+            return
+        with pytest.raises(NotSupportedError) as info:
+            _use_optional(backend, operation)
+        assert info.value.backend == backend.name
+        assert info.value.operation == operation
+
+    def test_keys_of_user_follows_what_happens_to_records(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need(backend, Capability.USER_INDEX)
+        user, other = f"{self._token}-zoë ☃", f"{self._token}-zoë"
+        one, two, three = self.key("one"), self.key("two"), self.key("three")
+        assert backend.keys_of_user(user) == []
+        backend.create(one, self.record(clock, user=user))
+        backend.create(two, self.record(clock, user=user))
+        backend.create(three, self.record(clock))
+        assert sorted(backend.keys_of_user(user)) == sorted([one, two])
+        assert backend.keys_of_user(other) == []
+        # Somebody logs in, somebody else logs in over it, somebody logs out.
+        backend.replace(three, self.record(clock, user=user), 1)
+        backend.replace(two, self.record(clock, user=other), 1)
+        assert sorted(backend.keys_of_user(user)) == sorted([one, three])
+        assert backend.keys_of_user(other) == [two]
+        backend.replace(one, self.record(clock), 1)
+        assert backend.keys_of_user(user) == [three]
+        # Neither a change that keeps the user nor a touch makes a difference.
+        backend.replace(three, self.record(clock, b"new", user=user), 2)
+        backend.touch(three, clock(), clock() + 700)
+        assert backend.keys_of_user(user) == [three]
+        # Nothing is listed that was refused.
+        backend.create(two, self.record(clock, user=user))
+        backend.replace(two, self.record(clock, user=user), 1)
+        backend.replace(self.key("absent"), self.record(clock, user=user), 1)
+        assert backend.keys_of_user(user) == [three]
+        backend.delete(three)
+        assert backend.keys_of_user(user) == []
+        backend.replace(two, self.record(clock, user=other, lives=-10), 2)
+        assert backend.keys_of_user(other) == []
+
+    def test_keys_of_user_follows_a_rotated_id(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need(backend, Capability.USER_INDEX)
+        user = f"{self._token}-user"
+        backend.create(self.key("old"), self.record(clock, user=user))
+        backend.create(self.key("new"), self.record(clock, user=user))
+        backend.replace(self.key("old"), self.tombstone(clock), 1)
+        assert backend.keys_of_user(user) == [self.key("new")]
+
+    def test_keys_of_user_follows_expiry(self, backend: Backend, clock: Clock) -> None:
+        _need(backend, Capability.USER_INDEX)
+        user, other = f"{self._token}-user", f"{self._token}-other"
+        short = self.record(clock, lives=self.short, user=user)
+        for name in ("expired", "reused", "touched"):
+            backend.create(self.key(name), short)
+        backend.create(self.key("shortened"), self.record(clock, user=user))
+        backend.touch(self.key("touched"), clock(), clock() + 600)
+        backend.touch(self.key("shortened"), clock(), clock() + self.short)
+        clock.advance(self.short)
+        assert backend.keys_of_user(user) == [self.key("touched")]
+        backend.create(self.key("reused"), self.record(clock, user=other))
+        assert backend.keys_of_user(user) == [self.key("touched")]
+        assert backend.keys_of_user(other) == [self.key("reused")]
+
+    def test_keys_of_user_tells_similar_users_apart(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need(backend, Capability.USER_INDEX)
+        users = ["a", "A", "a ", "aa", "a%", "a_", "a*", "a:", "a/b", "\xe4", "a\u0308"]
+        users = [f"{self._token}-{user}" for user in users] + [self._token + "u" * 150]
+        for number, user in enumerate(users):
+            backend.create(self.key(str(number)), self.record(clock, user=user))
+        for number, user in enumerate(users):
+            assert backend.keys_of_user(user) == [self.key(str(number))]
+        backend.create(self.key("nobody's"), self.record(clock))
+        backend.create(self.key("empty"), self.record(clock, user=""))
+        keys = backend.keys_of_user("")
+        assert self.key("empty") in keys
+        assert self.key("nobody's") not in keys
+
+    def test_iterate_gives_all_live_records(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need(backend, Capability.ITERATE)
+        records = {
+            self.key(f"{number} *%/☃"): self.record(
+                clock, b"%d" % number, user=str(number), meta={"number": str(number)}
+            )
+            for number in range(25)
+        }
+        for key, record in records.items():
+            backend.create(key, record)
+        backend.create(self.key("tombstone"), self.tombstone(clock))
+        backend.create(self.key("deleted"), self.record(clock))
+        backend.delete(self.key("deleted"))
+        backend.create(self.key("expired"), self.record(clock, lives=self.short))
+        clock.advance(self.short)
+        found = [item for item in backend.iterate() if item[0].startswith(self.key(""))]
+        assert dict(found) == records
+        assert len(found) == len(records)
+
+    def test_iterate_survives_changes_on_the_way(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need(backend, Capability.ITERATE)
+        keys = {self.key(str(number)) for number in range(10)}
+        for key in keys:
+            backend.create(key, self.record(clock))
+        found: set[str] = set()
+        for key, _ in backend.iterate():
+            if key in keys:
+                found.add(key)
+                assert backend.delete(key) is True
+                backend.create(f"{key}-new", self.record(clock))
+        assert found == keys
+
+    def test_count_follows_what_happens_to_records(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need(backend, Capability.COUNT)
+        before = backend.count()
+        for number in range(3):
+            backend.create(self.key(str(number)), self.record(clock))
+        backend.create(self.key("tombstone"), self.tombstone(clock))
+        assert backend.count() == before + 3
+        backend.replace(self.key("0"), self.record(clock), 1)
+        backend.touch(self.key("1"), clock(), clock() + 700)
+        assert backend.count() == before + 3
+        backend.delete(self.key("0"))
+        backend.replace(self.key("1"), self.tombstone(clock), 1)
+        assert backend.count() == before + 1
+
+    def test_count_leaves_expired_records_out(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need(backend, Capability.COUNT)
+        before = backend.count()
+        backend.create(self.key("live"), self.record(clock))
+        backend.create(self.key("expired"), self.record(clock, lives=self.short))
+        clock.advance(self.short)
+        assert backend.count() == before + 1
+
+    def test_prune_deletes_expired_records_up_to_the_limit(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need(backend, Capability.PRUNE)
+        while backend.prune(100) == 100:
+            pass
+        now = clock()
+        short = self.record(clock, lives=self.short)
+        for number in range(5):
+            backend.create(self.key(str(number)), short)
+        backend.create(self.key("tombstone"), self.tombstone(clock, lives=self.short))
+        backend.create(self.key("shortened"), self.record(clock))
+        backend.touch(self.key("shortened"), now, short.expires_at)
+        kept = {
+            self.key("live"): self.record(clock),
+            self.key("kept tombstone"): self.tombstone(clock),
+            self.key("touched"): dataclasses.replace(short, expires_at=now + 600),
+        }
+        backend.create(self.key("live"), kept[self.key("live")])
+        backend.create(self.key("kept tombstone"), kept[self.key("kept tombstone")])
+        backend.create(self.key("touched"), short)
+        backend.touch(self.key("touched"), short.touched_at, now + 600)
+        assert backend.prune(100) == 0
+        clock.advance(self.short)
+        batches = [backend.prune(3)]
+        while batches[-1] == 3:
+            batches.append(backend.prune(3))
+        # An engine that expires records by itself may have been faster.
+        if Capability.EXPIRES not in backend.capabilities:
+            assert batches == [3, 3, 1]
+        assert all(0 <= batch <= 3 for batch in batches)
+        assert sum(batches) <= 7
+        assert backend.prune(3) == 0
+        for key, record in kept.items():
+            assert backend.load(key) == record
+        for number in range(5):
+            assert backend.create(self.key(str(number)), self.record(clock)) is True
+
+    # -- private helpers
+
+    @functools.cached_property
+    def _token(self) -> str:
+        # pytest makes an instance of the class for every test.
+        return secrets.token_hex(4)
+
+    def _count_up(self, backends: list[Backend], clock: Clock) -> None:
+        key = self.key()
+        backends[0].create(key, self.record(clock, b"0"))
+
+        def count_up(backend: Backend) -> None:
+            for _ in range(self.rounds):
+                current = _loaded(backend, key)
+                while True:
+                    record = self.record(clock, b"%d" % (int(current.data) + 1))
+                    result = backend.replace(key, record, current.version)
+                    if isinstance(result, Replaced):
+                        assert result.version == current.version + 1
+                        break
+                    assert isinstance(result, Conflict)
+                    assert result.current.version != current.version
+                    current = result.current
+
+        _race([_call(count_up, backend) for backend in backends])
+        total = len(backends) * self.rounds
+        loaded = _loaded(backends[0], key)
+        assert (int(loaded.data), loaded.version) == (total, total + 1)
+
+
+_OPTIONAL = {
+    "keys_of_user": Capability.USER_INDEX,
+    "iterate": Capability.ITERATE,
+    "count": Capability.COUNT,
+    "prune": Capability.PRUNE,
+}
+
+
+def _use_optional(backend: Backend, operation: str) -> object:
+    if operation == "keys_of_user":
+        return backend.keys_of_user("nobody")
+    if operation == "iterate":
+        return list(backend.iterate())
+    if operation == "count":
+        return backend.count()
+    return backend.prune(1)
+
+
+def _need(backend: Backend, capability: Capability) -> None:
+    if capability not in backend.capabilities:
+        pytest.skip(f"the {backend.name!r} backend does not have {capability}")
+
+
+def _need_compare_and_swap(backend: Backend) -> None:
+    if Capability.COMPARE_AND_SWAP not in backend.capabilities:
+        pytest.skip(
+            f"the {backend.name!r} backend cannot compare and swap, so it promises"
+            " nothing about races"
+        )
+
+
+def _loaded(backend: Backend, key: str) -> Record:
+    record = backend.load(key)
+    assert record is not None, "the record is absent"
+    return record
+
+
+def _call(function: cabc.Callable[..., _T], *args: t.Any) -> cabc.Callable[[], _T]:
+    # functools.partial, but typed as what it is used as.
+    return lambda: function(*args)
+
+
+def _race(functions: cabc.Sequence[cabc.Callable[[], t.Any]]) -> list[t.Any]:
+    """Call all functions at the same moment, each in a thread; give their results."""
+    barrier = threading.Barrier(len(functions))
+    results: list[t.Any] = [None] * len(functions)
+    errors: list[BaseException] = []
+
+    def run(index: int) -> None:
+        try:
+            barrier.wait(timeout=30)
+            results[index] = functions[index]()
+        except BaseException as exc:  # noqa: BLE001 - raised again in the test's thread
+            errors.append(exc)
+
+    threads = [
+        threading.Thread(target=run, args=(index,), daemon=True)
+        for index in range(len(functions))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    if errors:
+        raise errors[0]
+    assert not any(thread.is_alive() for thread in threads), "a thread does not end"
+    return results

@@ -1,0 +1,526 @@
+"""The cachelib backend: the contract on three caches, and what caches get wrong."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import socket
+import ssl
+import sys
+import typing as t
+from collections.abc import Iterator
+
+import memcache
+import pytest
+from cachelib import BaseCache
+from cachelib import FileSystemCache
+from cachelib import MemcachedCache
+from cachelib import NullCache
+from cachelib import SimpleCache
+
+from flask_serversession.backends.base import Backend
+from flask_serversession.backends.base import Capability
+from flask_serversession.backends.base import Replaced
+from flask_serversession.backends.cachelib import CachelibBackend
+from flask_serversession.backends.cachelib import eviction_warning
+from flask_serversession.errors import BackendUnavailableError
+from flask_serversession.errors import RecordError
+from flask_serversession.record import FORMAT
+from flask_serversession.record import MAGIC
+from flask_serversession.record import Record
+from flask_serversession.record import decode_record
+from flask_serversession.record import encode_record
+from flask_serversession.testing import BackendContract
+from flask_serversession.testing import Clock
+from flask_serversession.testing import FakeClock
+from flask_serversession.testing import RealClock
+from flask_serversession.testing import Spoil
+
+if t.TYPE_CHECKING:
+    from ..servers import MemcachedServer
+
+
+class BrokenCache(SimpleCache):
+    """Fails in every operation, as a client library does whose server is gone."""
+
+    error: Exception = ConnectionRefusedError(111, "Connection refused")
+
+    def get(self, key: str) -> t.Any:
+        raise self.error
+
+    def set(self, *args: t.Any, **kwargs: t.Any) -> bool:
+        raise self.error
+
+    def add(self, *args: t.Any, **kwargs: t.Any) -> bool:
+        raise self.error
+
+    def delete(self, key: str) -> bool:
+        raise self.error
+
+
+class OneProcessBackend(CachelibBackend):
+    """Claims what holds within one process, so that the contract checks it."""
+
+    capabilities = CachelibBackend.capabilities | Capability.COMPARE_AND_SWAP
+
+
+def spoil_in(cache: BaseCache) -> Spoil:
+    def spoil(key: str, reason: t.Literal["damaged", "newer"]) -> None:
+        value = cache.get(key)
+        assert isinstance(value, bytes)
+        if reason == "newer":
+            value = bytes([MAGIC, FORMAT + 1]) + value[2:]
+        else:
+            value = value[:-1] + bytes([value[-1] ^ 1])
+        cache.set(key, value, 600)
+
+    return spoil
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def cache(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> BaseCache:
+    """A SimpleCache that lives in the same time as the backend."""
+    monkeypatch.setattr("cachelib.simple.time", clock)
+    return SimpleCache(threshold=sys.maxsize)
+
+
+@pytest.fixture
+def cached(cache: BaseCache, clock: FakeClock) -> CachelibBackend:
+    return CachelibBackend(cache, clock)
+
+
+@pytest.fixture
+def file_cache(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> BaseCache:
+    monkeypatch.setattr("cachelib.file.time", clock)
+    return FileSystemCache(str(tmp_path / "cache"), threshold=0)
+
+
+def make_record(clock: Clock, data: bytes = b"data", lives: float = 600) -> Record:
+    now = clock()
+    return Record(data, 1, now, now, now + lives)
+
+
+class TestSimpleCache(BackendContract):
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return FakeClock()
+
+    @pytest.fixture
+    def backend(self, cache: BaseCache, clock: Clock) -> Backend:
+        return CachelibBackend(cache, clock)
+
+    @pytest.fixture
+    def second_backend(
+        self, backend: Backend, cache: BaseCache, clock: Clock
+    ) -> Backend:
+        return CachelibBackend(cache, clock)
+
+    @pytest.fixture
+    def dead_backend(self) -> Backend:
+        return CachelibBackend(BrokenCache())
+
+    @pytest.fixture
+    def spoil(self, backend: Backend, cache: BaseCache) -> Spoil:
+        return spoil_in(cache)
+
+
+class TestSimpleCacheInOneProcess(TestSimpleCache):
+    @pytest.fixture
+    def backend(self, cache: BaseCache, clock: Clock) -> Backend:
+        return OneProcessBackend(cache, clock)
+
+
+class TestFileSystemCache(BackendContract):
+    @pytest.fixture
+    def backend(self, file_cache: BaseCache, clock: Clock) -> Backend:
+        return CachelibBackend(file_cache, clock)
+
+    @pytest.fixture
+    def second_backend(
+        self, backend: Backend, file_cache: BaseCache, clock: Clock
+    ) -> Backend:
+        return CachelibBackend(file_cache, clock)
+
+    @pytest.fixture
+    def dead_backend(self, tmp_path: pathlib.Path) -> Backend:
+        path = tmp_path / "dead"
+        cache = FileSystemCache(str(path), threshold=0)
+        shutil.rmtree(path)
+        return CachelibBackend(cache)
+
+    @pytest.fixture
+    def spoil(self, backend: Backend, file_cache: BaseCache) -> Spoil:
+        return spoil_in(file_cache)
+
+
+class TestFileSystemCacheInOneProcess(TestFileSystemCache):
+    @pytest.fixture
+    def backend(self, file_cache: BaseCache, clock: Clock) -> Backend:
+        return OneProcessBackend(file_cache, clock)
+
+
+# python-memcached leaves the socket of a refused connection to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+class TestMemcached(BackendContract):
+    # A little below memcached's largest item, which is 1 MiB with its own header.
+    large = 1_000_000
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return RealClock()
+
+    @pytest.fixture
+    def memcached(self, memcached_server: MemcachedServer) -> Iterator[BaseCache]:
+        client = memcache.Client([memcached_server.address])
+        yield MemcachedCache(client, key_prefix="tests/")
+        client.disconnect_all()
+
+    @pytest.fixture
+    def backend(self, memcached: BaseCache) -> Backend:
+        return CachelibBackend(memcached)
+
+    @pytest.fixture
+    def second_backend(
+        self, backend: Backend, memcached_server: MemcachedServer
+    ) -> Iterator[Backend]:
+        client = memcache.Client([memcached_server.address])
+        yield CachelibBackend(MemcachedCache(client, key_prefix="tests/"))
+        client.disconnect_all()
+
+    @pytest.fixture
+    def dead_backend(self) -> Iterator[Backend]:
+        # Bound but not listening: nobody else can take the port meanwhile.
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = unused.getsockname()[1]
+            client = memcache.Client([f"127.0.0.1:{port}"], socket_timeout=1)
+            yield CachelibBackend(MemcachedCache(client))
+            client.disconnect_all()
+
+    @pytest.fixture
+    def spoil(self, backend: Backend, memcached: BaseCache) -> Spoil:
+        return spoil_in(memcached)
+
+
+def test_it_claims_no_more_than_a_cache_can_do() -> None:
+    assert CachelibBackend.name == "cachelib"
+    assert CachelibBackend.capabilities == Capability.EXPIRES
+
+
+def test_the_cache_gets_bytes_under_the_key_itself(
+    cached: CachelibBackend, cache: BaseCache, clock: FakeClock
+) -> None:
+    key = "session:" + "0123456789abcdef" * 4
+    record = make_record(clock)
+    cached.create(key, record)
+    assert cache.get(key) == encode_record(record)
+
+
+@pytest.mark.parametrize("key", ["a b", "ü", "x" * 201, "", "line\n", "\ud800", "a#b"])
+def test_a_key_that_memcached_refuses_is_hashed(
+    cached: CachelibBackend, cache: SimpleCache, clock: FakeClock, key: str
+) -> None:
+    assert cached.create(key, make_record(clock)) is True
+    (name,) = cache._cache
+    assert len(name) == 65
+    assert name.isascii()
+    assert name.startswith("#")
+    assert cached.load(name) is None
+    assert cached.load(key) is not None
+
+
+@pytest.mark.parametrize(
+    ("lives", "timeout"),
+    [(600, 601), (0.25, 2), (1.0, 2), (1.5, 3), (10**12, 158112001)],
+)
+def test_the_timeout_is_in_whole_seconds_and_never_early(
+    cached: CachelibBackend,
+    cache: BaseCache,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    lives: float,
+    timeout: int,
+) -> None:
+    timeouts: list[int] = []
+
+    def add(key: str, value: object, seconds: int) -> bool:
+        timeouts.append(seconds)
+        return True
+
+    monkeypatch.setattr(cache, "add", add)
+    monkeypatch.setattr(cache, "set", add)
+    cached.create("key", make_record(clock, lives=lives))
+    assert timeouts == [timeout]
+    assert type(timeouts[0]) is int
+
+
+def test_the_timeout_of_an_expired_record_does_not_mean_never(
+    cached: CachelibBackend, cache: SimpleCache, clock: FakeClock
+) -> None:
+    assert cached.create("key", make_record(clock, lives=-100)) is True
+    expires_at, _ = cache._cache["key"]
+    assert expires_at == clock() + 1
+    assert cached.load("key") is None
+
+
+@pytest.mark.parametrize("kept_by", ["cache", "file_cache"])
+def test_create_takes_the_key_of_a_record_that_expired_in_the_cache_too(
+    request: pytest.FixtureRequest, clock: FakeClock, kept_by: str
+) -> None:
+    cache: BaseCache = request.getfixturevalue(kept_by)
+    backend = CachelibBackend(cache, clock)
+    backend.create("key", make_record(clock, b"old", lives=5))
+    clock.advance(100)
+    assert cache.get("key") is None
+    assert backend.create("key", make_record(clock, b"new")) is True
+    loaded = backend.load("key")
+    assert loaded is not None
+    assert loaded.data == b"new"
+
+
+def test_create_refuses_a_key_that_the_cache_cannot_read(
+    file_cache: BaseCache, clock: FakeClock, tmp_path: pathlib.Path
+) -> None:
+    backend = CachelibBackend(file_cache, clock)
+    backend.create("key", make_record(clock))
+    (path,) = (tmp_path / "cache").iterdir()
+    content = path.read_bytes()
+    path.write_bytes(content[:20])
+    assert backend.create("key", make_record(clock)) is False
+    assert path.read_bytes() == content[:20]
+
+
+def test_create_copes_with_a_cache_that_has_no_has(clock: FakeClock) -> None:
+    class Plain(BaseCache):
+        value: object = None
+
+        def get(self, key: str) -> t.Any:
+            return self.value
+
+        def set(self, key: str, value: t.Any, timeout: t.Any = None) -> bool:
+            self.value = value
+            return True
+
+        def add(self, key: str, value: t.Any, timeout: t.Any = None) -> bool:
+            return False
+
+    cache = Plain()
+    assert CachelibBackend(cache, clock).create("key", make_record(clock)) is True
+    assert isinstance(cache.value, bytes)
+
+
+@pytest.mark.parametrize("value", ["text", 42, {"a": 1}, ("x",), b"", b"bytes"])
+def test_foreign_values_are_damaged_records(
+    cached: CachelibBackend, cache: BaseCache, clock: FakeClock, value: object
+) -> None:
+    cache.set("key", value, 600)
+    with pytest.raises(RecordError) as info:
+        cached.load("key")
+    assert info.value.reason == "damaged"
+    assert cached.create("key", make_record(clock)) is False
+    assert cached.touch("key", clock(), clock() + 600) is False
+    assert cache.get("key") == value
+    assert cached.delete("key") is True
+    assert cached.load("key") is None
+
+
+def test_a_value_that_the_cache_cannot_unpickle_is_damaged_or_absent(
+    cached: CachelibBackend, cache: SimpleCache, clock: FakeClock
+) -> None:
+    cached.create("key", make_record(clock))
+    expires, pickled = cache._cache["key"]
+    for index in range(len(pickled)):
+        for bit in range(8):
+            damaged = bytearray(pickled)
+            damaged[index] ^= 1 << bit
+            cache._cache["key"] = (expires, bytes(damaged))
+            try:
+                loaded = cached.load("key")
+            except RecordError:
+                continue
+            # Bits that pickle ignores make no difference.
+            assert loaded is None or loaded.data == b"data"
+
+
+def test_a_touch_leaves_a_newer_record_alone(
+    cached: CachelibBackend, cache: BaseCache, clock: FakeClock
+) -> None:
+    newer = bytes([MAGIC, FORMAT + 1]) + b"something"
+    cache.set("key", newer, 600)
+    assert cached.touch("key", clock(), clock() + 600) is False
+    with pytest.raises(RecordError):
+        cached.delete("key")
+    assert cache.get("key") == newer
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("broken"),
+        TimeoutError("timed out"),
+        ssl.SSLCertVerificationError("not trusted"),
+        RuntimeError("pool is exhausted"),
+        type("PyMongoError", (Exception,), {})("no primary"),
+    ],
+)
+def test_what_a_client_library_raises_means_unavailable(
+    clock: FakeClock, error: Exception
+) -> None:
+    cache = BrokenCache()
+    cache.error = error
+    backend = CachelibBackend(cache, clock)
+    with pytest.raises(BackendUnavailableError) as info:
+        backend.load("secret-key")
+    assert info.value.__cause__ is error
+    assert str(info.value) == (
+        "The BrokenCache of the 'cachelib' backend failed to carry out 'load': it"
+        " cannot be reached, or it refuses the record, perhaps because of its size."
+    )
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, NameError, ImportError])
+def test_programming_errors_are_seen_as_what_they_are(
+    clock: FakeClock, error: type[Exception]
+) -> None:
+    cache = BrokenCache()
+    cache.error = error("a mistake")
+    backend = CachelibBackend(cache, clock)
+    with pytest.raises(error, match="a mistake"):
+        backend.load("key")
+    with pytest.raises(error, match="a mistake"):
+        backend.create("key", make_record(clock))
+
+
+@pytest.mark.parametrize("answer", [False, None, 0])
+def test_a_refused_write_means_unavailable(
+    cached: CachelibBackend,
+    cache: BaseCache,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: object,
+) -> None:
+    cached.create("key", make_record(clock))
+    monkeypatch.setattr(cache, "set", lambda *args: answer)
+    with pytest.raises(BackendUnavailableError) as info:
+        cached.replace("key", make_record(clock), 1)
+    assert (info.value.backend, info.value.operation) == ("cachelib", "replace")
+    with pytest.raises(BackendUnavailableError) as info:
+        cached.touch("key", clock(), clock() + 700)
+    assert info.value.operation == "touch"
+
+
+def test_a_refused_create_on_a_free_key_means_unavailable(
+    cached: CachelibBackend,
+    cache: BaseCache,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cache, "add", lambda *args: False)
+    monkeypatch.setattr(cache, "set", lambda *args: False)
+    with pytest.raises(BackendUnavailableError) as info:
+        cached.create("key", make_record(clock))
+    assert info.value.operation == "create"
+
+
+def test_a_refused_delete_means_unavailable(
+    cached: CachelibBackend,
+    cache: BaseCache,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cached.create("key", make_record(clock))
+    monkeypatch.setattr(cache, "delete", lambda key: False)
+    with pytest.raises(BackendUnavailableError) as info:
+        cached.delete("key")
+    assert info.value.operation == "delete"
+
+
+def test_delete_says_so_when_another_process_was_faster(
+    cached: CachelibBackend,
+    cache: SimpleCache,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cached.create("key", make_record(clock))
+
+    def delete(key: str) -> bool:
+        del cache._cache[key]
+        return False
+
+    monkeypatch.setattr(cache, "delete", delete)
+    assert cached.delete("key") is False
+
+
+def test_a_touch_writes_the_same_record_with_other_times(
+    cached: CachelibBackend, cache: BaseCache, clock: FakeClock
+) -> None:
+    cached.create("key", make_record(clock))
+    cached.touch("key", clock() + 1, clock() + 900)
+    record = decode_record(cache.get("key"))
+    assert record.version == 1
+    assert record.expires_at == clock() + 900
+
+
+def test_a_live_record_costs_one_round_trip(
+    cached: CachelibBackend,
+    cache: BaseCache,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cached.create("key", make_record(clock))
+
+    def fail(*args: object) -> None:
+        raise AssertionError(args)
+
+    monkeypatch.setattr(cache, "set", fail)
+    monkeypatch.setattr(cache, "has", fail)
+    assert cached.load("key") is not None
+
+
+def test_closing_leaves_the_cache_alone(
+    cached: CachelibBackend, cache: BaseCache, clock: FakeClock
+) -> None:
+    cached.create("key", make_record(clock))
+    cached.close()
+    assert cached.replace("key", make_record(clock), 1) == Replaced(2)
+
+
+@pytest.mark.parametrize(("given", "meant"), [(0, 500), (500, 500), (20_000, 20_000)])
+def test_a_simple_cache_gets_an_eviction_warning(given: int, meant: int) -> None:
+    assert eviction_warning(SimpleCache(threshold=given)) == (
+        f"'SESSION_CACHELIB' is a SimpleCache with a threshold of {meant}: beyond"
+        f" {meant} sessions it throws live ones away (a threshold of 0 means 500"
+        " there). Use the 'memory' backend instead, or give the cache"
+        " threshold=sys.maxsize, with which it never removes an expired one."
+    )
+
+
+def test_a_file_system_cache_gets_an_eviction_warning(tmp_path: pathlib.Path) -> None:
+    assert eviction_warning(FileSystemCache(str(tmp_path))) == (
+        "'SESSION_CACHELIB' is a FileSystemCache with a threshold of 500: beyond 500"
+        " sessions it throws live ones away. Use the 'filesystem' backend instead, or"
+        " give the cache threshold=0, with which it never removes an expired one."
+    )
+
+
+def test_a_null_cache_gets_an_eviction_warning() -> None:
+    assert eviction_warning(NullCache()) == (
+        "'SESSION_CACHELIB' is a NullCache, which keeps nothing: every session is lost"
+        " at the end of its request. Use another cache, or the 'memory' backend for"
+        " tests."
+    )
+
+
+def test_other_caches_get_no_eviction_warning(tmp_path: pathlib.Path) -> None:
+    assert eviction_warning(SimpleCache(threshold=sys.maxsize)) is None
+    assert eviction_warning(FileSystemCache(str(tmp_path), threshold=0)) is None
+    assert eviction_warning(MemcachedCache(memcache.Client([]))) is None
+    assert eviction_warning(BaseCache()) is None
