@@ -1,0 +1,797 @@
+"""Records in files, one a session, shared by the processes of one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import os
+import random
+import re
+import stat
+import sys
+import threading
+import time
+import typing as t
+import urllib.parse
+import weakref
+
+from filelock import lock_descriptor
+from filelock import unlock_descriptor
+
+from ..errors import BackendUnavailableError
+from ..errors import ConfigurationError
+from ..errors import RecordError
+from ..record import FLAGS_OFFSET
+from ..record import HEADER_SIZE
+from ..record import TIMES_SLICE
+from ..record import TOMBSTONE_FLAG
+from ..record import Record
+from ..record import decode_record
+from ..record import decode_times
+from ..record import encode_record
+from ..record import encode_times
+from .base import Backend
+from .base import Capability
+from .base import Conflict
+from .base import Gone
+from .base import Replaced
+
+# 0 where the system has no such flag. O_NONBLOCK so that opening a pipe that
+# somebody put there returns at once; for a file it means nothing. Python adds
+# O_CLOEXEC by itself (PEP 446).
+_NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+_FLAGS: int = _NO_FOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# What opening something that is not a file gives: a folder, a symbolic link (EMLINK
+# on FreeBSD), a socket, a device without a driver.
+_NOT_A_FILE = frozenset(
+    {
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.EMLINK,
+        errno.ENXIO,
+        errno.EOPNOTSUPP,
+        errno.ENODEV,
+    }
+)
+_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+
+_FILE_MODE = 0o600
+_FOLDER_MODE = 0o700
+_LOCK_NAME = ".lock"
+_TEMPORARY_PREFIX = ".tmp-"
+_DAMAGED_SUFFIX = ".damaged"
+_SHARD = re.compile(r"[0-9a-f]{2}\Z")
+_SHARD_COUNT = 256
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+# Capitals too: on macOS and Windows, "a" and "A" are the same file.
+_ESCAPED = re.compile(rb"[^a-z0-9_-]")
+# Every file system in use takes names of 255 bytes. What a damaged file is called
+# must fit too.
+_LONGEST_NAME = 255 - len(".12345678") - len(_DAMAGED_SUFFIX)
+
+# How long what nobody needs any more is kept, in seconds. No write takes an hour;
+# a damaged file is for the operator to look at.
+_TEMPORARY_AGE = 3_600.0
+_DAMAGED_AGE = 7 * 86_400.0
+# prune() does not look at more files than this in one call, or than so many for
+# each record that it may delete. At about 2 µs a file that is 0.1 s.
+_LEAST_LOOKS = 50_000
+_LOOKS_PER_DELETION = 100
+# prune() lets go of a shard's lock after so many files, for requests that wait.
+_DELETIONS_PER_LOCK = 50
+
+_FIRST_DELAY = 0.0002
+_LONGEST_DELAY = 0.005
+# The year 9999: what is later does not fit into every system's file times.
+_LATEST_MTIME = 253_402_300_799.0
+
+
+class FilesystemBackend(Backend):
+    """Keeps each record in a file of its own, below one folder.
+
+    For the processes of one machine, threads and forks included, and for shared
+    folders whose file system has working locks. Nothing is ever evicted.
+
+    ``<path>/<shard>/<name>`` is where a record lies: the name is the key,
+    percent-encoded, and the shard the first two hex digits of the SHA-256 in it.
+    The first :meth:`create` makes the folders, with mode 0700; files have mode
+    0600, whatever the umask is. Symbolic links below ``path`` are never followed.
+
+    *Writing.* A record is written to a temporary file in the same folder, which
+    then takes the place of the old one. So a process that is killed, or a disk that
+    is full, leaves the old record or the new one. There is no ``fsync``, which
+    would cost milliseconds for each request: when the machine itself crashes, the
+    last seconds can be lost, and a file that the file system had not yet filled is
+    recognized by its checksum.
+
+    *Locking.* Each shard has a lock file for everything that writes, across threads
+    and processes; :meth:`load` takes no lock. The system releases the lock of a
+    process that dies.
+
+    *Expiry.* A file's modification time is the moment its record expires, so that
+    :meth:`prune` needs no more than ``stat`` to pass over live records. It is only a
+    hint: the times inside the file decide.
+
+    A damaged file is moved aside by the :meth:`load` that finds it, to a name that
+    ends in ``.damaged``, where it stays for a week.
+
+    :param path: The folder. It, and what is missing above it, is created when needed.
+    :param prefix: What the keys of this application begin with. :meth:`iterate`,
+        :meth:`count` and :meth:`prune` keep to those keys, so that several
+        applications can share a folder.
+    :param lock_timeout: How long an operation waits for another one in the same
+        shard, in seconds, before it raises :exc:`.BackendUnavailableError`.
+    :param clock: Gives the current time in seconds since the epoch.
+    """
+
+    name = "filesystem"
+    capabilities = (
+        Capability.COMPARE_AND_SWAP
+        | Capability.ITERATE
+        | Capability.COUNT
+        | Capability.PRUNE
+    )
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        prefix: str = "",
+        lock_timeout: float = 5.0,
+        clock: t.Callable[[], float] = time.time,
+    ) -> None:
+        self._path: str = os.path.abspath(os.fspath(path))
+        self._prefix = prefix
+        self._encoded_prefix = _encode_name(prefix)
+        if len(self._encoded_prefix) + 64 > _LONGEST_NAME:
+            raise ConfigurationError(
+                f"'SESSION_KEY_PREFIX' is too long for a file name: it takes"
+                f" {len(self._encoded_prefix)} bytes there; the 'filesystem' backend"
+                f" allows {_LONGEST_NAME - 64}.",
+                "SESSION_KEY_PREFIX",
+            )
+        self._lock_timeout = lock_timeout
+        self._clock = clock
+        # Where the next prune() begins; different in each process, so that they do
+        # not all clean the same corner.
+        self._next_shard = random.randrange(_SHARD_COUNT)  # noqa: S311
+        self._forget_locks()
+        _backends.add(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._path!r}>"
+
+    def load(self, key: str) -> Record | None:
+        """Give the record, or ``None``. Takes no lock; moves a damaged file aside."""
+        shard, path = self._locate(key)
+        try:
+            if not _is_folder(shard):
+                return None
+            try:
+                buffer = _read(path)
+                record = None if buffer is None else decode_record(buffer)
+            except RecordError as error:
+                if error.reason != "damaged":
+                    raise
+                record = self._load_again(shard, path, error)
+        except OSError as error:
+            raise self._unavailable("load", error) from error
+        if record is None or record.expires_at <= self._clock():
+            return None
+        return record
+
+    def create(self, key: str, record: Record) -> bool:
+        """Store a new record, unless the key is taken by anything but an expired one.
+
+        Creates the folders if there are none yet.
+        """
+        shard, path = self._locate(key)
+        encoded = encode_record(record)
+        try:
+            while True:
+                with self._locked(shard, "create") as exists:
+                    if exists:
+                        if not self._is_free(path):
+                            return False
+                        self._write(shard, path, encoded, record.expires_at)
+                        return True
+                # A second turn only if somebody removes the folder right here.
+                _make_folder(shard)
+        except OSError as error:
+            raise self._unavailable("create", error) from error
+
+    def replace(
+        self, key: str, record: Record, expected: int
+    ) -> Replaced | Conflict | Gone:
+        """Swap the record if its stored version is the expected one."""
+        version = expected + 1
+        if record.version != version:
+            record = dataclasses.replace(record, version=version)
+        shard, path = self._locate(key)
+        # Outside of the lock: it takes a while for a large session.
+        encoded = encode_record(record)
+        try:
+            with self._locked(shard, "replace") as exists:
+                buffer = _read(path) if exists else None
+                if buffer is None:
+                    return Gone()
+                current = decode_record(buffer)
+                now = self._clock()
+                if current.expires_at <= now:
+                    return Gone()
+                if current.version != expected:
+                    return Conflict(current)
+                if record.expires_at <= now:
+                    _unlink(path)
+                else:
+                    self._write(shard, path, encoded, record.expires_at)
+                return Replaced(version)
+        except OSError as error:
+            raise self._unavailable("replace", error) from error
+
+    def delete(self, key: str) -> bool:
+        """Remove the record, also a damaged one; a tombstone stays."""
+        shard, path = self._locate(key)
+        try:
+            with self._locked(shard, "delete") as exists:
+                if not exists:
+                    return False
+                is_expired = False
+                try:
+                    header = _read(path, HEADER_SIZE)
+                    if header is None:
+                        return False
+                    _, expires_at = decode_times(header)
+                    is_expired = expires_at <= self._clock()
+                    if not is_expired and header[FLAGS_OFFSET] & TOMBSTONE_FLAG:
+                        return False
+                except RecordError as error:
+                    if error.reason == "newer":
+                        raise
+                if not _is_folder(path, strict=False):
+                    _unlink(path)
+                else:
+                    self._set_aside(path)
+                return not is_expired
+        except OSError as error:
+            raise self._unavailable("delete", error) from error
+
+    def touch(self, key: str, touched_at: float, expires_at: float) -> bool:
+        """Rewrite the two times inside the file; the data is not even read."""
+        shard, path = self._locate(key)
+        try:
+            with self._locked(shard, "touch") as exists:
+                descriptor = _open(path, os.O_RDWR) if exists else None
+                if descriptor is None:
+                    return False
+                try:
+                    header = os.read(descriptor, HEADER_SIZE)
+                    if (
+                        decode_times(header)[1] <= self._clock()
+                        or header[FLAGS_OFFSET] & TOMBSTONE_FLAG
+                    ):
+                        return False
+                    _write_at(
+                        descriptor,
+                        encode_times(touched_at, expires_at),
+                        TIMES_SLICE.start,
+                    )
+                    # Last: writing sets the modification time to the present.
+                    _set_mtime(descriptor, path, expires_at)
+                finally:
+                    os.close(descriptor)
+                return True
+        except RecordError:
+            return False
+        except OSError as error:
+            raise self._unavailable("touch", error) from error
+
+    def iterate(self) -> t.Iterator[tuple[str, Record]]:
+        """Go through all live records, a shard at a time.
+
+        What cannot be read is left out. So is a record whose key was too long for a
+        file name, since the file has only its hash; no key of the library's is.
+        """
+        for key, path in self._find_records("iterate"):
+            try:
+                buffer = _read(path)
+                record = None if buffer is None else decode_record(buffer)
+            except RecordError:
+                continue
+            except OSError as error:
+                raise self._unavailable("iterate", error) from error
+            if (
+                record is not None
+                and not record.is_tombstone
+                and record.expires_at > self._clock()
+            ):
+                yield key, record
+
+    def count(self) -> int:
+        """Give the number of live records; reads their headers only."""
+        number = 0
+        for _, path in self._find_records("count"):
+            try:
+                header = _read(path, HEADER_SIZE)
+                if header is None or header[FLAGS_OFFSET] & TOMBSTONE_FLAG:
+                    continue
+                number += decode_times(header)[1] > self._clock()
+            except (RecordError, IndexError):
+                continue
+            except OSError as error:
+                raise self._unavailable("count", error) from error
+        return number
+
+    def prune(self, limit: int) -> int:
+        """Delete at most ``limit`` expired records, and what killed processes left.
+
+        One call looks at no more than about 50,000 files, or 100 times ``limit`` if
+        that is more, and the next one goes on where it stopped. So on a very large
+        folder the number can be below ``limit`` although expired records are left;
+        to clean everything at once, pass a large ``limit``.
+        """
+        looks = max(_LEAST_LOOKS, _LOOKS_PER_DELETION * limit)
+        deleted = 0
+        try:
+            shards = self._list_shards()
+            # The position is a shard's number, not an index: shards come and go.
+            start = self._next_shard
+            shards.sort(key=lambda shard: (int(shard, 16) - start) % _SHARD_COUNT)
+            for shard in shards:
+                self._next_shard = int(shard, 16)
+                if deleted >= limit or looks <= 0:
+                    break
+                looked, removed = self._prune_shard(shard, limit - deleted)
+                looks -= looked
+                deleted += removed
+        except OSError as error:
+            raise self._unavailable("prune", error) from error
+        return deleted
+
+    # -- where things are ------------------------------------------------------
+
+    def _locate(self, key: str) -> tuple[str, str]:
+        """Give the shard's folder and the file of a key."""
+        digest = key[-64:]
+        if _DIGEST.match(digest) is None:
+            shard = _hash(key)[:2]
+            name = _encode_name(key)
+        else:
+            shard = digest[:2]
+            if len(key) == len(self._prefix) + 64 and key.startswith(self._prefix):
+                name = self._encoded_prefix + digest
+            else:
+                name = _encode_name(key)
+        if len(name) > _LONGEST_NAME:
+            # No encoded key has a bare percent sign in front of another one.
+            name = f"%%{_hash(key)}"
+        folder = f"{self._path}{os.sep}{shard}"
+        return folder, f"{folder}{os.sep}{name}"
+
+    def _list_shards(self) -> list[str]:
+        try:
+            with os.scandir(self._path) as entries:
+                return [
+                    entry.name
+                    for entry in entries
+                    if _SHARD.match(entry.name) and entry.is_dir(follow_symlinks=False)
+                ]
+        except FileNotFoundError:
+            return []
+
+    def _find_records(self, operation: str) -> t.Iterator[tuple[str, str]]:
+        try:
+            shards = self._list_shards()
+            for shard in shards:
+                folder = os.path.join(self._path, shard)
+                try:
+                    names = os.listdir(folder)
+                except FileNotFoundError:
+                    continue
+                for name in names:
+                    key = _decode_name(name) if self._is_ours(name) else None
+                    if key is not None:
+                        yield key, os.path.join(folder, name)
+        except OSError as error:
+            raise self._unavailable(operation, error) from error
+
+    def _is_ours(self, name: str) -> bool:
+        # An encoded key never has a dot; temporary, damaged and lock files have.
+        return "." not in name and name.startswith((self._encoded_prefix, "%%"))
+
+    # -- reading and writing ---------------------------------------------------
+
+    def _load_again(self, shard: str, path: str, damage: RecordError) -> Record | None:
+        """Read a damaged file once more, under the lock, and move it aside.
+
+        The first reading took no lock, so it may have met a touch halfway.
+        """
+        try:
+            with self._locked(shard, "load") as exists:
+                try:
+                    buffer = _read(path) if exists else None
+                    return None if buffer is None else decode_record(buffer)
+                except RecordError as error:
+                    if error.reason == "damaged":
+                        self._set_aside(path)
+                    raise
+        except OSError as error:
+            # Nothing can be locked or moved here, nor can anything be touched.
+            if error.errno in _READ_ONLY:
+                raise damage from None
+            raise
+
+    def _set_aside(self, path: str) -> None:
+        # A folder that has this name already, with something in it, is in the way.
+        for infix in ("", f".{os.urandom(4).hex()}"):
+            aside = f"{path}{infix}{_DAMAGED_SUFFIX}"
+            # Whoever comes next finds no file, or tries again.
+            with contextlib.suppress(OSError):
+                os.rename(path, aside)
+                # Its age counts from here, and not from when it would have expired.
+                if os.utime in os.supports_follow_symlinks:
+                    now = self._clock()
+                    os.utime(aside, (now, now), follow_symlinks=False)
+                return
+
+    def _is_free(self, path: str) -> bool:
+        try:
+            header = _read(path, HEADER_SIZE)
+            return header is None or decode_times(header)[1] <= self._clock()
+        except RecordError:
+            return False
+
+    def _write(self, shard: str, path: str, encoded: bytes, expires_at: float) -> None:
+        """Put the bytes in the place of the file. The shard's lock must be held."""
+        temporary = f"{shard}{os.sep}{_TEMPORARY_PREFIX}{os.urandom(8).hex()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
+        descriptor = os.open(temporary, flags, _FILE_MODE)
+        try:
+            try:
+                if sys.platform != "win32":
+                    # The umask took away from the mode that was asked for.
+                    os.fchmod(descriptor, _FILE_MODE)
+                written = os.write(descriptor, encoded)
+                while written < len(encoded):
+                    # The next one says why this one stopped short.
+                    written += os.write(descriptor, encoded[written:])
+                _set_mtime(descriptor, temporary, expires_at)
+            finally:
+                # Before the rename: a network file system reports a full disk here.
+                os.close(descriptor)
+            _insist(os.replace, temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    # -- pruning ---------------------------------------------------------------
+
+    def _prune_shard(self, shard: str, limit: int) -> tuple[int, int]:
+        """Give how many files were looked at, and how many records were deleted."""
+        folder = os.path.join(self._path, shard)
+        now = self._clock()
+        looked = 0
+        leftovers: list[str] = []
+        expired: list[str] = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    looked += 1
+                    age = _age(entry, now)
+                    if age is None:
+                        continue
+                    if self._is_ours(entry.name):
+                        if age >= 0:
+                            expired.append(entry.path)
+                    elif (
+                        entry.name.startswith(_TEMPORARY_PREFIX)
+                        and age > _TEMPORARY_AGE
+                    ) or (entry.name.endswith(_DAMAGED_SUFFIX) and age > _DAMAGED_AGE):
+                        leftovers.append(entry.path)
+        except FileNotFoundError:
+            return 0, 0
+        deleted = 0
+        while leftovers or (expired and deleted < limit):
+            with self._locked(folder, "prune") as exists:
+                if not exists:
+                    break
+                for _ in range(_DELETIONS_PER_LOCK):
+                    if leftovers:
+                        _unlink(leftovers.pop())
+                    elif expired and deleted < limit:
+                        deleted += self._unlink_if_expired(expired.pop())
+        return looked, deleted
+
+    def _unlink_if_expired(self, path: str) -> bool:
+        # The modification time may be wrong: a process was killed between the two
+        # halves of a touch, or somebody copied or restored the folder.
+        try:
+            header = _read(path, HEADER_SIZE)
+            if header is None:
+                return False
+            _, expires_at = decode_times(header)
+        except RecordError as error:
+            if error.reason == "damaged":
+                self._set_aside(path)
+            return False
+        if expires_at > self._clock():
+            with contextlib.suppress(FileNotFoundError):
+                _set_mtime(None, path, expires_at)
+            return False
+        return _unlink(path)
+
+    # -- locking ---------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _locked(self, shard: str, operation: str) -> t.Generator[bool, None, None]:
+        """Hold the lock of a shard. Gives ``False`` if there is no such folder."""
+        deadline = time.monotonic() + self._lock_timeout
+        # In front of the lock file, so that threads wait in line and do not poll.
+        lock = self._thread_locks[int(shard[-2:], 16)]
+        if not lock.acquire(timeout=self._lock_timeout):
+            raise self._locked_out(operation, shard, "thread")
+        try:
+            descriptor = self._lock_file(shard, operation, deadline)
+            if descriptor is None:
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                self._held.discard(descriptor)
+                try:
+                    # Closing would not be enough: a child that another thread has
+                    # just forked has the same open file, and with it the lock.
+                    unlock_descriptor(descriptor)
+                finally:
+                    os.close(descriptor)
+        finally:
+            lock.release()
+
+    def _lock_file(self, shard: str, operation: str, deadline: float) -> int | None:
+        delay = _FIRST_DELAY
+        while True:
+            descriptor = _open_lock(shard)
+            if descriptor is None:
+                return None
+            self._held.add(descriptor)
+            try:
+                while not lock_descriptor(descriptor, blocking=False):
+                    if time.monotonic() >= deadline:
+                        raise self._locked_out(operation, shard, "process")
+                    time.sleep(delay * (0.5 + random.random()))  # noqa: S311
+                    delay = min(delay * 2, _LONGEST_DELAY)
+                # Somebody who removed the folder meanwhile made this the lock of
+                # nothing; the next one to come locks another file.
+                if os.fstat(descriptor).st_nlink:
+                    return descriptor
+            except BaseException:
+                self._held.discard(descriptor)
+                os.close(descriptor)
+                raise
+            self._held.discard(descriptor)
+            os.close(descriptor)
+
+    def _forget_locks(self) -> None:
+        self._thread_locks = [threading.Lock() for _ in range(_SHARD_COUNT)]
+        #: Open lock files of this process.
+        self._held: set[int] = set()
+
+    def _after_fork(self) -> None:
+        """Drop what belongs to threads that only the parent process has."""
+        # A lock lives as long as any descriptor of its open file: were it not closed
+        # here, it would outlive a parent that is killed.
+        for descriptor in self._held:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._forget_locks()
+
+    # -- errors ----------------------------------------------------------------
+
+    def _unavailable(self, operation: str, error: OSError) -> BackendUnavailableError:
+        return BackendUnavailableError(
+            f"The filesystem backend cannot {operation!r} in {self._path!r}:"
+            f" {error.strerror or type(error).__name__}.",
+            backend=self.name,
+            operation=operation,
+        )
+
+    def _locked_out(
+        self, operation: str, shard: str, who: str
+    ) -> BackendUnavailableError:
+        return BackendUnavailableError(
+            f"The filesystem backend cannot {operation!r} in {self._path!r}: another"
+            f" {who} has held the lock of {os.path.basename(shard)!r} for"
+            f" {self._lock_timeout:g} seconds.",
+            backend=self.name,
+            operation=operation,
+        )
+
+
+_backends: weakref.WeakSet[FilesystemBackend] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for backend in _backends:
+        backend._after_fork()  # pyright: ignore[reportPrivateUsage]
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _encode_name(key: str) -> str:
+    return _ESCAPED.sub(
+        lambda match: b"%%%02x" % match[0][0], key.encode("utf-8", "surrogatepass")
+    ).decode("ascii")
+
+
+def _decode_name(name: str) -> str | None:
+    """Give the key; ``None`` for a name that no key has."""
+    try:
+        key = urllib.parse.unquote_to_bytes(name).decode("utf-8", "surrogatepass")
+    except ValueError:
+        return None
+    return key if _encode_name(key) == name else None
+
+
+def _is_folder(path: str, *, strict: bool = True) -> bool:
+    """Say whether there is a folder, and if strict refuse anything else there."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISDIR(mode):
+        if not strict:
+            return False
+        raise NotADirectoryError(
+            errno.ENOTDIR,
+            f"{os.path.basename(path)!r} in it is"
+            f" {'a symbolic link' if stat.S_ISLNK(mode) else 'not a folder'}",
+        )
+    return True
+
+
+def _make_folder(path: str) -> None:
+    try:
+        try:
+            os.mkdir(path, _FOLDER_MODE)
+        except FileNotFoundError:
+            parent = os.path.dirname(path)
+            if parent == path:
+                raise
+            _make_folder(parent)
+            os.mkdir(path, _FOLDER_MODE)
+    except FileExistsError:
+        return
+    # The umask took away from the mode that was asked for.
+    os.chmod(path, _FOLDER_MODE)
+
+
+def _open(path: str, flags: int) -> int | None:
+    """Open a regular file, or give ``None`` if there is none.
+
+    :raises RecordError: if there is something else under this name.
+    """
+    try:
+        if not _NO_FOLLOW and os.path.islink(path):
+            raise OSError(errno.ELOOP, "It is a symbolic link")
+        descriptor = os.open(path, flags | _FLAGS)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno in _NOT_A_FILE:
+            raise _not_a_file() from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _not_a_file()
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _not_a_file() -> RecordError:
+    return RecordError("There is something else than a file.", "damaged")
+
+
+def _read(path: str, size: int | None = None) -> bytes | None:
+    """Read a file, or its beginning; ``None`` if there is none.
+
+    :raises RecordError: as :func:`_open`.
+    """
+    descriptor = _open(path, os.O_RDONLY)
+    if descriptor is None:
+        return None
+    try:
+        if size is not None:
+            return os.read(descriptor, size)
+        # A file never changes its size: another one takes its place.
+        size = os.fstat(descriptor).st_size
+        buffer = os.read(descriptor, size)
+        while len(buffer) < size and (more := os.read(descriptor, size - len(buffer))):
+            buffer += more
+        return buffer
+    finally:
+        os.close(descriptor)
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    if sys.platform != "win32":
+        os.pwrite(descriptor, data, offset)
+    else:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        os.write(descriptor, data)
+
+
+def _set_mtime(descriptor: int | None, path: str, mtime: float) -> None:
+    mtime = min(max(mtime, 0.0), _LATEST_MTIME)
+    if descriptor is not None and os.utime in os.supports_fd:
+        os.utime(descriptor, (mtime, mtime))
+    elif os.utime in os.supports_follow_symlinks:
+        os.utime(path, (mtime, mtime), follow_symlinks=False)
+    else:
+        os.utime(path, (mtime, mtime))
+
+
+def _insist(function: t.Callable[..., None], *paths: str) -> None:
+    if sys.platform == "win32":
+        # Windows refuses to replace or remove a file that is open, which it is for
+        # the few microseconds in which another thread or process loads it.
+        for _ in range(50):
+            with contextlib.suppress(PermissionError):
+                function(*paths)
+                return
+            time.sleep(_LONGEST_DELAY)
+    function(*paths)
+
+
+def _unlink(path: str) -> bool:
+    try:
+        _insist(os.unlink, path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _age(entry: os.DirEntry[str], now: float) -> float | None:
+    """Give the seconds since the file's time; ``None`` if it is no file any more."""
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    if entry.name.startswith(_TEMPORARY_PREFIX):
+        # Its modification time may already be the record's expiry.
+        return now - min(status.st_mtime, status.st_ctime)
+    return now - status.st_mtime
+
+
+def _open_lock(shard: str) -> int | None:
+    """Open the lock file of a shard; ``None`` if there is no such folder."""
+    if not _is_folder(shard):
+        return None
+    path = f"{shard}{os.sep}{_LOCK_NAME}"
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDWR | _FLAGS)
+        try:
+            descriptor = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, _FILE_MODE
+            )
+        except FileExistsError:
+            continue
+        except FileNotFoundError:
+            return None
+        if sys.platform != "win32":
+            os.fchmod(descriptor, _FILE_MODE)
+        return descriptor

@@ -1,0 +1,149 @@
+"""The id in the cookie: how it is made, signed and verified."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import hashlib
+import math
+import re
+import secrets
+import typing as t
+
+from itsdangerous import BadSignature
+from itsdangerous import Signer
+
+#: Cookies of the session's name that are tried until one verifies. A browser sends
+#: several when one was left on another path or planted by a sibling domain.
+MAX_CANDIDATES = 4
+
+# The longest value that can be ours: the longest id, the state, the signature.
+_MAX_LENGTH = 512
+_SALT = b"flask_serversession.cookie"
+# What werkzeug writes into a cookie without quoting. The shortest length allows 64
+# bits of entropy in hex: OWASP Session Management Cheat Sheet, "Session ID Entropy".
+_ID = re.compile(r"[\w!#$%&'()*+\-./:<=>?@\[\]^`{|}~]{16,256}", re.ASCII)
+_STATE = re.compile(r"([pb])([0-9a-f]+)-([0-9a-f]+)(?:-([0-9a-f]+))?")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CookieState:
+    """What a cookie carries under its signature.
+
+    The times let a request that does not look at its session renew it without
+    asking the backend for them.
+    """
+
+    #: The session's id. A secret.
+    id: str = dataclasses.field(repr=False)
+    #: Whether the session outlives the browser.
+    is_permanent: bool
+    #: The last activity recorded in the backend, in seconds since the epoch.
+    touched_at: float
+    #: When the session began, in seconds since the epoch.
+    created_at: float
+    #: The session's own idle timeout in seconds, ``None`` for the app's.
+    lifetime: float | None = None
+    #: Whether a secret other than the newest signed it.
+    is_stale: bool = False
+
+
+def generate_id() -> str:
+    """Give a new id: 256 random bits, as 43 characters.
+
+    OWASP Session Management Cheat Sheet, "Session ID Entropy", asks for 64 bits.
+    """
+    return secrets.token_urlsafe(32)
+
+
+def check_id(id: object) -> str:
+    """Check what a custom generator returned.
+
+    :raises ValueError: if it is not 16 to 256 characters that a cookie takes
+        unquoted. The message does not show it.
+    """
+    if not isinstance(id, str) or _ID.fullmatch(id) is None:
+        raise ValueError(
+            "'SESSION_ID_GENERATOR' returned something that cannot be an id; expected"
+            " a str of 16 to 256 ASCII characters that a cookie takes unquoted, such"
+            " as secrets.token_urlsafe(32)."
+        )
+    return id
+
+
+class CookieSigner:
+    """Signs and verifies cookies with HMAC-SHA256, through itsdangerous.
+
+    Keys are derived once, here, not at every request. Thread-safe.
+
+    :param secrets: Newest first. The first one signs, all of them verify.
+    """
+
+    def __init__(self, secrets: cabc.Sequence[str | bytes]) -> None:
+        keys = [_derive(secret) for secret in secrets]
+        self._newest = _signer(keys[:1])
+        # itsdangerous tries the last key of its list first.
+        self._older = _signer(keys[:0:-1]) if len(keys) > 1 else None
+
+    def sign(self, state: CookieState) -> str:
+        """Give the value of the cookie."""
+        # Rounded up, so that rounding never makes a touch due too early.
+        text = (
+            f"{state.id}.{'p' if state.is_permanent else 'b'}"
+            f"{math.ceil(state.touched_at):x}-{int(state.created_at):x}"
+        )
+        if state.lifetime is not None:
+            text += f"-{math.ceil(state.lifetime * 1000):x}"
+        return self._newest.sign(text).decode("ascii")
+
+    def verify(self, value: str) -> CookieState | None:
+        """Read a cookie's value; ``None`` if it is not one that we signed."""
+        # Cheap checks first: no HMAC over what cannot be ours.
+        if len(value) > _MAX_LENGTH or value.count(".") < 2 or not value.isascii():
+            return None
+        is_stale = False
+        try:
+            text = self._newest.unsign(value)
+        except BadSignature:
+            if self._older is None:
+                return None
+            try:
+                text = self._older.unsign(value)
+            except BadSignature:
+                return None
+            is_stale = True
+        id, _, state = text.decode("ascii").rpartition(".")
+        if (match := _STATE.fullmatch(state)) is None:
+            return None
+        kind, touched_at, created_at, lifetime = match.groups()
+        return CookieState(
+            id=id,
+            is_permanent=kind == "p",
+            touched_at=int(touched_at, 16),
+            created_at=int(created_at, 16),
+            lifetime=int(lifetime, 16) / 1000 if lifetime else None,
+            is_stale=is_stale,
+        )
+
+
+def claims_permanent(value: str) -> bool:
+    """Whether a cookie says, unverified, that its session is permanent.
+
+    Only a hint, to spare the verification of a cookie that nothing depends on.
+    """
+    parts = value[:_MAX_LENGTH].rsplit(".", 2)
+    return len(parts) == 3 and parts[1].startswith("p")
+
+
+def _derive(secret: str | bytes) -> bytes:
+    return Signer(
+        secret, salt=_SALT, key_derivation="hmac", digest_method=_sha256
+    ).derive_key()
+
+
+def _signer(keys: cabc.Sequence[bytes]) -> Signer:
+    return Signer(keys, salt=_SALT, key_derivation="none", digest_method=_sha256)
+
+
+def _sha256(data: bytes = b"") -> t.Any:
+    return hashlib.sha256(data)

@@ -1,0 +1,387 @@
+"""Decides, at the end of each request, what is written and which cookie is sent.
+
+The table that the methods below follow, row by row:
+
+==========================================  =====================  ==================
+the request                                 backend                cookie
+==========================================  =====================  ==================
+no cookie, nothing written                  nothing                none
+the same, ``SESSION_SAVE_UNINITIALIZED``    create                 set
+cookie, session not looked at               nothing                none
+the same, permanent and refreshed           touch, once an         sent again
+                                            interval
+only read                                   load (touch, once an   if permanent and
+                                            interval)              refreshed
+changed                                     load, replace          if new, permanent,
+                                                                   or its id changed
+fresh and written                           create                 set
+``SESSION_RESAVE`` and unchanged            load, replace          as read
+emptied or destroyed                        delete                 deleted, if sent
+id rotated                                  load, create, replace  set
+unknown, expired, forged or malformed id    at most one load       none
+rotated away, or gone when saving           as above               none, either way
+==========================================  =====================  ==================
+
+A session that was emptied by removing its keys, not by ``clear()``, is removed by a
+replace with a record that has expired already: a delete that compares the version,
+so that a key which another request adds at that moment is not lost.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import datetime as dt
+import enum
+import logging
+import typing as t
+
+from flask import Flask
+from flask import Request
+from flask import Response
+from flask import request as current_request
+from flask.sessions import SessionInterface
+from flask.sessions import SessionMixin
+
+from .config import SessionConfig
+from .cookie import CookieSigner
+from .cookie import CookieState
+from .cookie import claims_permanent
+from .errors import BackendUnavailableError
+from .keeper import BackendKeeper
+from .keeper import Outcome
+from .session import ServerSideSession
+from .session import State
+from .session import Status
+from .session import state_of
+
+logger = logging.getLogger("flask_serversession")
+
+# Longer user agents say nothing more, and are often an attack on whoever lists them.
+_MAX_META = 256
+
+
+class Cookie(enum.Enum):
+    """What happens to the cookie."""
+
+    NONE = enum.auto()
+    SET = enum.auto()
+    DELETE = enum.auto()
+
+
+class ServerSessionInterface(SessionInterface):
+    """Flask's way to the sessions of one application. Thread-safe.
+
+    The getters of the cookie's attributes are Flask's, asked at each response, so a
+    subclass may override them. Install a subclass by setting it as
+    :attr:`.ServerSession.interface_class`.
+    """
+
+    session_class: type[ServerSideSession] = ServerSideSession
+
+    def __init__(
+        self,
+        config: SessionConfig,
+        keeper: BackendKeeper,
+        cleanup: cabc.Callable[[], None],
+    ) -> None:
+        self.config = config
+        self.keeper = keeper
+        self._cleanup = cleanup
+        self._signer: tuple[object, CookieSigner] | None = None
+        self._warned_of_http = False
+
+    # Flask's getters, where "auto" means something
+
+    def get_cookie_secure(self, app: Flask) -> bool:
+        """Whether the cookie is sent over HTTPS only; "auto" follows the request."""
+        secure: t.Any = super().get_cookie_secure(app)
+        return current_request.is_secure if secure == "auto" else secure
+
+    def get_cookie_samesite(self, app: Flask) -> str | None:
+        """Give ``SameSite``; "auto" is ``None`` for a Secure cookie, else ``Lax``.
+
+        As express-session has it: a page that is embedded elsewhere keeps working
+        over HTTPS, and plain HTTP gets what browsers accept there.
+        """
+        samesite = super().get_cookie_samesite(app)
+        if samesite is not None and samesite.lower() == "auto":
+            return "None" if self.get_cookie_secure(app) else "Lax"
+        return samesite
+
+    def get_expiration_time(
+        self, app: Flask, session: SessionMixin
+    ) -> dt.datetime | None:
+        """Give when the browser drops the cookie: never before the session expires."""
+        if not session.permanent:
+            return None
+        lifetime = app.permanent_session_lifetime
+        if isinstance(session, ServerSideSession) and session.lifetime is not None:
+            lifetime = session.lifetime
+        return (
+            dt.datetime.fromtimestamp(self.keeper.clock(), dt.timezone.utc) + lifetime
+        )
+
+    def get_signer(self, app: Flask) -> CookieSigner | None:
+        """Give the signer; ``None`` if there is no secret at all."""
+        # Read at each request like Flask does, derived only when they change.
+        secrets: t.Any = self.config.secret
+        if not secrets:
+            if not app.secret_key:
+                return None
+            config = t.cast("dict[str, t.Any]", app.config)
+            secrets = (app.secret_key, *(config["SECRET_KEY_FALLBACKS"] or ()))
+        if self._signer is None or self._signer[0] != secrets:
+            self._signer = (secrets, CookieSigner(secrets))
+        return self._signer[1]
+
+    # The two ends of a request
+
+    def open_session(self, app: Flask, request: Request) -> ServerSideSession | None:
+        """Make the session, without verifying its cookie or asking the backend."""
+        if (signer := self.get_signer(app)) is None:
+            return None
+        candidates: cabc.Sequence[str] = ()
+        if "HTTP_COOKIE" in request.environ:
+            candidates = request.cookies.getlist(self.get_cookie_name(app))
+        state = State(signer, candidates)
+        if self.config.track:
+            state.meta = self._meta(request)
+        return self.session_class(state, self.keeper)
+
+    def _meta(self, request: Request) -> dict[str, str]:
+        values = {
+            "user_agent": request.user_agent.string,
+            "remote_addr": request.remote_addr or "",
+        }
+        return {
+            name: values[name][:_MAX_META] for name in self.config.track if values[name]
+        }
+
+    def save_session(
+        self, app: Flask, session: SessionMixin, response: Response
+    ) -> None:
+        """Write what has changed and send the cookie that goes with it.
+
+        :raises SerializationError: if the session holds what cannot be written.
+        :raises SessionTooLargeError: if it is larger than ``SESSION_MAX_SIZE``.
+        :raises ConflictError: if ``SESSION_CONFLICT`` asks for it.
+        :raises SessionLostError: if ``SESSION_ON_LOST`` asks for it.
+        """
+        state = state_of(t.cast(ServerSideSession, session))
+        if state.is_closed:
+            # Flask calls a second time when the first call has raised.
+            return
+        try:
+            cookie = self._settle(app, state, response)
+            if state.is_new and state.status is Status.STORED:
+                self._cleanup()
+        except BackendUnavailableError as error:
+            _answer_unavailable(app, response, error)
+            return
+        finally:
+            state.is_closed = True
+            if not response.is_streamed:
+                state.is_exposed = False
+        if session.accessed or cookie is not Cookie.NONE:
+            _vary_by_cookie(response)
+        if cookie is Cookie.SET:
+            self._set_cookie(app, session, state, response)
+        elif cookie is Cookie.DELETE:
+            self._delete_cookie(app, response)
+
+    # The decisions
+
+    def _settle(self, app: Flask, state: State, response: Response) -> Cookie:
+        if not self.config.save_on_error and response.status_code >= 500:
+            return Cookie.DELETE if self._is_ended(state) else Cookie.NONE
+        if state.status is Status.UNLOADED:
+            if not state.is_written:
+                return self._settle_unseen(app, state)
+            if state.is_cleared:
+                outcome = self.keeper.clear(state)
+                return Cookie.DELETE if outcome is Outcome.EMPTIED else Cookie.NONE
+            self.keeper.load(state)
+        if state.status is Status.NEW:
+            return self._settle_new(state)
+        if state.status is Status.STORED:
+            return self._settle_stored(app, state)
+        if state.status is Status.LOST:
+            self.keeper.drop(state)
+        return Cookie.NONE
+
+    def _settle_unseen(self, app: Flask, state: State) -> Cookie:
+        """Settle a session that nobody looked at."""
+        if state.is_gone:
+            return Cookie.NONE
+        if not state.candidates:
+            if not self.config.save_uninitialized:
+                return Cookie.NONE
+            self.keeper.load(state)
+            return self._settle_new(state)
+        is_refreshed = _is_refreshed(app) and any(
+            claims_permanent(value) for value in state.candidates
+        )
+        if not (is_refreshed or state.is_touched):
+            return Cookie.NONE
+        self.keeper.verify(state)
+        if state.cookie is None or not (state.cookie.is_permanent or state.is_touched):
+            return Cookie.NONE
+        touched_at = self.keeper.renew_unseen(state)
+        if touched_at is None or not (is_refreshed and state.cookie.is_permanent):
+            return Cookie.NONE
+        state.cookie = _touched(state.cookie, touched_at)
+        return Cookie.SET
+
+    def _settle_new(self, state: State) -> Cookie:
+        """Settle a session that is not stored."""
+        if self._is_ended(state) and not state.data:
+            return Cookie.DELETE
+        if not state.data and not (
+            self.config.save_uninitialized and not state.is_cleared
+        ):
+            return Cookie.NONE
+        self.keeper.write(state, "new")
+        return Cookie.SET
+
+    def _settle_stored(self, app: Flask, state: State) -> Cookie:
+        """Settle a session that was loaded, or saved before the end of the request."""
+        keeper = self.keeper
+        change = keeper.change_reason(state)
+        is_refreshed = _is_refreshed(app)
+        if (
+            change is not None
+            or self.config.resave
+            or keeper.rotation_reason(state) is not None
+        ):
+            outcome = keeper.write(state, change)
+            if outcome is Outcome.EMPTIED:
+                return Cookie.DELETE if state.cookie is not None else Cookie.NONE
+            if outcome is Outcome.LOST:
+                return Cookie.NONE
+        elif (
+            is_refreshed or state.is_touched or not keeper.is_permanent(state)
+        ) and not keeper.renew(state):
+            return Cookie.NONE
+        is_permanent = keeper.is_permanent(state)
+        is_due = (
+            state.is_cookie_due
+            or state.cookie is None
+            # Signed with a secret that will be removed one day.
+            or state.cookie.is_stale
+            or state.cookie.is_permanent != is_permanent
+            or (is_permanent and (is_refreshed or change is not None))
+        )
+        return Cookie.SET if is_due else Cookie.NONE
+
+    def _is_ended(self, state: State) -> bool:
+        """Whether this request has ended the session that its cookie names."""
+        return state.is_destroyed and state.cookie is not None
+
+    # The cookie
+
+    def _set_cookie(
+        self, app: Flask, session: SessionMixin, state: State, response: Response
+    ) -> None:
+        cookie = state.cookie
+        if state.status is not Status.UNLOADED:
+            record = state.stored
+            cookie = CookieState(
+                id=self.keeper.id(state),
+                is_permanent=self.keeper.is_permanent(state),
+                touched_at=record.touched_at,
+                created_at=record.created_at,
+                lifetime=state.lifetime,
+            )
+        if cookie is None:
+            return
+        secure = self.get_cookie_secure(app)
+        if secure and not self._warned_of_http and not current_request.is_secure:
+            self._warned_of_http = True
+            logger.warning(
+                "The session cookie is Secure, but a request came over plain HTTP, from"
+                " which browsers ignore it. Behind a proxy that speaks HTTPS, use"
+                " werkzeug.middleware.proxy_fix.ProxyFix."
+            )
+        response.set_cookie(
+            self.get_cookie_name(app),
+            state.signer.sign(cookie),
+            expires=self.get_expiration_time(app, session),
+            domain=self.get_cookie_domain(app),
+            path=self.get_cookie_path(app),
+            secure=secure,
+            partitioned=self.get_cookie_partitioned(app),
+            samesite=self.get_cookie_samesite(app),
+            httponly=self.get_cookie_httponly(app),
+        )
+
+    def _delete_cookie(self, app: Flask, response: Response) -> None:
+        # With the attributes it was set with: browsers ignore it otherwise.
+        response.delete_cookie(
+            self.get_cookie_name(app),
+            domain=self.get_cookie_domain(app),
+            path=self.get_cookie_path(app),
+            secure=self.get_cookie_secure(app),
+            partitioned=self.get_cookie_partitioned(app),
+            samesite=self.get_cookie_samesite(app),
+            httponly=self.get_cookie_httponly(app),
+        )
+
+    # Afterwards
+
+    def warn_if_unsaved(self, session: SessionMixin) -> None:
+        """Warn of changes that came after the session was stored."""
+        if not isinstance(session, ServerSideSession):
+            return
+        state = state_of(session)
+        if not state.is_closed or state.status not in (Status.NEW, Status.STORED):
+            return
+        if not (state.is_written or state.is_exposed):
+            return
+        if state.is_written or self.keeper.change_reason(state) is not None:
+            logger.warning(
+                "Session %s was changed after the response was begun, so the change is"
+                " not saved. Call session.save() after such a change, or make it"
+                " before the response.",
+                self.keeper.handle(state) or "(new)",
+            )
+
+
+def _is_refreshed(app: Flask) -> bool:
+    config = t.cast("dict[str, t.Any]", app.config)
+    return bool(config["SESSION_REFRESH_EACH_REQUEST"])
+
+
+def _touched(cookie: CookieState, touched_at: float) -> CookieState:
+    return CookieState(
+        id=cookie.id,
+        is_permanent=cookie.is_permanent,
+        touched_at=touched_at,
+        created_at=cookie.created_at,
+        lifetime=cookie.lifetime,
+    )
+
+
+def _vary_by_cookie(response: Response) -> None:
+    # Setting the header costs a fifth of parsing it.
+    if "Vary" in response.headers:
+        response.vary.add("Cookie")
+    else:
+        response.headers["Vary"] = "Cookie"
+
+
+def _answer_unavailable(
+    app: Flask, response: Response, error: BackendUnavailableError
+) -> None:
+    """Turn a response whose session could not be stored into the error's own.
+
+    An exception from ``save_session`` would reach the visitor as a 500, past the
+    application's own error handlers for this one.
+    """
+    answer = app.make_response(app.handle_user_exception(error))
+    if (close := getattr(response.response, "close", None)) is not None:
+        close()
+    response.direct_passthrough = answer.direct_passthrough
+    response.response = answer.response
+    response.status = answer.status
+    response.headers.clear()
+    response.headers.extend(answer.headers)

@@ -1,0 +1,866 @@
+"""Carries out, against the backend, what a session or its interface decides."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import enum
+import itertools
+import logging
+import random
+import secrets
+import time
+import typing as t
+
+from . import signals
+from .backends.base import Backend
+from .backends.base import Conflict
+from .backends.base import Replaced
+from .config import SessionConfig
+from .cookie import MAX_CANDIDATES
+from .cookie import check_id
+from .cookie import generate_id
+from .envelope import Envelope
+from .envelope import Sealer
+from .errors import BackendError
+from .errors import BackendUnavailableError
+from .errors import ConflictError
+from .errors import RecordError
+from .errors import SerializationError
+from .errors import ServerSessionError
+from .errors import SessionLostError
+from .errors import SessionTooLargeError
+from .merge import merge
+from .record import Record
+from .record import key_of
+from .serializers import serializer_for
+from .session import PERMANENT_KEY
+from .session import ServerSideSession
+from .session import State
+from .session import Status
+
+if t.TYPE_CHECKING:
+    from blinker import NamedSignal
+    from flask import Flask
+
+P = t.ParamSpec("P")
+T = t.TypeVar("T")
+
+logger = logging.getLogger("flask_serversession")
+
+# Sessions stay readable when SESSION_SERIALIZER changes from one to the other.
+_BUILT_IN = {
+    serializer.code: serializer
+    for serializer in (serializer_for("msgpack"), serializer_for("json"))
+}
+# How often a conflict is resolved before giving up. Some request succeeds at every
+# round, so only starvation gets here.
+_MAX_TRIES = 100
+# The longest pause between two tries, in seconds.
+_MAX_PAUSE = 0.05
+# How often a custom generator may return an id that is taken.
+_MAX_TAKEN = 5
+# The user is kept in columns and index names; longer ones are somebody's mistake.
+_MAX_USER = 255
+
+
+class Outcome(enum.Enum):
+    """What became of a session that was to be written."""
+
+    #: The backend holds what the request wants it to hold.
+    STORED = enum.auto()
+    #: It was emptied, and its record is gone.
+    EMPTIED = enum.auto()
+    #: Another request had ended it; this one's changes were dropped.
+    LOST = enum.auto()
+
+
+class BackendKeeper:
+    """The :class:`.Keeper` of one application. Thread-safe; keeps nothing of a request.
+
+    :param clock: Gives the time in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        app: Flask,
+        config: SessionConfig,
+        backend: Backend,
+        clock: cabc.Callable[[], float],
+    ) -> None:
+        self._app = app
+        self._config = config
+        self._serializer = serializer_for(config.serializer)
+        self._sealer = Sealer(config.encryption_key)
+        self._reported: dict[str, None] = {}
+        self._retired: dict[str, float] = {}
+        self.backend = backend
+        self.clock = clock
+
+    # Reading
+
+    def verify(self, state: State) -> None:
+        """Find the cookie that verifies. Asks nothing of the backend."""
+        if state.is_verified:
+            return
+        state.is_verified = True
+        for value in state.candidates[:MAX_CANDIDATES]:
+            if (cookie := state.signer.verify(value)) is not None:
+                state.cookie = cookie
+                state.id = cookie.id
+                state.key = key_of(cookie.id, self._config.key_prefix)
+                return
+        if state.candidates:
+            self._reject("", "forged")
+
+    def load(self, state: State) -> None:
+        """Fill the state from the backend. Afterwards it is not ``UNLOADED``."""
+        self.verify(state)
+        if not state.key:
+            self._begin(state)
+            return
+        try:
+            record = self.backend.load(state.key)
+        except BackendUnavailableError as error:
+            # Whatever else this request does with its session, it does not wait for
+            # the backend again, so that an error page can still be rendered.
+            state.status = Status.UNSAVED
+            self._report_failure(state, "load", error)
+            if self._config.on_backend_error == "raise":
+                raise
+        except RecordError as error:
+            self._take_unreadable(state, error)
+        else:
+            self._take(state, record)
+
+    def _take(self, state: State, record: Record | None) -> None:
+        """Continue with what the backend gave."""
+        if record is None or self._is_too_old(record):
+            self._reject(state.key, "unknown")
+            self._begin(state)
+        elif record.is_tombstone:
+            self._reject(state.key, "rotated")
+            state.status = Status.LOST
+        else:
+            try:
+                self._adopt(state, record)
+            except RecordError as error:
+                self._take_unreadable(state, error)
+                return
+            state.status = Status.STORED
+            if state.is_cleared:
+                state.data.clear()
+
+    def _adopt(self, state: State, record: Record) -> None:
+        """Make a record the one that changes are compared with."""
+        envelope, data = self._open(state.key, record)
+        state.record = record
+        state.data = data
+        state.payload = self._payload_of(envelope, data)
+        state.lifetime = state.stored_lifetime = envelope.lifetime
+        state.issued_at = envelope.issued_at
+        state.stored_user = record.user
+
+    def _open(self, key: str, record: Record) -> tuple[Envelope, dict[str, t.Any]]:
+        envelope = self._sealer.open(record.data, key)
+        serializer = self._serializer
+        if envelope.serializer != serializer.code:
+            # Written before SESSION_SERIALIZER was changed.
+            if envelope.serializer not in _BUILT_IN:
+                raise RecordError(
+                    "The session was written with another serializer than"
+                    " 'SESSION_SERIALIZER'.",
+                    "unreadable",
+                )
+            serializer = _BUILT_IN[envelope.serializer]
+        return envelope, serializer.loads(envelope.payload)
+
+    def _payload_of(self, envelope: Envelope, data: dict[str, t.Any]) -> bytes:
+        if envelope.serializer == self._serializer.code:
+            return envelope.payload
+        return self._serializer.dumps(data)
+
+    def _take_unreadable(self, state: State, error: RecordError) -> None:
+        key = state.key
+        if key not in self._reported:
+            if len(self._reported) >= 1000:
+                self._reported.pop(next(iter(self._reported)), None)
+            self._reported[key] = None
+            logger.error(
+                "Session %s cannot be read, and counts as no session: %s",
+                self._handle_of(key),
+                error,
+            )
+        self._reject(key, error.reason)
+        if error.reason == "newer":
+            # A rolling deploy: the newer version must find it as it left it.
+            state.status = Status.UNSAVED
+        else:
+            self._begin(state)
+
+    def _begin(self, state: State) -> None:
+        """Start a new session; it gets an id when somebody asks for it."""
+        now = self.clock()
+        state.status = Status.NEW
+        state.is_new = True
+        state.id = state.key = ""
+        state.record = None
+        state.payload = b""
+        state.data = {}
+        state.lifetime = state.stored_lifetime = state.stored_user = None
+        state.issued_at = now
+
+    def _is_too_old(self, record: Record) -> bool:
+        limit = self._config.absolute_timeout
+        return limit is not None and self.clock() >= record.created_at + limit
+
+    # What a session tells of itself
+
+    def handle(self, state: State) -> str:
+        """Give the public form of the state's key."""
+        if not state.key and state.status is Status.NEW:
+            self.id(state)
+        return self._handle_of(state.key)
+
+    def _handle_of(self, key: str) -> str:
+        return key[len(self._config.key_prefix) :]
+
+    def id(self, state: State) -> str:
+        """Give the state's id; a new session gets one."""
+        if not state.id:
+            self._issue_id(state)
+        return state.id
+
+    def _issue_id(self, state: State) -> None:
+        generator = self._config.id_generator
+        state.id = generate_id() if generator is None else check_id(generator())
+        state.key = key_of(state.id, self._config.key_prefix)
+        state.issued_at = self.clock()
+
+    def user(self, state: State) -> str | None:
+        """Give whom the content belongs to."""
+        user = state.data.get(self._config.user_key)
+        return None if user is None else str(user)
+
+    def times(self, state: State) -> tuple[float, float]:
+        """Give when the session began and when it expires."""
+        if state.record is not None and state.status is Status.STORED:
+            return state.record.created_at, state.record.expires_at
+        now = self.clock()
+        return now, self._expiry(state, now, now)
+
+    def is_permanent(self, state: State) -> bool:
+        """Whether the session outlives the browser."""
+        if state.status is Status.UNLOADED:
+            return state.cookie is not None and state.cookie.is_permanent
+        default = self._config.permanent and state.status is Status.NEW
+        return bool(state.data.get(PERMANENT_KEY, default))
+
+    def idle_timeout(self, is_permanent: bool) -> float:
+        """Give the app's idle timeout, in seconds."""
+        timeout = self._config.idle_timeout
+        if is_permanent or timeout is None:
+            return self._app.permanent_session_lifetime.total_seconds()
+        return timeout
+
+    def _expiry(self, state: State, now: float, created_at: float) -> float:
+        lifetime = state.lifetime or self.idle_timeout(self.is_permanent(state))
+        return self._limit(now + lifetime, created_at)
+
+    def _limit(self, expires_at: float, created_at: float) -> float:
+        limit = self._config.absolute_timeout
+        return expires_at if limit is None else min(expires_at, created_at + limit)
+
+    def is_touch_due(self, touched_at: float, lifetime: float) -> bool:
+        """Whether activity has to be recorded again.
+
+        Never later than a twentieth of the lifetime, so that a short one is not
+        missed by much.
+        """
+        return self.clock() - touched_at >= min(
+            self._config.touch_interval, lifetime / 20
+        )
+
+    # Writing
+
+    def change_reason(self, state: State) -> str | None:
+        """Say why a stored session has to be written; ``None`` if nothing changed.
+
+        :raises SerializationError: if it holds something that cannot be written.
+        """
+        if state.is_written:
+            return "key changed"
+        if state.lifetime != state.stored_lifetime:
+            return "lifetime changed"
+        if state.is_exposed:
+            encoded = self._serializer.dumps(state.data)
+            if encoded != state.payload:
+                state.encoded = encoded
+                return "nested change"
+        return None
+
+    def rotation_reason(self, state: State) -> str | None:
+        """Say why a stored session needs a new id; ``None`` if it does not."""
+        config = self._config
+        if state.is_rotating:
+            return "regenerate() was called"
+        if config.regenerate_on_login and self.user(state) != state.stored_user:
+            return "the user changed"
+        if (
+            config.renewal_interval is not None
+            and self.clock() - state.issued_at >= config.renewal_interval
+        ):
+            return "it is as old as 'SESSION_RENEWAL_INTERVAL'"
+        return None
+
+    def write(self, state: State, change: str | None) -> Outcome:
+        """Write a session, whatever its status is.
+
+        :param change: What changed; ``None`` if it is written for another reason.
+        """
+        if state.status is Status.NEW:
+            return self._create(state)
+        if state.status is not Status.STORED:
+            return self._lose(state, change is not None)
+        is_emptied = not state.data and not self._was_empty(state)
+        if is_emptied and state.is_cleared:
+            return self._delete_stored(state)
+        if not is_emptied and (rotation := self.rotation_reason(state)) is not None:
+            return self._rotate(state, rotation, change is not None)
+        return self._replace(state, change, is_emptied)
+
+    def _create(self, state: State) -> Outcome:
+        if self._config.permanent:
+            state.data.setdefault(PERMANENT_KEY, True)
+        payload = self._dumps(state)
+        now = self.clock()
+        self.id(state)
+        record = self._store_new(state, payload, now, now)
+        self._written(state, record, payload)
+        self._send(signals.session_created, state.key, state.stored_user)
+        return Outcome.STORED
+
+    def _store_new(
+        self, state: State, payload: bytes, now: float, created_at: float
+    ) -> Record:
+        """Store a record under the state's id, with another id if that is taken."""
+        for _ in range(_MAX_TAKEN):
+            record = self._record(state, payload, now, created_at)
+            if self._asked(state, "create", self.backend.create, state.key, record):
+                return record
+            self._issue_id(state)
+        raise BackendError(
+            f"{_MAX_TAKEN} new ids in a row were taken already; check"
+            " 'SESSION_ID_GENERATOR'.",
+            backend=self.backend.name,
+            operation="create",
+        )
+
+    def _replace(self, state: State, change: str | None, is_emptied: bool) -> Outcome:
+        for tries in itertools.count(1):
+            result = self._try_replace(state, is_emptied)
+            if result is Outcome.LOST:
+                return self._lose(state, change is not None)
+            if isinstance(result, Outcome):
+                return result
+            self._merge(state, result, tries)
+        raise AssertionError  # pragma: no cover
+
+    def _try_replace(self, state: State, is_emptied: bool = False) -> Outcome | Record:
+        """Write once; another request's record comes back if that was in the way."""
+        key, stored = state.key, state.stored
+        now = self.clock()
+        payload = self._dumps(state)
+        record = self._record(state, payload, now, stored.created_at)
+        if is_emptied and not state.data:
+            # Expired at once, which deletes it only if nobody else has written to
+            # it: a key that another request just added is not lost.
+            record = dataclasses.replace(record, expires_at=now)
+        try:
+            result = self._asked(
+                state, "replace", self.backend.replace, key, record, stored.version
+            )
+        except RecordError:
+            return Outcome.LOST
+        if isinstance(result, Replaced):
+            if record.expires_at <= now:
+                return self._ended(state)
+            self._written(
+                state, dataclasses.replace(record, version=result.version), payload
+            )
+            logger.debug("Session %s saved", self._handle_of(key))
+            self._send(signals.session_saved, key, state.stored_user)
+            return Outcome.STORED
+        if isinstance(result, Conflict) and not result.current.is_tombstone:
+            return result.current
+        return Outcome.LOST
+
+    def _merge(self, state: State, current: Record, tries: int) -> None:
+        """Bring another request's version and this one's changes together."""
+        policy = self._config.conflict
+        if policy == "raise":
+            raise ConflictError(
+                "Another request changed the session while this one ran, and"
+                " 'SESSION_CONFLICT' is 'raise'. The other request's version is kept."
+            )
+        self._pause(tries)
+        if policy == "overwrite" or state.is_restarted:
+            mine = state.data
+            self._rebase(state, current, state.payload, mine)
+            state.data = mine
+        else:
+            self._rebase(state, current, state.payload, state.data)
+
+    def _pause(self, tries: int) -> None:
+        """Wait before another try, or give up."""
+        if tries >= _MAX_TRIES:
+            raise ConflictError(
+                f"The session was changed by other requests {tries} times in a row"
+                " while this one tried to save it. Write less often to one session."
+            )
+        if tries >= 2:
+            # Jitter: requests that collided once would collide again in step.
+            time.sleep(random.uniform(0, min(_MAX_PAUSE, 0.001 * 2**tries)))  # noqa: S311
+
+    def _rebase(
+        self, state: State, current: Record, base: bytes, mine: dict[str, t.Any]
+    ) -> None:
+        """Put what changed from ``base`` to ``mine`` on top of another record."""
+        lifetime = state.lifetime
+        is_lifetime_mine = lifetime != state.stored_lifetime
+        try:
+            self._adopt(state, current)
+        except RecordError as error:
+            raise BackendError(
+                "The session was overwritten meanwhile with something that cannot be"
+                f" read: {error}",
+                backend=self.backend.name,
+                operation="replace",
+            ) from error
+        if is_lifetime_mine:
+            state.lifetime = lifetime
+        if base != state.payload:
+            mine = merge(self._serializer.loads(base), mine, state.data, self._is_equal)
+        state.data = mine
+
+    def _is_equal(self, a: t.Any, b: t.Any) -> bool:
+        # As they would be stored: 1, 1.0 and True are equal to Python only.
+        return self._serializer.dumps({"": a}) == self._serializer.dumps({"": b})
+
+    def _rotate(self, state: State, reason: str, has_changes: bool) -> Outcome:
+        """Move the session to a new id, and leave a tombstone under the old one.
+
+        The new record exists before the old one goes, and the old one goes by
+        compare-and-swap, so that a crash loses nothing and two rotations at the same
+        moment leave one session. If the engine fails between the two steps, the new
+        record stays until it expires; nobody was told its id.
+        """
+        if state.is_closed:
+            raise ServerSessionError(
+                f"The session needs a new id ({reason}), but the response was already"
+                " sent and the browser cannot learn it. Log in and out in an ordinary"
+                " request."
+            )
+        old_key, old_record = state.key, state.stored
+        payload = self._dumps(state)
+        now = self.clock()
+        created_at = now if state.is_restarted else old_record.created_at
+        self._issue_id(state)
+        record = self._store_new(state, payload, now, created_at)
+        # Recognises our own tombstone if the acknowledgement of it gets lost.
+        mark = secrets.token_hex(8)
+        for tries in itertools.count(1):
+            now = self.clock()
+            tombstone = Record(
+                data=b"",
+                version=0,
+                created_at=now,
+                touched_at=now,
+                expires_at=now + self._config.rotation_grace,
+                meta={"rotation": mark},
+            )
+            try:
+                result = self._asked(
+                    state,
+                    "replace",
+                    self.backend.replace,
+                    old_key,
+                    tombstone,
+                    old_record.version,
+                )
+            except RecordError:
+                result = None
+            if isinstance(result, Replaced):
+                break
+            if (
+                isinstance(result, Conflict)
+                and result.current.meta.get("rotation") == mark
+            ):
+                break
+            if not isinstance(result, Conflict) or result.current.is_tombstone:
+                # Ended or rotated by another request: take the new one back.
+                self._asked(state, "delete", self.backend.delete, state.key)
+                state.key = old_key
+                return self._lose(state, has_changes)
+            old_record = result.current
+            new_key, state.key = state.key, old_key
+            try:
+                self._merge(state, old_record, tries)
+            finally:
+                state.key = new_key
+            payload = self._dumps(state)
+            merged = self._record(state, payload, now, created_at)
+            replaced = self._asked(
+                state, "replace", self.backend.replace, new_key, merged, record.version
+            )
+            if not isinstance(replaced, Replaced):  # revoked before anybody knew it
+                return self._lose(state, has_changes)
+            record = dataclasses.replace(merged, version=replaced.version)
+        self._retire(old_key, now)
+        state.is_cookie_due = True
+        state.is_rotating = state.is_restarted = False
+        self._written(state, record, payload)
+        logger.debug(
+            "Session %s rotated to %s: %s",
+            self._handle_of(old_key),
+            self._handle_of(state.key),
+            reason,
+        )
+        self._send(
+            signals.session_regenerated,
+            state.key,
+            state.stored_user,
+            previous=self._handle_of(old_key),
+        )
+        return Outcome.STORED
+
+    def _retire(self, key: str, now: float) -> None:
+        for old in [old for old, until in self._retired.items() if until <= now]:
+            self._retired.pop(old, None)
+        self._retired[key] = now + self._config.rotation_grace
+
+    def is_retired(self, key: str) -> bool:
+        """Whether this process has rotated the key away within the grace."""
+        return self._retired.get(key, 0.0) > self.clock()
+
+    def _written(self, state: State, record: Record, payload: bytes) -> None:
+        """Continue with what was just stored."""
+        if state.status is Status.NEW:
+            state.is_cookie_due = True
+        state.status = Status.STORED
+        state.record = record
+        state.payload = payload
+        state.stored_lifetime = state.lifetime
+        state.stored_user = record.user
+        state.is_written = state.is_cleared = False
+        # Somebody may hold on to a list that is in there now.
+        state.is_exposed = True
+
+    def _was_empty(self, state: State) -> bool:
+        return state.payload == self._serializer.dumps({})
+
+    def _delete_stored(self, state: State) -> Outcome:
+        try:
+            is_deleted = self._asked(state, "delete", self.backend.delete, state.key)
+        except RecordError:
+            is_deleted = False
+        # What was to be ended is gone in any case; nothing is lost.
+        return self._ended(state) if is_deleted else self._lose(state, False)
+
+    def _ended(self, state: State) -> Outcome:
+        self._send(signals.session_destroyed, state.key, state.stored_user)
+        logger.debug("Session %s ended", self.handle(state))
+        self._begin(state)
+        state.is_destroyed = True
+        state.is_written = state.is_cleared = state.is_exposed = False
+        return Outcome.EMPTIED
+
+    def drop(self, state: State) -> None:
+        """Report what a session wants to change that another request has ended."""
+        if state.is_written:
+            self._lose(state, True)
+
+    def _lose(self, state: State, has_changes: bool) -> Outcome:
+        """Drop the changes of a session that another request has ended."""
+        state.status = Status.LOST
+        state.is_written = state.is_exposed = state.is_rotating = False
+        if has_changes:
+            logger.info(
+                "Session %s was ended or rotated by another request; the changes of"
+                " this one are dropped.",
+                self.handle(state),
+            )
+            self._send(signals.session_lost, state.key, state.stored_user)
+            if self._config.on_lost == "raise":
+                raise SessionLostError(
+                    "Another request ended the session, or gave it a new id, while"
+                    " this one ran; its changes are dropped."
+                )
+        return Outcome.LOST
+
+    def clear(self, state: State) -> Outcome:
+        """Delete a session that was emptied without having been looked at."""
+        self.verify(state)
+        if not state.key:
+            self._begin(state)
+            return Outcome.LOST
+        return self._delete_stored(state)
+
+    def renew(self, state: State) -> bool:
+        """Record that a stored session was used, if that is due.
+
+        A failure is logged and nothing more.
+
+        :return: ``False`` if the session turns out to be gone.
+        """
+        record = state.stored
+        now = self.clock()
+        lifetime = state.lifetime or self.idle_timeout(self.is_permanent(state))
+        if not self.is_touch_due(record.touched_at, lifetime):
+            return True
+        expires_at = self._limit(now + lifetime, record.created_at)
+        if (touched := self._touch(state, now, expires_at)) is True:
+            state.record = dataclasses.replace(
+                record, touched_at=now, expires_at=expires_at
+            )
+        return touched is not False
+
+    def renew_unseen(self, state: State) -> float | None:
+        """Record that a session was used that was not looked at, if that is due.
+
+        :return: When it was touched last; ``None`` if it is gone, or if nobody knows.
+        """
+        cookie = state.cookie
+        if cookie is None:
+            return None
+        lifetime = cookie.lifetime or self.idle_timeout(cookie.is_permanent)
+        if not self.is_touch_due(cookie.touched_at, lifetime):
+            return None if self.is_retired(state.key) else cookie.touched_at
+        now = self.clock()
+        expires_at = self._limit(now + lifetime, cookie.created_at)
+        return now if self._touch(state, now, expires_at) else None
+
+    def _touch(self, state: State, now: float, expires_at: float) -> bool | None:
+        """Touch; ``None`` if the backend failed."""
+        try:
+            is_alive = self.backend.touch(state.key, now, expires_at)
+        except BackendUnavailableError as error:
+            self._report_failure(state, "touch", error)
+            return None
+        logger.debug(
+            "Session %s %s", self.handle(state), "touched" if is_alive else "is gone"
+        )
+        return is_alive
+
+    # What a session asks for
+
+    def regenerate(self, state: State, keep_data: bool) -> None:
+        """Prepare a new id."""
+        if state.is_closed:
+            raise ServerSessionError(
+                "regenerate() came after the response was sent; the browser cannot"
+                " learn the new id any more."
+            )
+        if not keep_data:
+            state.data.clear()
+            state.lifetime = None
+            state.is_new = state.is_restarted = True
+        state.is_written = True
+        if state.status is Status.STORED:
+            state.is_rotating = True
+        elif state.status is Status.NEW:
+            state.id = state.key = ""
+
+    def destroy(self, state: State) -> None:
+        """Delete the record now and start over."""
+        self.verify(state)
+        was_loaded = state.status is not Status.UNLOADED
+        is_stored = bool(state.key) and state.status in (
+            Status.UNLOADED,
+            Status.STORED,
+        )
+        state.data.clear()
+        state.is_written = state.is_cleared = state.is_exposed = False
+        state.is_rotating = False
+        if is_stored:
+            outcome = self._delete_stored(state)
+            if outcome is Outcome.LOST and not was_loaded:
+                # Unknown, or rotated a moment ago? Found out if something is written
+                # after all; until then nothing is asked, and no cookie is sent.
+                state.status = Status.UNLOADED
+                state.is_gone = True
+        elif state.status in (Status.UNLOADED, Status.NEW):
+            self._begin(state)
+
+    def reload(self, state: State) -> None:
+        """Forget local changes and load again."""
+        state.is_written = state.is_exposed = state.is_cleared = False
+        state.is_rotating = False
+        if state.status is Status.STORED:
+            # As this request last left it, also when it has rotated the id already.
+            record = self._asked(state, "load", self.backend.load, state.key)
+            if record is None or record.is_tombstone or self._is_too_old(record):
+                state.data = {}
+                state.status = Status.LOST
+            else:
+                self._adopt(state, record)
+        elif state.status is Status.UNLOADED:
+            self.load(state)
+        elif state.status is Status.NEW:
+            self._begin(state)
+
+    def save(self, state: State) -> None:
+        """Write now."""
+        if state.status is Status.UNLOADED:
+            if not state.is_written:
+                return
+            self.load(state)
+        if state.status is Status.NEW:
+            if not state.data and not self._config.save_uninitialized:
+                return
+            state.is_written = True
+            if state.is_closed:
+                raise ServerSessionError(
+                    "The session is new and the response was already sent, so the"
+                    " browser cannot learn its id. Write to the session before the"
+                    " response begins."
+                )
+        if state.status is Status.LOST:
+            self.drop(state)
+        elif state.status is not Status.UNSAVED:
+            change = self.change_reason(state)
+            if change is not None or self.rotation_reason(state) is not None:
+                self.write(state, change)
+
+    def touch(self, state: State) -> None:
+        """Count as activity: at the end of the request, or now if that has passed."""
+        state.is_touched = True
+        if not state.is_closed:
+            return
+        if state.status is Status.STORED:
+            self.renew(state)
+        elif state.status is Status.UNLOADED:
+            self.verify(state)
+            self.renew_unseen(state)
+
+    def atomic(
+        self,
+        session: ServerSideSession,
+        state: State,
+        function: cabc.Callable[[ServerSideSession], T],
+    ) -> T:
+        """Run the function on the freshest copy and save it."""
+        if state.status is not Status.STORED:
+            result = function(session)
+            self.save(state)
+            return result
+        key = state.key
+        base, mine = state.payload, self._serializer.dumps(state.data)
+        current = self._asked(state, "load", self.backend.load, key)
+        for tries in itertools.count(1):
+            if current is None or current.is_tombstone:
+                state.data.clear()
+                self._lose(state, False)
+                state.is_written = True
+                return function(session)
+            self._rebase(state, current, base, self._serializer.loads(mine))
+            try:
+                result = function(session)
+            except BaseException:
+                self._rebase(state, current, base, self._serializer.loads(mine))
+                state.is_written = mine != base
+                raise
+            if state.status is not Status.STORED:  # the function has ended it
+                return result
+            if self.rotation_reason(state) is not None or not state.data:
+                # Not in one step with the comparison: later changes are merged.
+                self.write(state, "atomic() was called")
+                return result
+            outcome = self._try_replace(state)
+            if outcome is Outcome.LOST:
+                self._lose(state, True)
+            if isinstance(outcome, Outcome):
+                return result
+            current = outcome
+            self._pause(tries)
+        raise AssertionError  # pragma: no cover
+
+    # Helpers
+
+    def _dumps(self, state: State) -> bytes:
+        """Serialize the content, and check its size."""
+        payload, state.encoded = state.encoded, None
+        if payload is None:
+            payload = self._serializer.dumps(state.data)
+        if len(payload) > self._config.max_size:
+            raise SessionTooLargeError(len(payload), self._config.max_size)
+        return payload
+
+    def _record(
+        self, state: State, payload: bytes, now: float, created_at: float
+    ) -> Record:
+        user = self.user(state)
+        if user is not None and len(user) > _MAX_USER:
+            key = self._config.user_key
+            raise SerializationError(
+                f"flask.session[{key!r}] is longer than {_MAX_USER} characters; keep"
+                " the user's id there.",
+                f"session[{key!r}]",
+            )
+        envelope = Envelope(
+            payload=payload,
+            serializer=self._serializer.code,
+            lifetime=state.lifetime,
+            issued_at=state.issued_at,
+        )
+        return Record(
+            data=self._sealer.seal(envelope, state.key),
+            version=1,
+            created_at=created_at,
+            touched_at=now,
+            expires_at=self._expiry(state, now, created_at),
+            user=user,
+            meta=state.meta,
+        )
+
+    def _asked(
+        self,
+        state: State,
+        operation: str,
+        function: cabc.Callable[P, T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Ask the backend, and report if it fails."""
+        try:
+            return function(*args, **kwargs)
+        except BackendUnavailableError as error:
+            self._report_failure(state, operation, error)
+            raise
+
+    def _report_failure(
+        self, state: State, operation: str, error: BackendUnavailableError
+    ) -> None:
+        logger.error("The session backend failed at %r: %s", operation, error)
+        self._send(
+            signals.backend_failed,
+            state.key,
+            state.stored_user,
+            operation=operation,
+            error=error,
+        )
+
+    def _reject(self, key: str, reason: str) -> None:
+        self._send(signals.session_rejected, key, None, reason=reason)
+
+    def _send(
+        self, signal: NamedSignal, key: str, user: str | None, **values: t.Any
+    ) -> None:
+        if signal.receivers:
+            signal.send(
+                self._app,
+                _async_wrapper=self._app.ensure_sync,
+                handle=self._handle_of(key) if key else None,
+                user=user,
+                **values,
+            )

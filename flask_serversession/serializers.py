@@ -1,0 +1,1063 @@
+"""Bytes to dict and back, exact for every type that Flask's own session supports.
+
+A serializer is two functions, :class:`Serializer`. Two are built in:
+
+-   ``"msgpack"``, :class:`MsgpackSerializer`: compact, fast, the default.
+-   ``"json"``, :class:`JSONSerializer`: Flask's tagged JSON, readable in any store.
+
+Neither executes anything that it reads, and both write equal content as equal bytes,
+so that ``dumps(loads(data)) == data``: changes are detected by comparing them.
+
+Both take whatever Flask's own session takes. What is of a subclass comes back as the
+type that Flask gives back for it: an enum member that is a ``str`` as ``str``, an
+``OrderedDict`` as ``dict``, a named tuple as ``tuple``, a dataclass instance as the
+dict of its fields, anything with ``__html__`` as :class:`~markupsafe.Markup`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import functools
+import json
+import operator
+import struct
+import types
+import typing as t
+from datetime import date
+from datetime import datetime
+from datetime import time
+from datetime import timedelta
+from datetime import timezone
+from decimal import Decimal
+from itertools import chain
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgpack  # type: ignore[import-untyped] # pyright: ignore[reportMissingTypeStubs]
+from flask.json.tag import JSONTag
+from flask.json.tag import PassDict
+from flask.json.tag import PassList
+from flask.json.tag import TagBytes
+from flask.json.tag import TagDateTime
+from flask.json.tag import TagDict
+from flask.json.tag import TaggedJSONSerializer
+from flask.json.tag import TagMarkup
+from flask.json.tag import TagTuple
+from flask.json.tag import TagUUID
+from markupsafe import Markup
+
+from .errors import ConfigurationError
+from .errors import RecordError
+from .errors import SerializationError
+
+_Moment = t.TypeVar("_Moment", datetime, time)
+# type() itself; of a value of type Any, its result is of an unknown type to pyright.
+_class_of: t.Callable[[object], type] = type
+
+
+class Serializer(t.Protocol):
+    """What :data:`SESSION_SERIALIZER` takes: two functions that undo each other.
+
+    ``dumps`` should write equal content as equal bytes; where it does not, a session
+    that was only read may be saved again. Both may be called from several threads at
+    once.
+    """
+
+    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+        """Write the content of a session. May raise anything if it cannot."""
+        ...
+
+    def loads(self, data: bytes, /) -> dict[str, t.Any]:
+        """Read what :meth:`dumps` wrote. May raise anything if it cannot."""
+        ...
+
+
+class CodedSerializer(t.Protocol):
+    """A serializer with its name and its code, as :func:`serializer_for` gives it.
+
+    Unlike a bare :class:`Serializer`, it raises nothing but the two errors named here.
+    """
+
+    #: For messages.
+    name: str
+    #: One byte, kept beside each payload: who wrote it.
+    code: bytes
+
+    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+        """Write the content of a session.
+
+        :raises SerializationError: if it holds something that cannot be written.
+        """
+        ...
+
+    def loads(self, data: bytes, /) -> dict[str, t.Any]:
+        """Read what :meth:`dumps` wrote.
+
+        :raises RecordError: with the reason ``"unreadable"``, whatever the bytes are.
+        """
+        ...
+
+
+class MsgpackSerializer:
+    """MessagePack with extension types; compact, fast, exact.
+
+    Keeps str (lone surrogates too), bytes, None, bool, int of any size, float, list,
+    tuple, dict (in order; with keys of any of these types that can be hashed), set,
+    frozenset, :class:`~markupsafe.Markup`, UUID, Decimal, datetime, date, time and
+    timedelta. An aware datetime or time keeps its fixed offset or the key of its
+    :class:`~zoneinfo.ZoneInfo`; where a machine that reads it does not know the key, a
+    datetime gets its fixed offset instead, a time none. Any other tzinfo becomes the
+    fixed offset at that moment.
+
+    The extension types, by code:
+
+    ====  ===========================================================================
+    code  content
+    ====  ===========================================================================
+    1     marks the array that it is the first item of: ``t`` a tuple, ``s`` a set,
+          ``f`` a frozenset. Sets are sorted by the packed form of their members
+    2     int beyond 64 bits: two's complement, big-endian
+    3     Markup: UTF-8
+    4     UUID: 16 bytes
+    5     Decimal: its ``str``
+    6     datetime: ISO 8601, then ``[zone key]`` (RFC 9557) or ``(name of a fixed
+          offset)`` if it has one; a leading ``~`` stands for ``fold=1``
+    7     date: ISO 8601
+    8     time: as datetime
+    9     timedelta: days, seconds and microseconds, three 32-bit integers, big-endian
+    ====  ===========================================================================
+    """
+
+    name: str = "msgpack"
+    code: bytes = b"m"
+
+    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+        """Write the content of a session.
+
+        :raises SerializationError: if it holds something that cannot be written.
+        """
+        try:
+            packed: bytes = _packer().pack(data)
+        except Exception:  # noqa: BLE001 - the second, slower try explains it
+            packed = b""
+        if packed and not (_may_hold_impostor(packed) and _holds_impostor(data)):
+            return packed
+        return _write_simplified(data, _MSGPACK, lambda plain: _packer().pack(plain))
+
+    def loads(self, data: bytes, /) -> dict[str, t.Any]:
+        """Read what :meth:`dumps` wrote.
+
+        :raises RecordError: with the reason ``"unreadable"``, whatever the bytes are.
+        """
+        try:
+            # Hooking into every list costs time; without this byte there is no marker.
+            if b"\xd4" in data:
+                reader = _MarkReader()
+                value = _unpack(
+                    data, ext_hook=reader.read_ext, list_hook=reader.read_list
+                )
+                if reader.open:
+                    raise ValueError("a marker outside of its place")
+            else:
+                value = _unpack(data, ext_hook=_read_ext)
+        except Exception as error:  # noqa: BLE001 - hostile bytes raise many things
+            raise _unreadable(self.name, error) from None
+        return _checked_dict(self.name, value)
+
+
+class JSONSerializer:
+    """Flask's own tagged JSON, as UTF-8 text that any store's tools can show.
+
+    What Flask's session keeps is written as Flask writes it. What it would change
+    without a word is kept by tags of our own:
+
+    ======  =========================================================================
+    tag     content
+    ======  =========================================================================
+    `` dt`` datetime that Flask's `` d`` would change: with microseconds, naive, or not
+            in UTC
+    `` da`` date
+    `` de`` Decimal
+    `` k``  dict with keys that are not all str: list of ``[key, value]``
+    ======  =========================================================================
+
+    set, frozenset, time, timedelta and tuples as keys are refused, as Flask does.
+
+    Does not use the application's JSON provider: what is stored must not change its
+    meaning with a setting that was made for responses.
+    """
+
+    name: str = "json"
+    code: bytes = b"j"
+
+    def __init__(self) -> None:
+        self._tagged = _TaggedJSON()
+
+    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+        """Write the content of a session.
+
+        :raises SerializationError: if it holds something that cannot be written.
+        """
+        return _write_simplified(
+            data,
+            _JSON,
+            # Escaped in ASCII, a lone surrogate could meet its other half.
+            lambda plain: self._tagged.dumps(plain).encode("utf-8", "surrogatepass"),
+        )
+
+    def loads(self, data: bytes, /) -> dict[str, t.Any]:
+        """Read what :meth:`dumps` wrote.
+
+        :raises RecordError: with the reason ``"unreadable"``, whatever the bytes are.
+        """
+        try:
+            value = self._tagged.loads(data.decode("utf-8", "surrogatepass"))
+        except Exception as error:  # noqa: BLE001 - hostile bytes raise many things
+            raise _unreadable(self.name, error) from None
+        return _checked_dict(self.name, value)
+
+
+class CustomSerializer:
+    """The application's own serializer, made to raise our errors only.
+
+    :param serializer: Any object, also a module, with ``dumps`` and ``loads``.
+    """
+
+    code: bytes = b"c"
+
+    def __init__(self, serializer: Serializer) -> None:
+        self._serializer: t.Any = serializer
+        #: The module's or the class's name.
+        self.name: str = getattr(serializer, "__name__", type(serializer).__name__)
+
+    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+        """Write the content of a session.
+
+        :raises SerializationError: whatever the serializer raised, or if it gave
+            something else than bytes.
+        """
+        try:
+            written: object = self._serializer.dumps(data)
+        except SerializationError:
+            raise
+        except Exception as error:
+            raise SerializationError(
+                f"flask.session could not be written by the serializer {self.name!r}:"
+                f" it raised {_type_name(error)}."
+            ) from error
+        if not isinstance(written, bytes):
+            raise SerializationError(
+                f"'dumps' of the serializer {self.name!r} gave"
+                f" {_a(_type_name(written))}; bytes are expected."
+            )
+        return written
+
+    def loads(self, data: bytes, /) -> dict[str, t.Any]:
+        """Read what :meth:`dumps` wrote.
+
+        :raises RecordError: with the reason ``"unreadable"``, whatever the serializer
+            raised, or if it gave something else than a dict.
+        """
+        try:
+            value: object = self._serializer.loads(data)
+        except RecordError:
+            raise
+        except Exception as error:
+            raise _unreadable(self.name, error) from error
+        return _checked_dict(self.name, value)
+
+
+def serializer_for(value: str | bytes | Serializer) -> CodedSerializer:
+    """Give the serializer that a value of :data:`SESSION_SERIALIZER` stands for.
+
+    :param value: A built-in serializer's name or any object with ``dumps`` and
+        ``loads``; or the code of a built-in serializer, as found beside a payload.
+    :raises ConfigurationError: if it is none of these.
+    :raises RecordError: if it is another code, with the reason ``"unreadable"``.
+    """
+    if isinstance(value, bytes):
+        for make in _BUILT_IN.values():
+            serializer = make()
+            if serializer.code == value:
+                return serializer
+        raise RecordError(
+            "The payload was written by another serializer than the one in"
+            " 'SESSION_SERIALIZER'.",
+            "unreadable",
+        )
+    if isinstance(value, str):
+        if value in _BUILT_IN:
+            return _BUILT_IN[value]()
+    elif isinstance(value, (MsgpackSerializer, JSONSerializer, CustomSerializer)):
+        return value
+    elif (
+        not isinstance(value, type)
+        and callable(getattr(value, "dumps", None))
+        and callable(getattr(value, "loads", None))
+    ):
+        return CustomSerializer(value)
+    given = repr(value) if isinstance(value, str) else _a(_type_name(value))
+    if isinstance(value, type):
+        given = f"the class {_qualified(value)}, not an instance of it"
+    raise ConfigurationError(
+        f"'SESSION_SERIALIZER' is {given}; expected 'json', 'msgpack' or an object"
+        " with 'dumps' and 'loads'.",
+        "SESSION_SERIALIZER",
+    )
+
+
+_BUILT_IN: dict[str, t.Callable[[], CodedSerializer]] = {
+    "msgpack": MsgpackSerializer,
+    "json": JSONSerializer,
+}
+
+
+def _unreadable(name: str, error: Exception) -> RecordError:
+    # The error's own message may quote what it stumbled over, a value of the session.
+    return RecordError(
+        f"The payload cannot be read by the {name} serializer ({_type_name(error)}).",
+        "unreadable",
+    )
+
+
+def _checked_dict(name: str, value: object) -> dict[str, t.Any]:
+    if not isinstance(value, dict):
+        raise RecordError(
+            f"The payload, read by the {name} serializer, is {_a(_type_name(value))};"
+            " a dict is expected.",
+            "unreadable",
+        )
+    return t.cast("dict[str, t.Any]", value)
+
+
+# Dates and times as text, for both serializers
+#
+# The classes' own functions are bound here, once: freezegun replaces the names of the
+# classes in this module while time is frozen, and what is read must be the real ones.
+
+_parse_datetime = datetime.fromisoformat
+_parse_date = date.fromisoformat
+_parse_time = time.fromisoformat
+
+
+def _moment_text(value: datetime | time) -> str:
+    zone = value.tzinfo
+    text = value.isoformat()
+    # The key is None for ZoneInfo.from_file().
+    if isinstance(zone, ZoneInfo) and zone.key:
+        text += f"[{zone.key}]"
+    elif isinstance(value, time) and zone is not None and value.utcoffset() is None:
+        # Other zones are kept by their offset, and here there is none.
+        raise _RefusedError("Give it a ZoneInfo or a fixed offset.")
+    elif isinstance(zone, timezone):
+        name = zone.tzname(None)
+        if name != timezone(zone.utcoffset(None)).tzname(None):
+            text += f"({name})"
+    return f"~{text}" if value.fold else text
+
+
+def _moment(text: str, parse: t.Callable[[str], _Moment]) -> _Moment:
+    fold = text.startswith("~")
+    if fold:
+        text = text[1:]
+    if text.endswith("]"):
+        iso, _, key = text[:-1].partition("[")
+        value = parse(iso)
+        # Which zones there are differs from machine to machine; the offset, which is
+        # part of the text, remains where this one is unknown.
+        with contextlib.suppress(LookupError, ValueError, OSError, ImportError):
+            value = value.replace(tzinfo=ZoneInfo(key))
+    elif text.endswith(")"):
+        iso, _, name = text[:-1].partition("(")
+        value = parse(iso)
+        offset = value.utcoffset()
+        if offset is None:
+            raise ValueError("a named offset without the offset")
+        value = value.replace(tzinfo=timezone(offset, name))
+    else:
+        value = parse(text)
+    return value.replace(fold=1) if fold else value
+
+
+# MessagePack
+
+_MARK = 1
+_INT = 2
+_MARKUP = 3
+_UUID = 4
+_DECIMAL = 5
+_DATETIME = 6
+_DATE = 7
+_TIME = 8
+_TIMEDELTA = 9
+
+_msgpack: t.Any = msgpack  # which has no type hints
+# Skips the checks of ExtType.__new__, which take longer than all the rest.
+_ext: t.Any = functools.partial(
+    tuple.__new__,  # pyright: ignore[reportUnknownMemberType]
+    _msgpack.ExtType,
+)
+_timedelta_struct = struct.Struct(">iii")
+
+# A marker as the first item of an array, and not an extension type that holds a
+# packed array: packing and unpacking would enter themselves at each level, and each
+# call of unpackb takes 40 KiB of C stack, so that a few hundred levels, which fit into
+# a kilobyte of hostile bytes, would end the process.
+_MARK_TUPLE = _ext((_MARK, b"t"))
+_MARK_SET = _ext((_MARK, b"s"))
+_MARK_FROZENSET = _ext((_MARK, b"f"))
+
+
+def _write_int(value: int) -> t.Any:
+    # Only called for what msgpack's own integers cannot hold.
+    return _ext((_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)))
+
+
+def _sorted_members(value: t.AbstractSet[t.Any]) -> list[t.Any]:
+    members = [_member(member) for member in value]
+    if len(members) > 1:
+        members.sort(key=_packer().pack)
+    return members
+
+
+def _member(value: t.Any) -> t.Any:
+    # Sets in sets are sorted here, from the inside out: left to the packer, each
+    # level would pack, and sort, all the levels below it twice.
+    kind = _class_of(value)
+    if kind is tuple:
+        return [_MARK_TUPLE, *map(_member, value)]
+    if kind is frozenset:
+        return [_MARK_FROZENSET, *_sorted_members(value)]
+    return value
+
+
+_WRITERS: dict[type, t.Callable[[t.Any], t.Any]] = {
+    int: _write_int,
+    tuple: lambda value: [_MARK_TUPLE, *value],
+    set: lambda value: [_MARK_SET, *_sorted_members(value)],
+    frozenset: lambda value: [_MARK_FROZENSET, *_sorted_members(value)],
+    Markup: lambda value: _ext((_MARKUP, value.encode("utf-8", "surrogatepass"))),
+    UUID: lambda value: _ext((_UUID, value.bytes)),
+    Decimal: lambda value: _ext((_DECIMAL, str(value).encode())),
+    datetime: lambda value: _ext((_DATETIME, _moment_bytes(value))),
+    date: lambda value: _ext((_DATE, value.isoformat().encode())),
+    time: lambda value: _ext((_TIME, _moment_bytes(value))),
+    timedelta: lambda value: _ext(
+        (
+            _TIMEDELTA,
+            _timedelta_struct.pack(value.days, value.seconds, value.microseconds),
+        )
+    ),
+}
+
+
+def _write(value: t.Any) -> t.Any:
+    """Turn what msgpack does not know into something that it does know."""
+    # A KeyError makes dumps simplify the session first.
+    return _WRITERS[type(value)](value)
+
+
+# One packer a call: that is as fast as keeping one for each thread (its cost is its
+# buffer, hence the small one, which grows), and a packer cannot be entered again by
+# something that it calls.
+_packer: t.Any = functools.partial(
+    _msgpack.Packer,
+    default=_write,
+    strict_types=True,
+    unicode_errors="surrogatepass",
+    buf_size=512,
+)
+# Bounds every length by that of the bytes, so that a few of them cannot ask for
+# gigabytes. What other programs wrote as msgpack's own timestamp is a datetime.
+_unpack: t.Any = functools.partial(
+    _msgpack.unpackb,
+    strict_map_key=False,
+    unicode_errors="surrogatepass",
+    timestamp=3,
+)
+
+
+def _moment_bytes(value: datetime | time) -> bytes:
+    return _moment_text(value).encode("utf-8", "surrogatepass")
+
+
+# The values, and not the names, of the classes are needed here as well (see above).
+_READERS: dict[int, t.Callable[[bytes], t.Any]] = {
+    _INT: lambda data: int.from_bytes(data, "big", signed=True),
+    _MARKUP: lambda data: Markup(data.decode("utf-8", "surrogatepass")),  # noqa: S704 - it was one
+    _UUID: lambda data: UUID(bytes=data),
+    _DECIMAL: lambda data: Decimal(data.decode("ascii")),
+    _DATETIME: lambda data: _moment(
+        data.decode("utf-8", "surrogatepass"), _parse_datetime
+    ),
+    _DATE: lambda data: _parse_date(data.decode("ascii")),
+    _TIME: lambda data: _moment(data.decode("utf-8", "surrogatepass"), _parse_time),
+    _TIMEDELTA: lambda data: _make_timedelta(*_timedelta_struct.unpack(data)),
+}
+
+
+def _make_timedelta(days: int, seconds: int, microseconds: int) -> timedelta:
+    return timedelta(days, seconds, microseconds)
+
+
+def _read_ext(code: int, data: bytes) -> t.Any:
+    return _READERS[code](data)
+
+
+class _Marker:
+    __slots__ = ("make",)
+
+    def __init__(self, make: t.Callable[[list[t.Any]], t.Any]) -> None:
+        self.make = make
+
+
+_MARKERS = {b"t": _Marker(tuple), b"s": _Marker(set), b"f": _Marker(frozenset)}
+
+
+class _MarkReader:
+    """Builds tuples and sets while one payload is read."""
+
+    __slots__ = ("open",)
+
+    def __init__(self) -> None:
+        #: How many markers were read that no list has begun with, as yet.
+        self.open = 0
+
+    def read_ext(self, code: int, data: bytes) -> t.Any:
+        if code == _MARK:
+            self.open += 1
+            return _MARKERS[data]
+        return _READERS[code](data)
+
+    def read_list(self, items: list[t.Any]) -> t.Any:
+        if items and type(items[0]) is _Marker:
+            self.open -= 1
+            return items.pop(0).make(items)
+        return items
+
+
+# What the packer writes by itself although it would be read back as another type, or
+# not at all, and so must be refused. It writes them with these first bytes, which
+# also occur in other places: then looking through the session is needed.
+_IMPOSTORS: frozenset[type] = frozenset(
+    {bytearray, memoryview, _msgpack.ExtType, _msgpack.Timestamp}
+)
+_ATOMS = frozenset({str, int, bool, float, type(None), bytes})
+_STR = frozenset({str})
+_ITERATED = frozenset({list, tuple, set, frozenset})
+_CONTAINERS = _ITERATED | {dict}
+_values = operator.methodcaller("values")
+
+
+def _may_hold_impostor(packed: bytes) -> bool:
+    # One by one, since each is a memchr: a regular expression takes 30 times as long.
+    return (
+        b"\xd4" in packed
+        or b"\xc4" in packed
+        or b"\xc5" in packed
+        or b"\xc6" in packed
+        or b"\xc7" in packed
+        or b"\xc8" in packed
+        or b"\xc9" in packed
+        or b"\xd5" in packed
+        or b"\xd6" in packed
+        or b"\xd7" in packed
+        or b"\xd8" in packed
+    )
+
+
+def _holds_impostor(data: dict[str, t.Any]) -> bool:
+    # Level by level, which leaves the loops over the items to C; three times as fast
+    # as one container after the other. Only after packing, which makes sure that
+    # nothing contains itself.
+    dicts: list[t.Any] = [data]
+    others: list[t.Any] = []
+    while dicts or others:
+        items: list[t.Any] = [
+            *chain.from_iterable(map(_values, dicts)),
+            *chain.from_iterable(others),
+        ]
+        if not _ATOMS.issuperset(map(type, chain.from_iterable(dicts))):
+            items += chain.from_iterable(dicts)
+        kinds = set(map(type, items))
+        if not _IMPOSTORS.isdisjoint(kinds):
+            return True
+        if _CONTAINERS.isdisjoint(kinds):
+            return False
+        dicts = [item for item in items if type(item) is dict]
+        others = [item for item in items if type(item) in _ITERATED]
+    return False
+
+
+# JSON
+
+
+class _TagKeys(JSONTag):
+    """Tag for dicts with keys that JSON would turn into strings."""
+
+    __slots__ = ()
+    key = " k"
+
+    def check(self, value: t.Any) -> bool:
+        return isinstance(value, dict) and not _STR.issuperset(
+            map(type, t.cast("t.Iterable[object]", value))
+        )
+
+    def to_json(self, value: t.Any) -> t.Any:
+        tag = self.serializer.tag
+        return [[tag(key), tag(item)] for key, item in value.items()]
+
+    def to_python(self, value: t.Any) -> t.Any:
+        return {key: item for key, item in value}  # noqa: C416 - refuses more shapes
+
+
+class _TagHTTPDate(TagDateTime):
+    """Flask's tag, where it changes nothing."""
+
+    __slots__ = ()
+
+    def check(self, value: t.Any) -> bool:
+        return (
+            isinstance(value, datetime)
+            and value.tzinfo is timezone.utc
+            and not value.microsecond
+            and not value.fold
+            # The years of two digits that e-mails had are taken for 1969 to 2068.
+            and value.year >= 1000
+        )
+
+    def to_python(self, value: t.Any) -> t.Any:
+        moment = super().to_python(value)
+        if moment is None:
+            raise ValueError("not an HTTP date")
+        return moment
+
+
+class _TagMoment(JSONTag):
+    __slots__ = ()
+    key = " dt"
+
+    def check(self, value: t.Any) -> bool:
+        return isinstance(value, datetime)
+
+    def to_json(self, value: t.Any) -> t.Any:
+        return _moment_text(value)
+
+    def to_python(self, value: t.Any) -> t.Any:
+        return _moment(value, _parse_datetime)
+
+
+class _TagDate(JSONTag):
+    __slots__ = ()
+    key = " da"
+
+    def check(self, value: t.Any) -> bool:
+        return isinstance(value, date)
+
+    def to_json(self, value: t.Any) -> t.Any:
+        return value.isoformat()
+
+    def to_python(self, value: t.Any) -> t.Any:
+        return _parse_date(value)
+
+
+class _TagDecimal(JSONTag):
+    __slots__ = ()
+    key = " de"
+
+    def check(self, value: t.Any) -> bool:
+        return isinstance(value, Decimal)
+
+    def to_json(self, value: t.Any) -> t.Any:
+        return str(value)
+
+    def to_python(self, value: t.Any) -> t.Any:
+        if not isinstance(value, str):  # a float would be taken for its binary value
+            raise TypeError("not a string")
+        return Decimal(value)
+
+
+class _TaggedJSON(TaggedJSONSerializer):
+    __slots__ = ()
+
+    default_tags = [  # noqa: RUF012 - as Flask has it
+        _TagKeys,
+        TagDict,
+        PassDict,
+        TagTuple,
+        PassList,
+        TagBytes,
+        TagMarkup,
+        TagUUID,
+        _TagHTTPDate,
+        _TagMoment,
+        _TagDate,
+        _TagDecimal,
+    ]
+
+    def tag(self, value: t.Any) -> t.Any:
+        return value if type(value) in _JSON_ATOMS else super().tag(value)
+
+    def dumps(self, value: t.Any) -> str:
+        return json.dumps(
+            self.tag(value),
+            ensure_ascii=False,
+            check_circular=False,
+            separators=(",", ":"),
+        )
+
+    def loads(self, value: str) -> t.Any:
+        return json.loads(value, object_hook=self.untag)
+
+
+_JSON_ATOMS = _ATOMS - {bytes}
+
+
+# What both do with values of other types than those that they know exactly
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Form:
+    """What a serializer has no form for, and what to do instead."""
+
+    name: str
+    refused: t.Mapping[type, str]
+    refused_keys: t.Mapping[type, str]
+
+
+_LIST = "Keep a list, or use the default serializer."
+_KEY = "Use a string as the key, or use the default serializer."
+_MSGPACK = _Form("msgpack", {}, {})
+_JSON = _Form(
+    "json",
+    {
+        set: _LIST,
+        frozenset: _LIST,
+        time: "Keep its isoformat(), or use the default serializer.",
+        timedelta: "Keep its total_seconds(), or use the default serializer.",
+    },
+    {tuple: _KEY, frozenset: _KEY},
+)
+
+#: The deepest nesting that is simplified. The recursion needs three or four frames a
+#: level, of which Python allows 1000.
+_MAX_DEPTH = 200
+
+
+def _write_simplified(
+    data: dict[str, t.Any], form: _Form, write: t.Callable[[t.Any], bytes]
+) -> bytes:
+    """Write, and raise nothing but a SerializationError that says where and why."""
+    try:
+        return write(_Simplifier(form).simplify(data, None))
+    except SerializationError:
+        raise
+    except RecursionError as error:
+        raise _too_deep(form, None) from error
+    except Exception as error:
+        raise SerializationError(
+            f"flask.session could not be written by the {form.name} serializer:"
+            f" {_type_name(error)}."
+        ) from error
+
+
+class _Simplifier:
+    """Copies a session so that every value is of an exact type that is written.
+
+    It takes, in the same order, what Flask's own session takes
+    (:class:`~flask.json.tag.TaggedJSONSerializer`, then
+    :class:`~flask.json.provider.DefaultJSONProvider`).
+    """
+
+    def __init__(self, form: _Form) -> None:
+        self.form = form
+        #: The ids of the containers around the current value.
+        self.open: set[int] = set()
+
+    def simplify(self, value: t.Any, place: _Place) -> t.Any:
+        kind, convert = self.kind_of(value, place)
+        if kind in self.form.refused:
+            raise self.refusal(value, place, self.form.refused[kind])
+        converted = self.convert(value, convert, place)
+        if kind not in _CONTAINERS:
+            return converted
+        if id(value) in self.open:
+            path, _ = _describe(place)
+            raise SerializationError(
+                f"flask.{path} contains itself, which the {self.form.name} serializer"
+                " cannot write. Remove the circular reference.",
+                path,
+            )
+        if len(self.open) == _MAX_DEPTH:
+            raise _too_deep(self.form, place)
+        self.open.add(id(value))
+        simplified = self.simplify_items(value, kind, converted, place)
+        self.open.discard(id(value))
+        return simplified
+
+    def simplify_items(
+        self, value: t.Any, kind: t.Any, items: t.Any, place: _Place
+    ) -> t.Any:
+        if kind is dict:
+            lead = _ITEM if isinstance(value, dict) else _FIELD
+            # Most keys and values are atoms, which need no step, nor a call.
+            simplified: dict[t.Any, t.Any] = {}
+            for key, item in items:
+                simple_key = key
+                if type(key) not in _ATOMS:
+                    simple_key = self.simplify_hashed(key, _Step(place, _IN_KEYS))
+                if type(item) not in _ATOMS:
+                    item = self.simplify(item, _Step(place, lead, key))
+                simplified[simple_key] = item
+            return simplified
+        if kind is set or kind is frozenset:
+            step = _Step(place, _HOLDS)
+            members = [self.simplify_hashed(item, step) for item in items]
+            return set(members) if kind is set else frozenset(members)
+        listed = [
+            item
+            if type(item) in _ATOMS
+            else self.simplify(item, _Step(place, _ITEM, index))
+            for index, item in enumerate(items)
+        ]
+        return listed if kind is list else tuple(listed)
+
+    def simplify_hashed(self, value: t.Any, place: _Step) -> t.Any:
+        """Simplify a dict's key or a set's member, which must stay hashable."""
+        if type(value) in _ATOMS:
+            return value
+        kind, convert = self.kind_of(value, place)
+        if place.lead is _IN_KEYS and kind in self.form.refused_keys:
+            raise self.refusal(value, place, self.form.refused_keys[kind])
+        if kind in (dict, list, set):
+            remedy = f"It would become a {kind.__name__}, which cannot be hashed."
+            raise self.refusal(value, place, remedy)
+        if kind is tuple:
+            items = self.convert(value, convert, place)
+            return tuple([self.simplify_hashed(item, place) for item in items])
+        return self.simplify(value, place)
+
+    def kind_of(self, value: t.Any, place: _Place) -> _Kind:
+        try:
+            for kind in _KINDS_BEFORE_HTML:
+                if isinstance(value, kind[0]):
+                    return kind
+            if not isinstance(value, type):
+                if callable(getattr(value, "__html__", None)):
+                    return _HTML
+                for kind in _KINDS_AFTER_HTML:
+                    if isinstance(value, kind[0]):
+                        return kind
+                if dataclasses.is_dataclass(value):
+                    return _DATACLASS
+        except Exception as error:
+            raise self.failure(value, place, error) from error
+        raise self.refusal(value, place, _remedy(value))
+
+    def convert(
+        self, value: t.Any, convert: t.Callable[[t.Any], t.Any], place: _Place
+    ) -> t.Any:
+        try:
+            return convert(value)
+        except _RefusedError as error:
+            raise self.refusal(value, place, error.remedy) from error
+        except Exception as error:
+            raise self.failure(value, place, error) from error
+
+    def refusal(self, value: t.Any, place: _Place, remedy: str) -> SerializationError:
+        path, relation = _describe(place)
+        what = _a(_type_name(value))
+        error = SerializationError(
+            f"flask.{path} {relation} {what}, which the {self.form.name} serializer"
+            f" cannot write. {remedy}",
+            path,
+        )
+        error.__cause__ = TypeError(f"{what} cannot be written")
+        return error
+
+    def failure(
+        self, value: t.Any, place: _Place, cause: Exception
+    ) -> SerializationError:
+        """Explain an exception of the value's own code, such as its ``__html__``."""
+        if isinstance(cause, RecursionError) and len(self.open) > _MAX_DEPTH / 4:
+            return _too_deep(self.form, place)  # just where the stack came to its end
+        path, relation = _describe(place)
+        return SerializationError(
+            f"flask.{path} {relation} {_a(_type_name(value))}, which raised"
+            f" {_type_name(cause)} while the {self.form.name} serializer wrote it.",
+            path,
+        )
+
+
+class _RefusedError(TypeError):
+    """One value of a type that is written otherwise cannot be."""
+
+    def __init__(self, remedy: str) -> None:
+        super().__init__(remedy)
+        self.remedy = remedy
+
+
+def _items_of_dict(value: t.Any) -> list[tuple[t.Any, t.Any]]:
+    return list(value.items())
+
+
+def _items_of_dataclass(value: t.Any) -> list[tuple[t.Any, t.Any]]:
+    # dataclasses.asdict gives the same in the end, but copies every value, and fails
+    # for those that cannot be copied.
+    return [
+        (field.name, getattr(value, field.name)) for field in dataclasses.fields(value)
+    ]
+
+
+def _base_datetime(value: t.Any, base: type[datetime] = datetime) -> datetime:
+    moment = base(
+        value.year,
+        value.month,
+        value.day,
+        value.hour,
+        value.minute,
+        value.second,
+        value.microsecond,
+        value.tzinfo,
+        fold=value.fold,
+    )
+    _moment_text(moment)  # runs the tzinfo's code here, where its errors have a place
+    return moment
+
+
+def _base_date(value: t.Any, base: type[date] = date) -> date:
+    return base(value.year, value.month, value.day)
+
+
+def _base_time(value: t.Any, base: type[time] = time) -> time:
+    moment = base(
+        value.hour,
+        value.minute,
+        value.second,
+        value.microsecond,
+        value.tzinfo,
+        fold=value.fold,
+    )
+    _moment_text(moment)
+    return moment
+
+
+#: A type, and how to give a value of a subclass as that type; for a container, how to
+#: give its items.
+_Kind = tuple[t.Any, t.Callable[[t.Any], t.Any]]
+
+# The base classes' own methods, since those of the subclass may mean something else:
+# str() of an enum member that is a str is not the string.
+_KINDS_BEFORE_HTML: tuple[_Kind, ...] = (
+    (dict, _items_of_dict),
+    (tuple, list),
+    (list, list),
+    (bytes, lambda value: bytes(memoryview(value))),
+)
+_HTML: _Kind = (Markup, lambda value: Markup(str(value.__html__())))  # noqa: S704 - by its own word
+_KINDS_AFTER_HTML: tuple[_Kind, ...] = (
+    (UUID, lambda value: UUID(int=value.int)),
+    (datetime, _base_datetime),
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (date, _base_date),
+    (Decimal, Decimal),
+    (time, _base_time),
+    (timedelta, lambda value: timedelta(value.days, value.seconds, value.microseconds)),
+    (set, list),
+    (frozenset, list),
+)
+_DATACLASS: _Kind = (dict, _items_of_dataclass)
+
+
+# The wording of errors
+
+_ITEM = "[]"
+_FIELD = "."
+_IN_KEYS = "has in its keys"
+_HOLDS = "holds"
+
+
+class _Step(t.NamedTuple):
+    """A place in the session, which is put into words only if it is needed.
+
+    :param before: The place that this one is in; ``None`` for the session itself.
+    :param lead: How this one is reached from there.
+    :param name: The key, index or field, if that is how.
+    """
+
+    before: _Step | None
+    lead: str
+    name: object = None
+
+
+_Place: t.TypeAlias = "_Step | None"
+
+
+def _describe(place: _Place) -> tuple[str, str]:
+    """Give the path of a place, and how what is there relates to that path."""
+    steps: list[_Step] = []
+    while place is not None:
+        steps.append(place)
+        place = place.before
+    path = "session"
+    for step in reversed(steps):
+        if step.lead is _ITEM:
+            path += f"[{_show_key(step.name)}]"
+        elif step.lead is _FIELD:
+            path += f".{step.name}"
+        else:
+            return path, step.lead
+    return path, "is"
+
+
+def _too_deep(form: _Form, place: _Place) -> SerializationError:
+    while place is not None and place.before is not None:
+        place = place.before
+    path, _ = _describe(place)
+    return SerializationError(
+        f"flask.{path} is nested too deeply for the {form.name} serializer. Keep a"
+        " flatter structure.",
+        path,
+    )
+
+
+def _show_key(key: t.Any) -> str:
+    kind = _class_of(key)
+    if kind is tuple:
+        inside = ", ".join(map(_show_key, key))
+        shown = f"({inside},)" if len(key) == 1 else f"({inside})"
+    elif isinstance(key, str):
+        shown = str.__repr__(key)
+    elif kind in _ATOMS or kind in _WRITERS:
+        shown = repr(key)
+    else:  # whose repr may say, or do, anything
+        shown = f"<{_type_name(key)}>"
+    return shown if len(shown) <= 60 else f"{shown[:58]}…{shown[-1]}"
+
+
+def _type_name(value: object) -> str:
+    return _qualified(type(value))
+
+
+def _qualified(kind: type) -> str:
+    if kind.__module__ == "builtins":
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "AEIOaeio" else f"a {noun}"
+
+
+def _remedy(value: object) -> str:
+    if isinstance(value, enum.Enum):
+        return "Keep its value."
+    if isinstance(value, (bytearray, memoryview)):
+        return "Keep bytes."
+    if isinstance(value, (type, types.ModuleType)) or callable(value):
+        return "Keep its name."
+    return "Keep plain data that identifies or describes it."

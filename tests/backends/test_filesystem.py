@@ -1,0 +1,926 @@
+"""The filesystem backend: the contract, and what can happen to files."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from flask_serversession.backends import filesystem
+from flask_serversession.backends.base import Backend
+from flask_serversession.backends.base import Conflict
+from flask_serversession.backends.base import Gone
+from flask_serversession.backends.base import Replaced
+from flask_serversession.backends.filesystem import FilesystemBackend
+from flask_serversession.errors import BackendUnavailableError
+from flask_serversession.errors import ConfigurationError
+from flask_serversession.errors import RecordError
+from flask_serversession.record import HEADER_SIZE
+from flask_serversession.record import Record
+from flask_serversession.record import encode_record
+from flask_serversession.record import key_of
+from flask_serversession.testing import BackendContract
+from flask_serversession.testing import FakeClock
+from flask_serversession.testing import Spoil
+
+PREFIX = "session:"
+KEY = key_of("an id", PREFIX)
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows lacks it")
+
+
+def find_file(path: Path) -> Path:
+    """Give the only record's file."""
+    (file,) = [file for file in path.glob("??/*") if "." not in file.name]
+    return file
+
+
+def find_leftovers(path: Path) -> list[str]:
+    return [file.name for file in path.glob("*/.tmp-*")]
+
+
+def make_record(
+    clock: cabc.Callable[[], float], data: bytes = b"data", lives: float = 600
+) -> Record:
+    now = clock()
+    return Record(data, 1, now, now, now + lives, "user", {"address": "192.0.2.1"})
+
+
+def spoil_file(file: Path, reason: str) -> None:
+    content = bytearray(file.read_bytes())
+    if reason == "newer":
+        content[1] += 1
+    else:
+        content[-1] ^= 1
+    file.write_bytes(content)
+
+
+class TestFilesystemBackend(BackendContract):
+    @pytest.fixture
+    def backend(self, clock: FakeClock, tmp_path: Path) -> Backend:
+        return FilesystemBackend(tmp_path / "sessions", clock=clock)
+
+    @pytest.fixture
+    def second_backend(self, clock: t.Any, tmp_path: Path) -> Backend:
+        return FilesystemBackend(tmp_path / "sessions", clock=clock)
+
+    @pytest.fixture
+    def dead_backend(self, clock: t.Any, tmp_path: Path) -> Backend:
+        (tmp_path / "file").write_bytes(b"in place of the folder")
+        return FilesystemBackend(tmp_path / "file", clock=clock)
+
+    @pytest.fixture
+    def spoil(self, backend: t.Any) -> Spoil:
+        def spoil(key: str, reason: str) -> None:
+            spoil_file(Path(backend._locate(key)[1]), reason)
+
+        return spoil
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "instance" / "sessions"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    # Near the system's own time, which temporary files get.
+    return FakeClock(time.time())
+
+
+@pytest.fixture
+def backend(path: Path, clock: FakeClock) -> FilesystemBackend:
+    return FilesystemBackend(path, prefix=PREFIX, clock=clock)
+
+
+# -- where things are
+
+
+def test_nothing_is_created_before_the_first_record(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    record = make_record(clock)
+    assert backend.load(KEY) is None
+    assert backend.replace(KEY, record, 1) == Gone()
+    assert backend.touch(KEY, 0, record.expires_at) is False
+    assert backend.delete(KEY) is False
+    assert list(backend.iterate()) == []
+    assert backend.count() == backend.prune(10) == 0
+    assert not path.parent.exists()
+    assert backend.create(KEY, record) is True
+    assert backend.load(KEY) == record
+
+
+def test_a_record_lies_where_its_key_says(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    record = make_record(clock)
+    backend.create(KEY, record)
+    digest = KEY.removeprefix(PREFIX)
+    file = find_file(path)
+    assert file == path / digest[:2] / f"session%3a{digest}"
+    assert file.read_bytes() == encode_record(record)
+    assert file.stat().st_mtime == pytest.approx(record.expires_at, abs=0.001)
+
+
+def test_the_folder_may_be_lost(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    backend.create(KEY, make_record(clock))
+    path.rename(path.with_name("elsewhere"))
+    assert backend.load(KEY) is None
+    assert backend.create(KEY, make_record(clock)) is True
+    assert backend.load(KEY) is not None
+
+
+@pytest.mark.parametrize("key", ["k" * 500, "ключ" * 100, "%" * 90, PREFIX * 60])
+def test_a_key_too_long_for_a_file_name_works(
+    backend: FilesystemBackend, clock: FakeClock, key: str
+) -> None:
+    record = make_record(clock)
+    assert backend.create(key, record) is True
+    assert backend.create(key + "x", record) is True
+    assert backend.load(key) == record
+    assert backend.delete(key) is True
+    assert backend.load(key) is None
+    assert list(backend.iterate()) == []
+    clock.advance(1000)
+    assert backend.prune(10) == 1
+
+
+def test_a_prefix_too_long_for_a_file_name_is_refused(path: Path) -> None:
+    with pytest.raises(ConfigurationError) as info:
+        FilesystemBackend(path, prefix="p" * 175)
+    assert info.value.option == "SESSION_KEY_PREFIX"
+    assert str(info.value) == (
+        "'SESSION_KEY_PREFIX' is too long for a file name: it takes 175 bytes there;"
+        " the 'filesystem' backend allows 174."
+    )
+    backend = FilesystemBackend(path, prefix="p" * 174)
+    assert backend.create(key_of("id", "p" * 174), make_record(time.time))
+    assert backend.count() == 1
+
+
+def test_applications_that_share_a_folder_see_only_their_own(
+    path: Path, clock: FakeClock
+) -> None:
+    backends = {
+        prefix: FilesystemBackend(path, prefix=prefix, clock=clock)
+        for prefix in ("a:", "A:", "ab:")
+    }
+    for prefix, backend in backends.items():
+        backend.create(key_of("id", prefix), make_record(clock, prefix.encode()))
+    for prefix, backend in backends.items():
+        [(key, record)] = backend.iterate()
+        assert (key, record.data) == (key_of("id", prefix), prefix.encode())
+        assert backend.count() == 1
+    clock.advance(1000)
+    assert backends["a:"].prune(10) == 1
+    assert backends["A:"].prune(10) == 1
+
+
+def test_other_files_are_left_alone(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    backend.create(KEY, make_record(clock))
+    shard = find_file(path).parent
+    for name in ("README.txt", "session%3A", "session%3agarbage%FF", "session%3aé"):
+        (shard / name).write_bytes(b"foreign")
+        os.utime(shard / name, (0, 0))
+    (path / "zz").mkdir()
+    (path / "zz" / "session%3a1").write_bytes(b"foreign")
+    (shard / "session%3afolder").mkdir()
+    assert [key for key, _ in backend.iterate()] == [KEY]
+    assert backend.count() == 1
+    assert backend.prune(10) == 0
+    assert (shard / "README.txt").exists()
+
+
+def test_thousands_of_sessions_are_all_there(path: Path, clock: FakeClock) -> None:
+    backend = FilesystemBackend(path, prefix=PREFIX, clock=clock)
+    record = make_record(clock)
+    keys = {key_of(str(number), PREFIX) for number in range(6_000)}
+    for key in keys:
+        assert backend.create(key, record)
+    assert backend.count() == 6_000
+    assert backend.prune(1_000) == 0
+    found = dict(backend.iterate())
+    assert found.keys() == keys
+    assert all(value == record for value in found.values())
+    assert len(list(path.iterdir())) == 256
+
+
+# -- modes
+
+
+@posix_only
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+def test_only_the_owner_can_read(path: Path, clock: FakeClock, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        backend = FilesystemBackend(path, clock=clock)
+        backend.create(KEY, make_record(clock))
+        backend.replace(KEY, make_record(clock, b"new"), 1)
+    finally:
+        os.umask(before)
+    modes = {
+        entry.relative_to(path).name: stat.S_IMODE(entry.stat().st_mode)
+        for entry in (path.parent, path, *path.rglob("*"))
+        if entry != path.parent
+    }
+    folders = [path.parent, path, *(p for p in path.rglob("*") if p.is_dir())]
+    files = [p for p in path.rglob("*") if p.is_file()]
+    assert len(folders) == 3
+    assert sorted(file.name == ".lock" for file in files) == [False, True]
+    assert {stat.S_IMODE(p.stat().st_mode) for p in folders} == {0o700}, modes
+    assert {stat.S_IMODE(p.stat().st_mode) for p in files} == {0o600}, modes
+
+
+@posix_only
+def test_a_folder_that_was_there_keeps_its_mode(path: Path, clock: FakeClock) -> None:
+    path.mkdir(parents=True)
+    path.chmod(0o750)
+    FilesystemBackend(path, clock=clock).create(KEY, make_record(clock))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o750
+
+
+# -- what somebody may have put there
+
+
+@posix_only
+def test_a_planted_link_is_not_followed(
+    backend: FilesystemBackend, clock: FakeClock, path: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(encode_record(make_record(clock)))
+    before = target.read_bytes()
+    backend.create(KEY, make_record(clock))
+    file = find_file(path)
+
+    def plant() -> None:
+        file.unlink(missing_ok=True)
+        file.symlink_to(target)
+
+    plant()
+    with pytest.raises(RecordError) as info:
+        backend.replace(KEY, make_record(clock), 1)
+    assert info.value.reason == "damaged"
+    assert backend.touch(KEY, clock(), clock() + 900) is False
+    assert backend.create(KEY, make_record(clock)) is False
+    assert list(backend.iterate()) == []
+    assert backend.count() == 0
+    with pytest.raises(RecordError):
+        backend.load(KEY)
+    assert not file.is_symlink()
+    plant()
+    assert backend.delete(KEY) is True
+    assert not file.is_symlink()
+    assert target.read_bytes() == before
+
+
+@posix_only
+def test_a_link_that_leads_nowhere_is_not_written_through(
+    backend: FilesystemBackend, clock: FakeClock, path: Path, tmp_path: Path
+) -> None:
+    backend.create(KEY, make_record(clock))
+    file = find_file(path)
+    file.unlink()
+    file.symlink_to(tmp_path / "nowhere")
+    assert backend.create(KEY, make_record(clock)) is False
+    with pytest.raises(RecordError):
+        backend.load(KEY)
+    assert backend.create(KEY, make_record(clock)) is True
+    assert not (tmp_path / "nowhere").exists()
+
+
+@posix_only
+@pytest.mark.parametrize("what", ["shard", "lock"])
+def test_a_planted_link_to_a_folder_or_lock_is_an_error(
+    backend: FilesystemBackend, clock: FakeClock, path: Path, tmp_path: Path, what: str
+) -> None:
+    backend.create(KEY, make_record(clock))
+    shard = find_file(path).parent
+    if what == "shard":
+        shard.rename(tmp_path / "target")
+        shard.symlink_to(tmp_path / "target")
+        expected = f"'{shard.name}' in it is a symbolic link."
+    else:
+        (shard / ".lock").unlink()
+        (shard / ".lock").symlink_to(tmp_path / "target")
+        expected = f"{os.strerror(40)}."
+    operations: list[cabc.Callable[[], object]] = [
+        lambda: backend.create(KEY, make_record(clock)),
+        lambda: backend.replace(KEY, make_record(clock), 1),
+        lambda: backend.delete(KEY),
+        lambda: backend.touch(KEY, clock(), clock() + 900),
+    ]
+    if what == "shard":
+        operations.append(lambda: backend.load(KEY))
+        assert list(backend.iterate()) == []
+    for operation in operations:
+        with pytest.raises(BackendUnavailableError) as info:
+            operation()
+        assert str(info.value).endswith(expected)
+    if what == "lock":
+        assert not (tmp_path / "target").exists()
+
+
+@posix_only
+@pytest.mark.parametrize("what", ["pipe", "folder", "socket"])
+def test_something_else_than_a_file_is_damage(
+    backend: FilesystemBackend,
+    clock: FakeClock,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    backend.create(KEY, make_record(clock))
+    file = find_file(path)
+
+    def plant() -> None:
+        file.unlink(missing_ok=True)
+        if what == "pipe":
+            os.mkfifo(file)
+        elif what == "folder":
+            (file / "inner").mkdir(parents=True)
+        else:
+            # The path of a socket has to be short.
+            monkeypatch.chdir(file.parent)
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(file.name)
+
+    plant()
+    for call in (
+        lambda: backend.replace(KEY, make_record(clock), 1),
+        lambda: backend.load(KEY),
+    ):
+        with pytest.raises(RecordError) as info:
+            call()
+        assert info.value.reason == "damaged"
+    assert backend.load(KEY) is None
+    plant()
+    assert backend.touch(KEY, clock(), clock() + 900) is False
+    assert backend.create(KEY, make_record(clock)) is False
+    assert list(backend.iterate()) == []
+    assert backend.count() == 0
+    assert backend.prune(10) == 0
+    assert backend.delete(KEY) is True
+    assert backend.create(KEY, make_record(clock)) is True
+
+
+# -- damage
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 20, HEADER_SIZE - 1, HEADER_SIZE, -1])
+def test_a_truncated_file_is_moved_aside(
+    backend: FilesystemBackend, clock: FakeClock, path: Path, size: int
+) -> None:
+    backend.create(KEY, make_record(clock))
+    file = find_file(path)
+    content = file.read_bytes()[:size]
+    file.write_bytes(content)
+    with pytest.raises(RecordError) as info:
+        backend.load(KEY)
+    assert info.value.reason == "damaged"
+    assert backend.load(KEY) is None
+    assert file.with_name(file.name + ".damaged").read_bytes() == content
+    assert backend.create(KEY, make_record(clock)) is True
+    assert backend.load(KEY) is not None
+    assert backend.count() == len(list(backend.iterate())) == 1
+
+
+def test_no_flipped_bit_goes_unnoticed(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    backend.create(KEY, make_record(clock))
+    file = find_file(path)
+    content = file.read_bytes()
+    for position in range(len(content)):
+        spoiled = bytearray(content)
+        spoiled[position] ^= 1 << position % 8
+        file.write_bytes(spoiled)
+        with pytest.raises(RecordError):
+            backend.load(KEY)
+    file.write_bytes(content)
+    assert backend.load(KEY) is not None
+
+
+def test_a_damaged_file_goes_after_a_week(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    backend.create(KEY, make_record(clock, lives=31 * 86_400))
+    file = find_file(path)
+    spoil_file(file, "damaged")
+    with pytest.raises(RecordError):
+        backend.load(KEY)
+    aside = file.with_name(file.name + ".damaged")
+    clock.advance(6 * 86_400)
+    assert backend.prune(10) == 0
+    assert aside.exists()
+    assert stat.S_IMODE(aside.stat().st_mode) == 0o600
+    clock.advance(2 * 86_400)
+    assert backend.prune(10) == 0
+    assert not aside.exists()
+
+
+def test_a_file_of_a_newer_format_is_never_removed(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    backend.create(KEY, make_record(clock))
+    file = find_file(path)
+    spoil_file(file, "newer")
+    os.utime(file, (0, 0))
+    content = file.read_bytes()
+    clock.advance(10**6)
+    assert backend.prune(10) == 0
+    assert list(backend.iterate()) == []
+    assert backend.count() == 0
+    assert backend.touch(KEY, clock(), clock() + 900) is False
+    assert file.read_bytes() == content
+
+
+def test_a_load_that_meets_a_touch_halfway_is_no_damage(
+    backend: FilesystemBackend,
+    clock: FakeClock,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend.create(KEY, make_record(clock))
+    file = find_file(path)
+    whole = file.read_bytes()
+    torn = bytearray(whole)
+    torn[20] ^= 1
+    answers = [bytes(torn), whole]
+    monkeypatch.setattr(filesystem, "_read", lambda *_: answers.pop(0))
+    assert backend.load(KEY) == make_record(clock)
+    assert answers == []
+    assert file.exists()
+
+
+def test_loads_during_touches_find_a_whole_record(path: Path) -> None:
+    backend = FilesystemBackend(path)
+    now = time.time()
+    backend.create(KEY, make_record(time.time))
+    end = time.monotonic() + 0.5
+
+    def touch() -> None:
+        while time.monotonic() < end:
+            assert backend.touch(KEY, now, now + random.uniform(600, 10**6))
+
+    threads = [threading.Thread(target=touch) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while time.monotonic() < end:
+        assert backend.load(KEY) is not None
+    for thread in threads:
+        thread.join()
+    assert not list(path.glob("*/*.damaged"))
+
+
+# -- expiry and pruning
+
+
+def test_touch_reads_and_writes_no_data(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    backend.create(KEY, make_record(clock))
+    file = find_file(path)
+    inode = file.stat().st_ino
+    # With damaged data it would fail if it looked at it.
+    spoil_file(file, "damaged")
+    assert backend.touch(KEY, clock(), clock() + 900) is True
+    assert file.stat().st_ino == inode
+    assert file.stat().st_mtime == pytest.approx(clock() + 900, abs=0.001)
+
+
+def test_prune_never_deletes_a_live_record(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    record = make_record(clock)
+    backend.create(KEY, record)
+    file = find_file(path)
+    os.utime(file, (0, 0))
+    assert backend.prune(10) == 0
+    assert backend.load(KEY) == record
+    assert file.stat().st_mtime == pytest.approx(record.expires_at, abs=0.001)
+
+
+def test_prune_moves_a_damaged_expired_file_aside(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    backend.create(KEY, make_record(clock))
+    file = find_file(path)
+    file.write_bytes(b"garbage")
+    os.utime(file, (0, 0))
+    assert backend.prune(10) == 0
+    assert not file.exists()
+    assert file.with_name(file.name + ".damaged").exists()
+
+
+def test_prune_goes_on_where_it_stopped(
+    backend: FilesystemBackend, clock: FakeClock
+) -> None:
+    keys = [key_of(str(number), PREFIX) for number in range(1_000)]
+    for key in keys:
+        backend.create(key, make_record(clock, lives=10))
+    live = key_of("live", PREFIX)
+    backend.create(live, make_record(clock))
+    clock.advance(11)
+    batches = [backend.prune(70)]
+    while batches[-1] == 70:
+        batches.append(backend.prune(70))
+    assert sum(batches) == 1_000
+    assert backend.prune(70) == 0
+    assert backend.load(live) is not None
+
+
+def test_prune_is_bounded_on_a_large_folder(
+    backend: FilesystemBackend, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(300):
+        backend.create(key_of(str(number), PREFIX), make_record(clock))
+    expired = key_of("expired", PREFIX)
+    backend.create(expired, make_record(clock, lives=10))
+    clock.advance(11)
+    monkeypatch.setattr(filesystem, "_LEAST_LOOKS", 30)
+    monkeypatch.setattr(filesystem, "_LOOKS_PER_DELETION", 1)
+    looked: list[int] = []
+    prune_shard = backend._prune_shard
+
+    def prune_and_count(shard: str, limit: int) -> tuple[int, int]:
+        looks, deleted = prune_shard(shard, limit)
+        looked[-1] += looks
+        return looks, deleted
+
+    monkeypatch.setattr(backend, "_prune_shard", prune_and_count)
+    deleted = 0
+    for _ in range(60):
+        looked.append(0)
+        deleted += backend.prune(5)
+    assert deleted == 1
+    assert max(looked) < 60
+
+
+def test_what_killed_processes_left_behind_is_swept_after_an_hour(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    backend.create(KEY, make_record(clock))
+    shard = find_file(path).parent
+    for name in (".tmp-old", ".tmp-new", ".tmp-expiring"):
+        (shard / name).write_bytes(b"half a rec")
+    os.utime(shard / ".tmp-old", (clock() - 7_200,) * 2)
+    os.utime(shard / ".tmp-expiring", (clock() + 86_400,) * 2)
+    assert backend.prune(10) == 0
+    assert sorted(find_leftovers(path)) == [".tmp-expiring", ".tmp-new"]
+    assert backend.count() == 1
+    clock.advance(4_000)
+    backend.create(KEY, make_record(clock))
+    assert backend.prune(10) == 0
+    assert find_leftovers(path) == []
+    assert backend.load(KEY) is not None
+
+
+# -- writes that fail
+
+
+def test_a_crash_before_the_rename_leaves_the_old_record(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    record = make_record(clock)
+    backend.create(KEY, record)
+    script = f"""
+        import os, signal
+        from flask_serversession.backends.filesystem import FilesystemBackend
+        from flask_serversession.record import Record
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        backend = FilesystemBackend({str(path)!r}, prefix={PREFIX!r})
+        backend.replace({KEY!r}, Record(b"new", 1, 0, 0, 10**10), 1)
+    """
+    process = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
+    assert process.returncode == -signal.SIGKILL
+    assert len(find_leftovers(path)) == 1
+    assert backend.load(KEY) == record
+    # And its lock is gone with it.
+    assert backend.replace(KEY, record, 1) == Replaced(2)
+
+
+@posix_only
+@pytest.mark.parametrize("operation", ["create", "replace"])
+def test_a_write_that_fails_leaves_nothing_behind(
+    backend: FilesystemBackend, path: Path, operation: str
+) -> None:
+    import resource
+
+    backend.create(KEY, make_record(time.time))
+    large = make_record(time.time, b"x" * 100_000)
+    write: cabc.Callable[[], object] = {
+        "create": lambda: backend.create(key_of("other", PREFIX), large),
+        "replace": lambda: backend.replace(KEY, large, 1),
+    }[operation]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(BackendUnavailableError) as info:
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert info.value.operation == operation
+    assert str(info.value) == (
+        f"The filesystem backend cannot {operation!r} in {str(path)!r}: File too large."
+    )
+    assert isinstance(info.value.__cause__, OSError)
+    assert find_leftovers(path) == []
+    loaded = backend.load(KEY)
+    assert loaded is not None
+    assert loaded.data == b"data"
+    assert backend.load(key_of("other", PREFIX)) is None
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])
+def test_a_rename_that_fails_leaves_nothing_behind(
+    backend: FilesystemBackend,
+    clock: FakeClock,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    record = make_record(clock)
+    backend.create(KEY, record)
+
+    def fail(*_: object) -> t.NoReturn:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises((BackendUnavailableError, KeyboardInterrupt)):
+            backend.replace(KEY, record, 1)
+    assert find_leftovers(path) == []
+    assert backend.load(KEY) == record
+    assert backend.replace(KEY, record, 1) == Replaced(2)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(
+    clock: FakeClock, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    backend = FilesystemBackend(tmp_path / "link", clock=clock)
+    with pytest.raises(BackendUnavailableError) as info:
+        backend.create(KEY, make_record(clock))
+    assert info.value.operation == "create"
+
+
+# -- locks
+
+
+@contextlib.contextmanager
+def lock_held_elsewhere(path: Path) -> cabc.Iterator[None]:
+    """Let another process hold the lock of the only shard."""
+    lock = find_file(path).parent / ".lock"
+    script = f"""
+        import os, sys
+        from filelock import lock_descriptor
+        lock_descriptor(os.open({str(lock)!r}, os.O_RDWR))
+        print("locked", flush=True)
+        sys.stdin.read()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == b"locked"
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def test_a_lock_held_too_long_is_an_error(path: Path, clock: FakeClock) -> None:
+    backend = FilesystemBackend(path, prefix=PREFIX, lock_timeout=0.1, clock=clock)
+    record = make_record(clock)
+    backend.create(KEY, record)
+    with lock_held_elsewhere(path):
+        for operation, call in {
+            "create": lambda: backend.create(KEY, record),
+            "replace": lambda: backend.replace(KEY, record, 1),
+            "delete": lambda: backend.delete(KEY),
+            "touch": lambda: backend.touch(KEY, clock(), clock() + 900),
+        }.items():
+            started = time.monotonic()
+            with pytest.raises(BackendUnavailableError) as info:
+                call()
+            assert 0.1 <= time.monotonic() - started < 1
+            assert info.value.operation == operation
+            shard = find_file(path).parent.name
+            assert str(info.value) == (
+                f"The filesystem backend cannot {operation!r} in {str(path)!r}: another"
+                f" process has held the lock of {shard!r} for 0.1 seconds."
+            )
+        # Reading goes on.
+        assert backend.load(KEY) == record
+        assert backend.count() == 1
+    assert backend.delete(KEY) is True
+
+
+def test_a_lock_is_waited_for(backend: FilesystemBackend, path: Path) -> None:
+    backend.create(KEY, make_record(time.time))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lock_held_elsewhere(path))
+        timer = threading.Timer(0.3, stack.close)
+        timer.start()
+        started = time.monotonic()
+        assert backend.delete(KEY) is True
+        assert time.monotonic() - started >= 0.25
+        timer.join()
+
+
+def test_a_thread_that_waits_too_long_gives_up(path: Path, clock: FakeClock) -> None:
+    backend = FilesystemBackend(path, lock_timeout=0.1, clock=clock)
+    backend.create(KEY, make_record(clock))
+    shard = backend._locate(KEY)[0]
+    with (
+        backend._locked(shard, "test"),
+        pytest.raises(BackendUnavailableError, match="another thread has held"),
+    ):
+        backend.delete(KEY)
+
+
+def test_a_lock_file_that_was_removed_locks_nothing(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    # Somebody empties the folder between opening the lock file and locking it.
+    backend.create(KEY, make_record(clock))
+    lock = find_file(path).parent / ".lock"
+    open_lock, opened = filesystem._open_lock, []
+
+    def open_and_remove(shard: str) -> int | None:
+        opened.append(shard)
+        descriptor = open_lock(shard)
+        if len(opened) == 1:
+            lock.unlink()
+        return descriptor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filesystem, "_open_lock", open_and_remove)
+        assert backend.delete(KEY) is True
+    assert len(opened) == 2
+    assert lock.exists()
+
+
+def count_up(path: str, times: int) -> None:
+    backend = FilesystemBackend(path, prefix=PREFIX)
+    for _ in range(times):
+        current = backend.load(KEY)
+        while True:
+            assert current is not None
+            record = dataclasses.replace(current, data=b"%d" % (int(current.data) + 1))
+            result = backend.replace(KEY, record, current.version)
+            if isinstance(result, Replaced):
+                break
+            assert isinstance(result, Conflict)
+            current = result.current
+        backend.touch(KEY, time.time(), time.time() + 600)
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_changes_of_several_processes_add_up(path: Path, method: t.Any) -> None:
+    backend = FilesystemBackend(path, prefix=PREFIX)
+    backend.create(KEY, make_record(time.time, b"0"))
+    context = multiprocessing.get_context(method)
+    processes = [
+        context.Process(target=count_up, args=(str(path), 100)) for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    loaded = backend.load(KEY)
+    assert loaded is not None
+    assert (loaded.data, loaded.version) == (b"400", 401)
+    assert find_leftovers(path) == []
+
+
+def test_only_one_process_creates(path: Path) -> None:
+    script = f"""
+        import time
+        from flask_serversession.backends.filesystem import FilesystemBackend
+        from flask_serversession.record import Record
+        backend = FilesystemBackend({str(path)!r})
+        print(sum(
+            backend.create(str(number), Record(b"x", 1, 0, 0, 10**10))
+            for number in range(200)
+        ))
+    """
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
+    counts = [int(process.communicate()[0]) for process in processes]
+    assert sum(counts) == 200
+
+
+@posix_only
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_while_another_thread_writes_inherits_no_lock(
+    backend: FilesystemBackend, path: Path
+) -> None:
+    backend.create(KEY, make_record(time.time))
+    shard = backend._locate(KEY)[0]
+    locked, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with backend._locked(shard, "test"):
+            locked.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    locked.wait()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            # Waits for the parent's thread, and not for one that is not there.
+            if not backend._held and backend.delete(KEY):
+                status = 0
+            os.write(write, b"x")
+        finally:
+            os._exit(status)
+    done.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(read)
+    os.close(write)
+    assert backend.load(KEY) is None
+
+
+@posix_only
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_does_not_prolong_the_parents_lock(
+    backend: FilesystemBackend,
+) -> None:
+    backend.create(KEY, make_record(time.time))
+    shard = backend._locate(KEY)[0]
+    read, write = os.pipe()
+    with backend._locked(shard, "test"):
+        held = set(backend._held)
+        assert len(held) == 1
+        child = os.fork()
+        if child == 0:
+            os.close(write)
+            # As if the hook had been missed: keep the lock file open.
+            os.read(read, 1)
+            os._exit(0)
+    assert backend.delete(KEY) is True
+    os.close(write)
+    os.close(read)
+    os.waitpid(child, 0)
+
+
+def test_no_descriptor_is_leaked(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("needs /proc")
+    before = len(os.listdir("/proc/self/fd"))
+    for turn in range(5):
+        key = key_of(str(turn), PREFIX)
+        backend.create(key, make_record(clock))
+        backend.replace(key, make_record(clock), 1)
+        backend.replace(key, make_record(clock), 1)
+        backend.touch(key, clock(), clock() + 900)
+        backend.load(key)
+        spoil_file(Path(backend._locate(key)[1]), "damaged")
+        with pytest.raises(RecordError):
+            backend.load(key)
+        backend.delete(key)
+    list(backend.iterate())
+    backend.prune(10)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert backend._held == set()
+
+
+def test_messages_and_repr_name_the_folder(
+    backend: FilesystemBackend, path: Path
+) -> None:
+    assert repr(backend) == f"<FilesystemBackend {str(path)!r}>"

@@ -1,0 +1,774 @@
+"""What Flask promises of sessions, and what the session object adds to it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import typing as t
+import warnings
+from collections.abc import Callable
+
+import flask
+import pytest
+from flask import Flask
+from flask import Response
+from flask import session
+from flask.globals import request_ctx
+from flask.sessions import SecureCookieSessionInterface
+from werkzeug.http import parse_date
+
+from flask_serversession import ServerSession
+from flask_serversession import ServerSessionError
+from flask_serversession import ServerSideSession
+from flask_serversession import session as typed_session
+from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.testing import FakeClock
+
+from .site import Site
+from .site import cookie_of
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site({"SESSION_BACKEND": "memory"})
+
+
+def make_site(**settings: t.Any) -> Site:
+    return Site({"SESSION_BACKEND": "memory"}, **settings)
+
+
+# Set up
+
+
+def test_the_extension_works_with_an_application_factory_and_several_apps() -> None:
+    extension = ServerSession()
+    apps = []
+    for name in ("one", "two"):
+        app = Flask(name)
+        app.config.update(SECRET_KEY=name, SESSION_BACKEND="memory")
+        extension.init_app(app)
+        apps.append(app)
+    one, two = (app.test_client() for app in apps)
+    with one.session_transaction() as content:
+        content["app"] = "one"
+    with two.session_transaction() as content:
+        assert "app" not in content
+    with one.session_transaction() as content:
+        assert content["app"] == "one"
+
+
+def test_a_cookie_of_another_application_is_not_accepted() -> None:
+    one, two = make_site(), make_site(SECRET_KEY="another secret")
+    browser, stranger = one.browser(), two.browser()
+    browser.set(n=1)
+    stranger.cookie = browser.cookie
+    assert stranger.costs(lambda: session.get("n"))[0] == {}
+
+
+def test_without_a_secret_the_session_is_flasks_null_session() -> None:
+    app = Flask("site")
+    app.config.update(SESSION_BACKEND="memory", TESTING=True)
+    ServerSession(app)
+    with app.test_request_context():
+        assert session.get("n") is None
+        with pytest.raises(RuntimeError, match="session is unavailable"):
+            session["n"] = 1
+
+
+def test_the_secret_may_be_set_after_the_extension() -> None:
+    app = Flask("site")
+    app.config.update(SESSION_BACKEND="memory")
+    ServerSession(app)
+    app.secret_key = "late"
+    client = app.test_client()
+    with client.session_transaction() as content:
+        content["n"] = 1
+    with client.session_transaction() as content:
+        assert content["n"] == 1
+
+
+def test_a_null_session_does_not_hide_the_session_secret() -> None:
+    app = Flask("site")
+    app.config.update(SESSION_BACKEND="memory", SESSION_SECRET="only ours")
+    ServerSession(app)
+    with app.test_client().session_transaction() as content:
+        content["n"] = 1
+
+
+# Secrets
+
+
+def test_secrets_rotate_without_logging_anybody_out() -> None:
+    site = make_site(SECRET_KEY="new", SECRET_KEY_FALLBACKS=["old"])
+    site.app.config.update(SECRET_KEY="old", SECRET_KEY_FALLBACKS=None)
+    browser = site.browser()
+    browser.set(n=1)
+    old = browser.cookie
+    site.app.config.update(SECRET_KEY="new", SECRET_KEY_FALLBACKS=["old"])
+    # Signed anew as soon as it is read, so that the old secret can be removed.
+    assert browser.costs(lambda: session["n"]) == ({"load": 1}, "set")
+    assert browser.cookie != old
+    site.app.config.update(SECRET_KEY_FALLBACKS=None)
+    assert browser.read() == {"n": 1}
+    browser.cookie = old
+    assert browser.read() == {}
+
+
+def test_session_secret_takes_several_newest_first() -> None:
+    backend = MemoryBackend(FakeClock())
+    old = Site({"SESSION_BACKEND": backend}, SESSION_SECRET="old")
+    new = Site({"SESSION_BACKEND": backend}, SESSION_SECRET=["new", "old"])
+    browser, later = old.browser(), new.browser()
+    browser.set(n=1)
+    later.cookie = browser.cookie
+    assert later.read() == {"n": 1}
+    browser.cookie = later.cookie
+    assert browser.read() == {}  # signed with the new one by now
+
+
+# Flask's attributes
+
+
+def test_permanent_sets_the_expiry_of_the_cookie(site: Site) -> None:
+    def make_permanent() -> None:
+        session.permanent = True
+
+    response = site.browser().visit(make_permanent)
+    (header,) = response.headers.getlist("Set-Cookie")
+    expires = parse_date(header.split("Expires=")[1].split(";")[0])
+    assert expires is not None
+    lifetime = site.app.permanent_session_lifetime.total_seconds()
+    assert expires.timestamp() == site.clock() + lifetime
+
+
+def test_new_sessions_start_permanent_if_configured() -> None:
+    browser = make_site(SESSION_PERMANENT=True).browser()
+    assert browser.visit(lambda: session.permanent).text == "True"
+    browser.set(n=1)
+    assert browser.read() == {"n": 1, "_permanent": True}
+
+
+def test_a_session_may_refuse_to_be_permanent() -> None:
+    browser = make_site(SESSION_PERMANENT=True).browser()
+    browser.set(n=1, _permanent=False)
+    assert browser.visit(lambda: session.permanent).text == "False"
+
+
+def test_new_and_modified_and_accessed_tell_the_truth(site: Site) -> None:
+    browser = site.browser()
+
+    def first() -> None:
+        assert session.new
+        assert not session.modified
+        session["n"] = 1
+        assert session.modified
+
+    def later() -> None:
+        assert not t.cast(t.Any, request_ctx)._session.accessed
+        assert "n" in session
+        assert session.accessed
+        assert not session.new
+        assert not session.modified
+
+    browser.visit(first)
+    assert browser.visit(later).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda: "n" in session,
+        lambda: len(session),
+        lambda: bool(session),
+        lambda: list(session),
+        lambda: session == {},
+        lambda: session.get("n"),
+        lambda: session.setdefault("n", 1),
+        lambda: session.new,
+        lambda: typed_session.handle,
+        lambda: session.clear(),
+    ],
+)
+def test_every_kind_of_access_varies_by_cookie(
+    site: Site, look: Callable[[], t.Any]
+) -> None:
+    browser = site.browser()
+    browser.set(n=1)
+    assert browser.visit(look).headers["Vary"] == "Cookie"
+
+
+def test_vary_is_added_to_what_is_there(site: Site) -> None:
+    def view() -> Response:
+        session["n"] = 1
+        response = Response()
+        response.vary.update(("Accept-Encoding", "Accept-Language"))
+        return response
+
+    response = site.browser().visit(view)
+    assert response.headers.getlist("Vary") == [
+        "Accept-Encoding, Accept-Language, Cookie"
+    ]
+
+
+def test_flashed_messages_arrive_once_and_in_order(site: Site) -> None:
+    browser = site.browser()
+
+    def flash() -> None:
+        flask.flash("one")
+        flask.flash("two", "error")
+
+    browser.visit(flash)
+
+    def show() -> str:
+        return repr(flask.get_flashed_messages(with_categories=True))
+
+    assert browser.visit(show).text == "[('message', 'one'), ('error', 'two')]"
+    assert browser.visit(show).text == "[]"
+    assert browser.cookie is None
+
+
+def test_session_transaction_reads_and_writes(site: Site) -> None:
+    client = site.app.test_client()
+    with client.session_transaction() as content:
+        assert len(content) == 0
+        content["n"] = [1]
+    with client.session_transaction() as content:
+        content["n"].append(2)
+    with client.session_transaction() as content:
+        assert content["n"] == [1, 2]
+
+
+def test_session_transaction_takes_another_path_and_scheme(site: Site) -> None:
+    site.app.config["SESSION_COOKIE_SECURE"] = "auto"
+    client = site.app.test_client()
+    with client.session_transaction(base_url="https://localhost") as content:
+        content["n"] = 1
+    assert client.get_cookie("session") is not None
+
+
+def test_the_session_is_the_same_in_nested_contexts(site: Site) -> None:
+    def view() -> None:
+        session["n"] = 1
+
+        @flask.copy_current_request_context
+        def inside() -> None:
+            session["n"] += 1
+
+        inside()
+        with site.app.app_context():
+            assert session["n"] == 2
+        with site.app.test_request_context():
+            assert "n" not in session
+        assert session["n"] == 2
+
+    browser = site.browser()
+    browser.visit(view)
+    assert browser.read() == {"n": 2}
+
+
+def test_an_error_response_saves_the_session(site: Site) -> None:
+    site.app.testing = False
+
+    def fail() -> None:
+        session["n"] = 1
+        raise ZeroDivisionError
+
+    browser = site.browser()
+    assert browser.visit(fail).status_code == 500
+    assert browser.read() == {"n": 1}
+
+
+def test_a_change_in_after_request_is_saved(site: Site) -> None:
+    @site.app.after_request
+    def stamp(response: Response) -> Response:
+        session["stamp"] = True
+        return response
+
+    browser = site.browser()
+    browser.ignore()
+    assert browser.read() == {"stamp": True}
+
+
+def test_async_views_use_the_session(site: Site) -> None:
+    @site.app.get("/async")
+    async def view() -> str:
+        session["n"] = session.get("n", 0) + 1
+        return str(session["n"])
+
+    client = site.app.test_client()
+    assert [client.get("/async").text for _ in range(3)] == ["1", "2", "3"]
+
+
+def test_flask_can_go_back_to_its_own_sessions(site: Site) -> None:
+    site.app.session_interface = SecureCookieSessionInterface()
+    assert site.browser().set(n=1).status_code == 200
+
+
+# The cookie
+
+
+ATTRIBUTES = {
+    "SESSION_COOKIE_NAME": "__Secure-id",
+    "SESSION_COOKIE_DOMAIN": "example.com",
+    "SESSION_COOKIE_PATH": "/run",
+    "SESSION_COOKIE_SECURE": True,
+    "SESSION_COOKIE_PARTITIONED": True,
+    "SESSION_COOKIE_SAMESITE": "Strict",
+}
+
+
+def attributes(header: str) -> list[str]:
+    return sorted(
+        part.strip()
+        for part in header.split(";")[1:]
+        if not part.strip().startswith(("Expires", "Max-Age"))
+    )
+
+
+@pytest.mark.parametrize("httponly", [True, False])
+def test_the_cookie_is_deleted_with_the_attributes_it_was_set_with(
+    httponly: bool,
+) -> None:
+    site = make_site(**ATTRIBUTES, SESSION_COOKIE_HTTPONLY=httponly)
+    browser = site.browser()
+    options = {"base_url": "https://www.example.com"}
+    set_header = browser.visit(lambda: session.update(n=1), **options).headers[
+        "Set-Cookie"
+    ]
+    deleted = browser.visit(lambda: session.clear(), **options).headers["Set-Cookie"]
+    assert attributes(deleted) == attributes(set_header)
+    assert ("HttpOnly" in attributes(set_header)) is httponly
+    assert {"Secure", "Partitioned", "SameSite=Strict", "Path=/run"} <= set(
+        attributes(set_header)
+    )
+    assert "Max-Age=0" in deleted
+
+
+def test_auto_follows_the_scheme_of_the_request() -> None:
+    site = make_site(SESSION_COOKIE_SECURE="auto", SESSION_COOKIE_SAMESITE="auto")
+    http = site.browser().set(n=1).headers["Set-Cookie"]
+    https = (
+        site.browser()
+        .visit(lambda: session.update(n=1), base_url="https://localhost")
+        .headers["Set-Cookie"]
+    )
+    assert "Secure" not in http
+    assert "SameSite=Lax" in http
+    assert "Secure" in https
+    assert "SameSite=None" in https
+
+
+def test_a_secure_cookie_over_http_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = make_site(SESSION_COOKIE_SECURE=True)
+    for _ in range(2):
+        site.browser().set(n=1)
+    assert [record.message.count("ProxyFix") for record in caplog.records] == [1]
+
+
+def test_a_planted_cookie_before_the_real_one_does_no_harm(site: Site) -> None:
+    browser = site.browser()
+    browser.set(n=1)
+    real = browser.cookie
+    planted = "; ".join(["session=planted.p1-1.x"] * 3)
+    header = {"Cookie": f"{planted}; session={real}"}
+    client = site.app.test_client(use_cookies=False)
+    path = site.add(lambda: session.get("n"))
+    assert client.get(path, headers=header).text == "1"
+    planted = "; ".join(["session=planted.p1-1.x"] * 4)
+    header = {"Cookie": f"{planted}; session={real}"}
+    path = site.add(lambda: session.get("n"))
+    assert client.get(path, headers=header).text == ""
+
+
+def test_ids_come_from_the_configured_generator() -> None:
+    ids = iter(["first-id-0123456789", "second-id-012345678"])
+    site = make_site(SESSION_ID_GENERATOR=lambda: next(ids))
+    browser = site.browser()
+    browser.set(n=1)
+    assert browser.id == "first-id-0123456789"
+
+
+def test_a_generator_that_repeats_itself_never_overwrites_a_session() -> None:
+    site = make_site(SESSION_ID_GENERATOR=lambda: "always-the-same-id")
+    first, second = site.browser(), site.browser()
+    first.set(n=1)
+    with pytest.raises(ServerSessionError, match="'SESSION_ID_GENERATOR'"):
+        second.set(n=2)
+    assert first.read() == {"n": 1}
+
+
+def test_a_generator_that_returns_nonsense_is_refused() -> None:
+    site = make_site(SESSION_ID_GENERATOR=lambda: "short; HttpOnly")
+    with pytest.raises(ValueError, match="'SESSION_ID_GENERATOR' returned") as caught:
+        site.browser().set(n=1)
+    assert "short" not in str(caught.value)
+
+
+# The session object
+
+
+def test_the_members_tell_about_the_session(site: Site) -> None:
+    browser = site.browser()
+    browser.set(n=1, _user_id=7)
+
+    def view() -> None:
+        assert typed_session.id == browser.id
+        assert typed_session.handle not in browser.id
+        assert len(typed_session.handle) == 64
+        assert typed_session.user == "7"
+        assert typed_session.created_at.timestamp() == site.clock()
+        assert typed_session.created_at.tzinfo is dt.timezone.utc
+        assert typed_session.expires_at - typed_session.created_at == dt.timedelta(31)
+        assert typed_session.lifetime is None
+
+    browser.visit(view)
+
+
+def test_a_new_session_has_the_id_that_it_will_be_stored_under(site: Site) -> None:
+    browser = site.browser()
+
+    def view() -> str:
+        session["n"] = 1
+        return f"{typed_session.id} {typed_session.handle}"
+
+    id, handle = browser.visit(view).text.split()
+    assert browser.id == id
+    assert browser.visit(lambda: typed_session.handle).text == handle
+
+
+def test_the_repr_shows_handle_and_keys_but_no_value_and_no_id(site: Site) -> None:
+    browser = site.browser()
+    browser.set(pin="secret value")
+
+    def view() -> None:
+        own = t.cast(t.Any, request_ctx)._session
+        assert repr(own) == "<ServerSideSession (not loaded)>"
+        assert session["pin"]
+        assert typed_session.handle in repr(own)
+        assert "'pin'" in repr(own)
+        assert "secret value" not in repr(own)
+        assert browser.id not in repr(own)
+
+    assert browser.visit(view).status_code == 200
+
+
+def test_the_session_behaves_like_a_dict(site: Site) -> None:
+    def view() -> None:
+        session.update(a=1, b=[2])
+        assert session == {"a": 1, "b": [2]}
+        assert dict(session) == {"a": 1, "b": [2]}
+        assert {**session} == {"a": 1, "b": [2]}
+        assert list(session.items()) == [("a", 1), ("b", [2])]
+        assert session.pop("a") == 1
+        assert session.pop("a", None) is None
+        assert session.setdefault("c", 3) == 3
+        with pytest.raises(KeyError):
+            session["a"]
+        assert isinstance(
+            t.cast(t.Any, session)._get_current_object(), ServerSideSession
+        )
+
+    assert site.browser().visit(view).status_code == 200
+
+
+def test_lifetime_overrides_the_apps_and_is_kept(site: Site) -> None:
+    clock = t.cast(FakeClock, site.clock)
+    browser = site.browser()
+
+    def shorten() -> None:
+        session["n"] = 1
+        typed_session.lifetime = dt.timedelta(minutes=10)
+
+    browser.visit(shorten)
+    clock.advance(599)
+    assert browser.visit(lambda: typed_session.lifetime).text == "0:10:00"
+    browser.visit(lambda: typed_session.regenerate())
+    clock.advance(599)
+    assert browser.read() == {"n": 1}
+    clock.advance(600)
+    assert browser.read() == {}
+
+
+@pytest.mark.parametrize("lifetime", [0, -1, dt.timedelta(0), float("inf")])
+def test_a_lifetime_that_is_not_positive_is_refused(
+    site: Site, lifetime: t.Any
+) -> None:
+    def view() -> None:
+        with pytest.raises(ValueError, match="positive"):
+            typed_session.lifetime = lifetime
+
+    site.browser().visit(view)
+
+
+def test_a_permanent_session_with_a_lifetime_is_renewed_unseen(site: Site) -> None:
+    clock = t.cast(FakeClock, site.clock)
+    browser = site.browser()
+
+    def begin() -> None:
+        session.permanent = True
+        typed_session.lifetime = 600
+
+    browser.visit(begin)
+    for _ in range(5):
+        clock.advance(400)
+        browser.ignore()
+    assert browser.read() == {"_permanent": True}
+
+
+def test_idle_timeout_applies_to_browser_sessions() -> None:
+    site = make_site(SESSION_IDLE_TIMEOUT=600)
+    clock = t.cast(FakeClock, site.clock)
+    browser, permanent = site.browser(), site.browser()
+    browser.set(n=1)
+    permanent.set(n=1, _permanent=True)
+    clock.advance(600)
+    assert browser.read() == {}
+    assert permanent.read() == {"n": 1, "_permanent": True}
+
+
+def test_absolute_timeout_ends_a_session_in_use_whatever_happens() -> None:
+    site = make_site(SESSION_ABSOLUTE_TIMEOUT=dt.timedelta(hours=1))
+    clock = t.cast(FakeClock, site.clock)
+    browser = site.browser()
+    browser.set(n=1, _permanent=True)
+    for _ in range(5):
+        clock.advance(600)
+        browser.ignore()
+        browser.visit(lambda: typed_session.regenerate())
+    clock.advance(599)
+    assert browser.read()["n"] == 1
+    clock.advance(1)
+    assert browser.read() == {}
+
+
+def test_renewal_interval_rotates_the_id_of_a_live_session() -> None:
+    site = make_site(SESSION_RENEWAL_INTERVAL=3600)
+    clock = t.cast(FakeClock, site.clock)
+    browser = site.browser()
+    browser.set(n=1)
+    first = browser.id
+    clock.advance(3599)
+    browser.read()
+    assert browser.id == first
+    clock.advance(1)
+    assert browser.costs(lambda: session["n"]) == (
+        {"load": 1, "create": 1, "replace": 1},
+        "set",
+    )
+    second = browser.id
+    assert second != first
+    clock.advance(3599)
+    browser.read()
+    assert browser.id == second
+
+
+def test_regenerate_without_data_starts_over(site: Site) -> None:
+    clock = t.cast(FakeClock, site.clock)
+    browser = site.browser()
+    browser.set(n=1)
+    old, old_id = browser.cookie, browser.id
+    clock.advance(100)
+
+    def start_over() -> str:
+        typed_session.regenerate(keep_data=False)
+        assert session.new
+        session["m"] = 2
+        return typed_session.id
+
+    new_id = browser.visit(start_over).text
+    assert browser.id != old_id
+    del new_id
+    assert browser.read() == {"m": 2}
+    assert browser.visit(lambda: typed_session.created_at.timestamp()).text == str(
+        site.clock()
+    )
+    browser.cookie = old
+    assert browser.read() == {}
+
+
+def test_reload_forgets_changes_and_sees_those_of_others(site: Site) -> None:
+    browser, other = site.browser(), site.browser()
+    browser.set(n=1)
+    other.cookie = browser.cookie
+
+    def view() -> None:
+        session["mine"] = 1
+        other.set(theirs=1)
+        typed_session.reload()
+        assert session == {"n": 1, "theirs": 1}
+
+    with site.backend.counting() as calls:
+        browser.visit(view)
+    assert calls == {"load": 3, "replace": 1}
+
+
+def test_save_writes_at_once_and_only_what_changed(site: Site) -> None:
+    browser, other = site.browser(), site.browser()
+    browser.set(n=1)
+    other.cookie = browser.cookie
+
+    def view() -> None:
+        session["n"] = 2
+        typed_session.save()
+        assert other.read() == {"n": 2}
+        typed_session.save()
+
+    with site.backend.counting() as calls:
+        browser.visit(view)
+    assert calls == {"load": 2, "replace": 1}
+
+
+def test_save_of_a_new_session_still_sends_its_cookie(site: Site) -> None:
+    browser = site.browser()
+
+    def view() -> None:
+        session["n"] = 1
+        typed_session.save()
+
+    assert browser.costs(view) == ({"create": 1}, "set")
+    assert browser.read() == {"n": 1}
+
+
+def test_a_nested_change_after_save_is_saved_too(site: Site) -> None:
+    browser = site.browser()
+
+    def view() -> None:
+        cart = session["cart"] = {"n": 0}
+        typed_session.save()
+        cart["n"] = 1
+
+    browser.visit(view)
+    assert browser.read() == {"cart": {"n": 1}}
+
+
+def test_atomic_runs_again_when_another_request_was_faster(site: Site) -> None:
+    browser, other = site.browser(), site.browser()
+    browser.set(n=1)
+    other.cookie = browser.cookie
+    runs = []
+
+    def view() -> str:
+        session["local"] = True
+
+        def increment(own: ServerSideSession) -> int:
+            runs.append(own["n"])
+            if len(runs) == 1:
+                other.set(n=10)
+            own["n"] += 1
+            return t.cast(int, own["n"])
+
+        return str(typed_session.atomic(increment))
+
+    assert browser.visit(view).text == "11"
+    assert runs == [1, 10]
+    assert browser.read() == {"n": 11, "local": True}
+
+
+def test_atomic_that_fails_changes_nothing(site: Site) -> None:
+    browser = site.browser()
+    browser.set(cart={"n": 1})
+
+    def view() -> None:
+        def fail(own: ServerSideSession) -> None:
+            own["cart"]["n"] = 2
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            typed_session.atomic(fail)
+        assert session["cart"] == {"n": 1}
+
+    browser.visit(view)
+    assert browser.read() == {"cart": {"n": 1}}
+
+
+def test_atomic_creates_a_session(site: Site) -> None:
+    browser = site.browser()
+    browser.visit(lambda: typed_session.atomic(lambda own: own.update(n=1)))
+    assert browser.read() == {"n": 1}
+
+
+# After the response
+
+
+def stream(*steps: Callable[[], t.Any]) -> Callable[[], Response]:
+    def view() -> Response:
+        @flask.stream_with_context
+        def body() -> t.Iterator[str]:
+            for step in steps:
+                yield str(step())
+
+        assert session.get("n") is not None
+        return Response(body())
+
+    return view
+
+
+def test_a_stream_reads_the_session(site: Site) -> None:
+    browser = site.browser()
+    browser.set(n=1)
+    assert browser.visit(stream(lambda: session["n"])).text == "1"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda: session.update(n=2), lambda: session["list"].append(1)],
+    ids=["key", "nested"],
+)
+def test_a_change_in_a_stream_is_warned_of(
+    site: Site, change: Callable[[], t.Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    browser = site.browser()
+    browser.set(n=1, list=[])
+    assert browser.visit(stream(change), buffered=True).text == "None"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "session.save()" in record.message
+    assert browser.read() == {"n": 1, "list": []}
+
+
+def test_save_in_a_stream_saves_and_is_not_warned_of(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    browser = site.browser()
+    browser.set(n=1)
+
+    def change() -> None:
+        session["n"] = 2
+        typed_session.save()
+
+    assert browser.visit(stream(change), buffered=True).text == "None"
+    assert not caplog.records
+    assert browser.read() == {"n": 2}
+
+
+def test_a_stream_cannot_start_a_session_or_change_its_id(site: Site) -> None:
+    browser = site.browser()
+    browser.set(n=1)
+
+    def attempts() -> None:
+        with pytest.raises(ServerSessionError, match="response was sent"):
+            typed_session.regenerate()
+        session["_user_id"] = "ada"
+        with pytest.raises(ServerSessionError, match="needs a new id"):
+            typed_session.save()
+        typed_session.reload()
+
+    assert browser.visit(stream(attempts), buffered=True).text == "None"
+
+
+def test_reading_only_is_never_warned_of(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    browser = site.browser()
+    browser.set(n=1, list=[])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        browser.visit(stream(lambda: session["list"]), buffered=True)
+        browser.visit(lambda: session["list"])
+    assert not caplog.records
+
+
+def test_cookie_of_reads_headers(site: Site) -> None:
+    assert cookie_of(site.browser().set(n=1), site) == "set"
