@@ -30,6 +30,7 @@ from .errors import ServerSessionError as ServerSessionError
 from .errors import SessionLostError as SessionLostError
 from .errors import SessionTooLargeError as SessionTooLargeError
 from .extension import ServerSession as ServerSession
+from .extension import SessionInfo as SessionInfo
 from .interface import ServerSessionInterface as ServerSessionInterface
 from .record import Record as Record
 from .session import ServerSideSession as ServerSideSession

@@ -287,6 +287,7 @@ class SessionConfig:
     # Whom it belongs to
     user_key: str = _option("_user_id", _text)
     regenerate_on_login: bool = _option(True, _boolean)
+    max_per_user: int | None = _option(None, _optional(_positive))
     track: tuple[str, ...] = _option((), _track)
 
 

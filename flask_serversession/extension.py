@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import datetime as dt
 import logging
 import random
+import re
 import time
 import typing as t
 import warnings
 
 from flask import Flask
+from flask import current_app
+from flask import has_request_context
 from flask.globals import request_ctx
 
 from .backends import Refused
@@ -24,12 +28,38 @@ from .config import SessionConfig
 from .config import read_config
 from .errors import BackendError
 from .errors import ConfigurationError
+from .errors import NotSupportedError
+from .errors import ServerSessionError
 from .interface import ServerSessionInterface
+from .keeper import SUCCESSOR
 from .keeper import BackendKeeper
+from .record import Record
+from .session import ServerSideSession
+from .session import state_of
 
 logger = logging.getLogger("flask_serversession")
 
 _KEY = "serversession"
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionInfo:
+    """What an operator may see of a session."""
+
+    #: Its public name, for :meth:`ServerSession.revoke`.
+    handle: str
+    #: Whom it belongs to, ``None`` if nobody.
+    user: str | None
+    #: When it began, in UTC.
+    created_at: dt.datetime
+    #: The last activity recorded, in UTC; exact to :data:`SESSION_TOUCH_INTERVAL`.
+    last_seen_at: dt.datetime
+    #: When it ends if it is not used, in UTC.
+    expires_at: dt.datetime
+    #: What :data:`SESSION_TRACK` asks for.
+    meta: cabc.Mapping[str, str]
+    #: Whether it is the session of the current request.
+    current: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +69,28 @@ class AppState:
     config: SessionConfig
     backend: Backend
     interface: ServerSessionInterface
+
+    def key_of_handle(self, handle: str) -> str | None:
+        """Give the key that a handle stands for; ``None`` if it is not a handle."""
+        if re.fullmatch(r"[0-9a-f]{64}", handle) is None:
+            return None
+        return self.config.key_prefix + handle
+
+    def info(self, key: str, record: Record, *, is_current: bool) -> SessionInfo:
+        """Give the public view of a record."""
+        return SessionInfo(
+            handle=key[len(self.config.key_prefix) :],
+            user=record.user,
+            created_at=_utc(record.created_at),
+            last_seen_at=_utc(record.touched_at),
+            expires_at=_utc(record.expires_at),
+            meta=dict(record.meta),
+            current=is_current,
+        )
+
+
+def _utc(timestamp: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(timestamp, dt.timezone.utc)
 
 
 class ServerSession:
@@ -89,6 +141,16 @@ class ServerSession:
         except Refused as error:
             problems.add(error.option, str(error))
             raise problems.error() from error
+        if (
+            config.max_per_user is not None
+            and Capability.USER_INDEX not in backend.capabilities
+        ):
+            problems.add(
+                "SESSION_MAX_PER_USER",
+                f"'SESSION_MAX_PER_USER' is {config.max_per_user}, but the"
+                f" {backend.name!r} backend cannot list the sessions of a user. Choose"
+                " another 'SESSION_BACKEND', or None for no limit.",
+            )
         if problems:
             raise problems.error()
         if warning is not None:
@@ -104,6 +166,154 @@ class ServerSession:
         app.extensions[_KEY] = AppState(config, backend, interface)
         app.session_interface = interface
         app.teardown_request(_warn_if_unsaved)
+
+    # The operator's API
+
+    def sessions_of(self, user: object) -> list[SessionInfo]:
+        """List the live sessions of a user of the current application, oldest first.
+
+        Costs what that user has, not what the store holds.
+
+        :param user: What the sessions hold under :data:`SESSION_USER_KEY`.
+        :raises NotSupportedError: if the backend keeps no index of users.
+        """
+        state = _current_state()
+        keys = state.backend.keys_of_user(str(user))
+        records = state.backend.load_many(keys)
+        current = _current_key(state)
+        return sorted(
+            (
+                state.info(key, record, is_current=key == current)
+                for key, record in records.items()
+            ),
+            key=lambda info: info.created_at,
+        )
+
+    def find(self, handle: str) -> SessionInfo | None:
+        """Give what is known of a session of the current application.
+
+        :param handle: Its :attr:`.ServerSideSession.handle`.
+        :return: ``None`` if there is no such session.
+        """
+        state = _current_state()
+        if (key := state.key_of_handle(handle)) is None:
+            return None
+        record = state.backend.load_many([key]).get(key)
+        if record is None:
+            return None
+        return state.info(key, record, is_current=key == _current_key(state))
+
+    def sessions(self) -> cabc.Iterator[SessionInfo]:
+        """Go through all live sessions of the current application, in no order.
+
+        :raises NotSupportedError: if the backend cannot enumerate them.
+        """
+        state = _current_state()
+        current = _current_key(state)
+        for key, record in state.backend.iterate():
+            yield state.info(key, record, is_current=key == current)
+
+    def revoke(self, handle: str) -> bool:
+        """End a session of the current application, whoever is using it.
+
+        A request of it that is running at this moment cannot bring it back. If its
+        id was rotated within the last seconds, it is ended under its new id.
+
+        :param handle: Its :attr:`.ServerSideSession.handle`.
+        :return: ``False`` if there was no such session.
+        """
+        state = _current_state()
+        key = state.key_of_handle(handle)
+        # As many rotations as fit into one grace period, and no endless loop.
+        for _ in range(10):
+            if key is None:
+                return False
+            record = state.backend.load(key)
+            if record is None:
+                return False
+            if not record.is_tombstone and state.backend.delete(key):
+                state.interface.keeper.send_destroyed(key, record.user)
+                return True
+            if not record.is_tombstone:
+                continue  # rotated or ended between the two steps
+            key = state.key_of_handle(record.meta.get(SUCCESSOR, ""))
+        return False
+
+    def revoke_user(self, user: object, except_current: bool = False) -> int:
+        """End the sessions of a user of the current application, everywhere.
+
+        :param user: What the sessions hold under :data:`SESSION_USER_KEY`.
+        :param except_current: Leave the session of the current request alone.
+        :return: How many were ended.
+        :raises NotSupportedError: if the backend keeps no index of users.
+        """
+        state = _current_state()
+        spared = _current_key(state) if except_current else None
+        ended: set[str] = set()
+        # Again until none is left: a session whose id was rotated after it was listed
+        # goes by another key.
+        for _ in range(10):
+            keys = set(state.backend.keys_of_user(str(user))) - {spared} - ended
+            if not keys:
+                break
+            for key in keys:
+                if state.backend.delete(key):
+                    ended.add(key)
+                    state.interface.keeper.send_destroyed(key, str(user))
+        return len(ended)
+
+    def count(self) -> int:
+        """Give the number of live sessions of the current application.
+
+        :raises NotSupportedError: if the backend cannot count.
+        """
+        return _current_state().backend.count()
+
+    def prune(
+        self,
+        batch: int | None = None,
+        progress: cabc.Callable[[int], None] | None = None,
+    ) -> int:
+        """Delete all expired records, in batches, so that nothing is locked for long.
+
+        :param batch: How many at a time; :data:`SESSION_CLEANUP_BATCH` by default.
+        :param progress: Called after each batch with how many it deleted.
+        :return: How many were deleted; 0 if the engine removes them by itself.
+        """
+        state = _current_state()
+        if Capability.PRUNE not in state.backend.capabilities:
+            if Capability.EXPIRES in state.backend.capabilities:
+                return 0
+            raise NotSupportedError(state.backend.name, "prune")
+        size = batch or state.config.cleanup_batch
+        total = 0
+        while True:
+            deleted = state.backend.prune(size)
+            total += deleted
+            if progress is not None:
+                progress(deleted)
+            if deleted < size:
+                return total
+
+
+def _current_state() -> AppState:
+    state: AppState | None = current_app.extensions.get(_KEY)
+    if state is None:
+        raise ServerSessionError(
+            f"ServerSession is not initialized for the application"
+            f" {current_app.name!r}. Call init_app(app) first."
+        )
+    return state
+
+
+def _current_key(state: AppState) -> str | None:
+    """Give the key of the current request's session, without asking the backend."""
+    session = getattr(request_ctx, "_session", None) if has_request_context() else None
+    if not isinstance(session, ServerSideSession):
+        return None
+    own = state_of(session)
+    state.interface.keeper.verify(own)
+    return own.key or None
 
 
 class Cleanup:

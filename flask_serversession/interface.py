@@ -207,12 +207,13 @@ class ServerSessionInterface(SessionInterface):
             return self._settle_stored(app, state)
         if state.status is Status.LOST:
             self.keeper.drop(state)
+        elif state.failure is not None and state.is_cleared:
+            # Logging out must not look as if it had worked.
+            raise state.failure
         return Cookie.NONE
 
     def _settle_unseen(self, app: Flask, state: State) -> Cookie:
         """Settle a session that nobody looked at."""
-        if state.is_gone:
-            return Cookie.NONE
         if not state.candidates:
             if not self.config.save_uninitialized:
                 return Cookie.NONE

@@ -8,7 +8,6 @@ import enum
 import itertools
 import logging
 import random
-import secrets
 import time
 import typing as t
 
@@ -47,6 +46,11 @@ P = t.ParamSpec("P")
 T = t.TypeVar("T")
 
 logger = logging.getLogger("flask_serversession")
+
+#: Key in a tombstone's meta: the handle that the session has now.
+SUCCESSOR = "successor"
+#: Key in a tombstone's meta: the id changed, but not whom the session belongs to.
+SAME_USER = "same_user"
 
 # Sessions stay readable when SESSION_SERIALIZER changes from one to the other.
 _BUILT_IN = {
@@ -125,6 +129,7 @@ class BackendKeeper:
             # Whatever else this request does with its session, it does not wait for
             # the backend again, so that an error page can still be rendered.
             state.status = Status.UNSAVED
+            state.failure = error
             self._report_failure(state, "load", error)
             if self._config.on_backend_error == "raise":
                 raise
@@ -338,6 +343,7 @@ class BackendKeeper:
         record = self._store_new(state, payload, now, now)
         self._written(state, record, payload)
         self._send(signals.session_created, state.key, state.stored_user)
+        self._limit_user(state)
         return Outcome.STORED
 
     def _store_new(
@@ -467,8 +473,12 @@ class BackendKeeper:
         created_at = now if state.is_restarted else old_record.created_at
         self._issue_id(state)
         record = self._store_new(state, payload, now, created_at)
-        # Recognises our own tombstone if the acknowledgement of it gets lost.
-        mark = secrets.token_hex(8)
+        # Tells revoke() where the session went, and us our own tombstone should the
+        # acknowledgement of it get lost.
+        successor = self._handle_of(state.key)
+        meta = {SUCCESSOR: successor}
+        if old_record.user == record.user and not state.is_restarted:
+            meta[SAME_USER] = "yes"
         for tries in itertools.count(1):
             now = self.clock()
             tombstone = Record(
@@ -477,7 +487,7 @@ class BackendKeeper:
                 created_at=now,
                 touched_at=now,
                 expires_at=now + self._config.rotation_grace,
-                meta={"rotation": mark},
+                meta=meta,
             )
             try:
                 result = self._asked(
@@ -494,7 +504,7 @@ class BackendKeeper:
                 break
             if (
                 isinstance(result, Conflict)
-                and result.current.meta.get("rotation") == mark
+                and result.current.meta.get(SUCCESSOR) == successor
             ):
                 break
             if not isinstance(result, Conflict) or result.current.is_tombstone:
@@ -532,7 +542,25 @@ class BackendKeeper:
             state.stored_user,
             previous=self._handle_of(old_key),
         )
+        if old_record.user != record.user:
+            self._limit_user(state)
         return Outcome.STORED
+
+    def _limit_user(self, state: State) -> None:
+        """End the oldest sessions of a user who has just logged in once too often."""
+        limit, user = self._config.max_per_user, state.stored_user
+        if limit is None or user is None:
+            return
+        keys = self._asked(state, "keys_of_user", self.backend.keys_of_user, user)
+        if len(keys) <= limit:
+            return
+        records = self._asked(state, "load", self.backend.load_many, keys)
+        # This one is the newest, whatever other clocks say.
+        records.pop(state.key, None)
+        oldest = sorted(records, key=lambda key: records[key].created_at)
+        for key in oldest[: max(0, len(oldest) - limit + 1)]:
+            if self._asked(state, "delete", self.backend.delete, key):
+                self._send(signals.session_destroyed, key, user)
 
     def _retire(self, key: str, now: float) -> None:
         for old in [old for old, until in self._retired.items() if until <= now]:
@@ -561,11 +589,37 @@ class BackendKeeper:
 
     def _delete_stored(self, state: State) -> Outcome:
         try:
-            is_deleted = self._asked(state, "delete", self.backend.delete, state.key)
-        except RecordError:
-            is_deleted = False
-        # What was to be ended is gone in any case; nothing is lost.
-        return self._ended(state) if is_deleted else self._lose(state, False)
+            if self._asked(state, "delete", self.backend.delete, state.key):
+                return self._ended(state)
+            record = self._asked(state, "load", self.backend.load, state.key)
+        except RecordError as error:
+            self._take_unreadable(state, error)
+            return Outcome.LOST
+        if record is None:
+            self._reject(state.key, "unknown")
+            self._begin(state)
+            return Outcome.LOST
+        self._delete_successor(state, record)
+        return self._lose(state, False)
+
+    def _delete_successor(self, state: State, tombstone: Record) -> None:
+        """End a session under the id that another request has just given it.
+
+        Somebody who logs out while a background request renews the id wants to be
+        logged out. After a log-in the old id has no say in the new session.
+        """
+        for _ in range(_MAX_TAKEN):
+            handle = tombstone.meta.get(SUCCESSOR)
+            if handle is None or not tombstone.meta.get(SAME_USER):
+                return
+            key = self._config.key_prefix + handle
+            if self._asked(state, "delete", self.backend.delete, key):
+                self._send(signals.session_destroyed, key, None)
+                return
+            found = self._asked(state, "load", self.backend.load, key)
+            if found is None or not found.is_tombstone:
+                return
+            tombstone = found
 
     def _ended(self, state: State) -> Outcome:
         self._send(signals.session_destroyed, state.key, state.stored_user)
@@ -674,21 +728,14 @@ class BackendKeeper:
     def destroy(self, state: State) -> None:
         """Delete the record now and start over."""
         self.verify(state)
-        was_loaded = state.status is not Status.UNLOADED
-        is_stored = bool(state.key) and state.status in (
-            Status.UNLOADED,
-            Status.STORED,
-        )
+        if state.failure is not None:
+            # Not known to be ended, so nobody may be told that it is.
+            raise state.failure
         state.data.clear()
         state.is_written = state.is_cleared = state.is_exposed = False
         state.is_rotating = False
-        if is_stored:
-            outcome = self._delete_stored(state)
-            if outcome is Outcome.LOST and not was_loaded:
-                # Unknown, or rotated a moment ago? Found out if something is written
-                # after all; until then nothing is asked, and no cookie is sent.
-                state.status = Status.UNLOADED
-                state.is_gone = True
+        if state.key and state.status in (Status.UNLOADED, Status.STORED):
+            self._delete_stored(state)
         elif state.status in (Status.UNLOADED, Status.NEW):
             self._begin(state)
 
@@ -698,12 +745,15 @@ class BackendKeeper:
         state.is_rotating = False
         if state.status is Status.STORED:
             # As this request last left it, also when it has rotated the id already.
-            record = self._asked(state, "load", self.backend.load, state.key)
-            if record is None or record.is_tombstone or self._is_too_old(record):
-                state.data = {}
+            state.data = {}
+            try:
+                record = self._asked(state, "load", self.backend.load, state.key)
+                if record is None or record.is_tombstone or self._is_too_old(record):
+                    state.status = Status.LOST
+                else:
+                    self._adopt(state, record)
+            except RecordError:
                 state.status = Status.LOST
-            else:
-                self._adopt(state, record)
         elif state.status is Status.UNLOADED:
             self.load(state)
         elif state.status is Status.NEW:
@@ -852,6 +902,10 @@ class BackendKeeper:
 
     def _reject(self, key: str, reason: str) -> None:
         self._send(signals.session_rejected, key, None, reason=reason)
+
+    def send_destroyed(self, key: str, user: str | None) -> None:
+        """Tell that a session was ended from outside of it."""
+        self._send(signals.session_destroyed, key, user)
 
     def _send(
         self, signal: NamedSignal, key: str, user: str | None, **values: t.Any

@@ -173,15 +173,15 @@ class JSONSerializer:
     What Flask's session keeps is written as Flask writes it. What it would change
     without a word is kept by tags of our own:
 
-    ======  =========================================================================
-    tag     content
-    ======  =========================================================================
-    `` dt`` datetime that Flask's `` d`` would change: with microseconds, naive, or not
-            in UTC
-    `` da`` date
-    `` de`` Decimal
-    `` k``  dict with keys that are not all str: list of ``[key, value]``
-    ======  =========================================================================
+    =========  ======================================================================
+    tag        content
+    =========  ======================================================================
+    ``" dt"``  datetime that Flask's ``" d"`` would change: with microseconds, naive, or
+               not in UTC; written as :class:`MsgpackSerializer` does
+    ``" da"``  date: ISO 8601
+    ``" de"``  Decimal: its ``str``
+    ``" k"``   dict with keys that are not all str: list of ``[key, value]``
+    =========  ======================================================================
 
     set, frozenset, time, timedelta and tuples as keys are refused, as Flask does.
 
@@ -351,7 +351,7 @@ def _moment_text(value: datetime | time) -> str:
     elif isinstance(value, time) and zone is not None and value.utcoffset() is None:
         # Other zones are kept by their offset, and here there is none.
         raise _RefusedError("Give it a ZoneInfo or a fixed offset.")
-    elif isinstance(zone, timezone):
+    elif isinstance(zone, timezone) and zone is not timezone.utc:
         name = zone.tzname(None)
         if name != timezone(zone.utcoffset(None)).tzname(None):
             text += f"({name})"
@@ -364,21 +364,30 @@ def _moment(text: str, parse: t.Callable[[str], _Moment]) -> _Moment:
         text = text[1:]
     if text.endswith("]"):
         iso, _, key = text[:-1].partition("[")
-        value = parse(iso)
+        value = _iso_moment(iso, parse)
         # Which zones there are differs from machine to machine; the offset, which is
         # part of the text, remains where this one is unknown.
         with contextlib.suppress(LookupError, ValueError, OSError, ImportError):
             value = value.replace(tzinfo=ZoneInfo(key))
     elif text.endswith(")"):
         iso, _, name = text[:-1].partition("(")
-        value = parse(iso)
+        value = _iso_moment(iso, parse)
         offset = value.utcoffset()
         if offset is None:
             raise ValueError("a named offset without the offset")
         value = value.replace(tzinfo=timezone(offset, name))
     else:
-        value = parse(text)
+        value = _iso_moment(text, parse)
     return value.replace(fold=1) if fold else value
+
+
+def _iso_moment(iso: str, parse: t.Callable[[str], _Moment]) -> _Moment:
+    value = parse(iso)
+    # CPython's own function takes an offset of less than a second for UTC.
+    if iso[-16:-7] in ("+00:00:00", "-00:00:00"):
+        offset = timedelta(microseconds=int(iso[-16] + iso[-6:]))
+        value = value.replace(tzinfo=timezone(offset))
+    return value
 
 
 # MessagePack
@@ -394,6 +403,7 @@ _TIME = 8
 _TIMEDELTA = 9
 
 _msgpack: t.Any = msgpack  # which has no type hints
+_FALLBACK = "msgpack.fallback"
 # Skips the checks of ExtType.__new__, which take longer than all the rest.
 _ext: t.Any = functools.partial(
     tuple.__new__,  # pyright: ignore[reportUnknownMemberType]
@@ -476,6 +486,9 @@ _unpack: t.Any = functools.partial(
     strict_map_key=False,
     unicode_errors="surrogatepass",
     timestamp=3,
+    # msgpack in Python alone, for where it cannot be compiled, would otherwise intern
+    # the keys that are a str, which fails for Markup.
+    object_pairs_hook=dict if _msgpack.unpackb.__module__ == _FALLBACK else None,
 )
 
 
@@ -584,10 +597,11 @@ def _holds_impostor(data: dict[str, t.Any]) -> bool:
         kinds = set(map(type, items))
         if not _IMPOSTORS.isdisjoint(kinds):
             return True
-        if _CONTAINERS.isdisjoint(kinds):
-            return False
-        dicts = [item for item in items if type(item) is dict]
-        others = [item for item in items if type(item) in _ITERATED]
+        dicts = others = []
+        if dict in kinds:
+            dicts = [item for item in items if type(item) is dict]
+        if not _ITERATED.isdisjoint(kinds):
+            others = [item for item in items if type(item) in _ITERATED]
     return False
 
 

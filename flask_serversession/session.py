@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from .cookie import CookieSigner
 from .cookie import CookieState
+from .errors import BackendUnavailableError
 from .record import Record
 
 T = t.TypeVar("T")
@@ -109,8 +110,8 @@ class State:
     is_rotating: bool = False
     #: The session starts over when it gets its new id: nothing is merged into it.
     is_restarted: bool = False
-    #: ``destroy()`` found nothing to delete.
-    is_gone: bool = False
+    #: What made the session ``UNSAVED``, if that was the backend.
+    failure: BackendUnavailableError | None = None
     #: ``touch()`` was called.
     is_touched: bool = False
     #: The browser has to be told about a new id, whatever else happens.

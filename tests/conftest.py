@@ -139,3 +139,18 @@ def _run(server: type[S]) -> Iterator[S]:
 
     with server() as running:
         yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what each kind of request costs, as the tests have just counted it."""
+    from .test_operations import TABLE
+
+    if not TABLE:
+        return
+    terminalreporter.section("backend operations of each kind of request")
+    everywhere = max(len(backends) for backends in TABLE.values())
+    for (name, result), backends in TABLE.items():
+        where = f"all {everywhere} backends"
+        if len(backends) < everywhere:
+            where = ", ".join(backends)
+        terminalreporter.write_line(f"{name:<34} {result:<38} {where}")

@@ -10,6 +10,7 @@ import typing as t
 
 import pytest
 from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from flask_serversession.envelope import Envelope
@@ -17,6 +18,9 @@ from flask_serversession.envelope import Sealer
 from flask_serversession.envelope import parse_encryption_key
 from flask_serversession.errors import ConfigurationError
 from flask_serversession.errors import RecordError
+
+# Other work on the same machine must not fail a test.
+without_deadline = settings(deadline=None)
 
 OLD = bytes(range(32))
 NEW = bytes(range(1, 33))
@@ -36,6 +40,7 @@ def sealer(request: pytest.FixtureRequest) -> Sealer:
     return Sealer(request.param)
 
 
+@without_deadline
 @given(
     payload=st.binary(max_size=100),
     serializer=st.binary(min_size=1, max_size=1),
@@ -116,6 +121,7 @@ def test_a_header_that_makes_no_sense_is_damaged(
     assert reason_of(Sealer(), bytes(data)) == "damaged"
 
 
+@without_deadline
 @given(st.binary(max_size=100), st.sampled_from([(), (NEW,)]))
 def test_garbage_raises_nothing_but_record_errors(
     data: bytes, keys: tuple[bytes, ...]
@@ -248,6 +254,7 @@ def test_a_key_that_fernet_made_is_taken() -> None:
     assert len(parse_encryption_key(Fernet.generate_key())) == 32
 
 
+@without_deadline
 @given(st.binary(min_size=32, max_size=32))
 def test_every_key_survives_its_base64(key: bytes) -> None:
     assert parse_encryption_key(base64.urlsafe_b64encode(key).decode()) == key

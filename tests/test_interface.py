@@ -289,7 +289,10 @@ def test_logging_out_twice_is_harmless(site: Site) -> None:
     old = browser.cookie
     browser.visit(lambda: typed_session.destroy())
     browser.cookie = old
-    assert browser.costs(lambda: typed_session.destroy()) == ({"delete": 1}, "none")
+    assert browser.costs(lambda: typed_session.destroy()) == (
+        {"delete": 1, "load": 1},
+        "none",
+    )
 
 
 def test_a_message_after_destroying_an_unknown_session_is_kept(site: Site) -> None:
@@ -525,6 +528,23 @@ def test_of_two_rotations_at_once_one_wins(site: Site) -> None:
     assert browser.read() == {"n": 1, "_user_id": "ada"}
     if Capability.COUNT in site.backend.capabilities:
         assert site.backend.count() == 1
+
+
+def test_logging_out_while_another_request_renews_the_id_logs_out(site: Site) -> None:
+    browser, cookie = overlap(
+        site, lambda: typed_session.destroy(), lambda: typed_session.regenerate()
+    )
+    assert cookie == "none"
+    assert browser.read() == {}
+
+
+def test_clearing_while_another_request_renews_the_id_logs_out(site: Site) -> None:
+    browser = start(site)
+    other = site.browser()
+    other.cookie = browser.cookie
+    browser.visit(lambda: typed_session.regenerate())
+    assert other.costs(lambda: session.clear())[1] == "none"
+    assert browser.read() == {}
 
 
 def test_a_rotation_keeps_what_another_request_added_meanwhile(site: Site) -> None:

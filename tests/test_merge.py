@@ -6,9 +6,13 @@ import typing as t
 
 import pytest
 from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from flask_serversession.merge import merge
+
+# Other work on the same machine must not fail a test.
+without_deadline = settings(deadline=None)
 
 
 def merged(
@@ -120,6 +124,7 @@ values = st.one_of(
 versions = st.dictionaries(keys, values)
 
 
+@without_deadline
 @given(versions, versions)
 def test_an_unchanged_side_leaves_the_other(
     base: dict[str, t.Any], changed: dict[str, t.Any]
@@ -129,6 +134,7 @@ def test_an_unchanged_side_leaves_the_other(
     assert list(merged(base, base, changed)) == list(changed)
 
 
+@without_deadline
 @given(versions, versions)
 def test_the_same_change_on_both_sides_is_that_change(
     base: dict[str, t.Any], changed: dict[str, t.Any]
@@ -136,6 +142,7 @@ def test_the_same_change_on_both_sides_is_that_change(
     assert merged(base, changed, copy.deepcopy(changed)) == changed
 
 
+@without_deadline
 @given(versions, versions, versions)
 def test_no_changed_key_is_lost_and_none_comes_back(
     base: dict[str, t.Any], mine: dict[str, t.Any], theirs: dict[str, t.Any]
@@ -161,6 +168,7 @@ def test_no_changed_key_is_lost_and_none_comes_back(
     assert set(result) <= {*mine, *theirs}
 
 
+@without_deadline
 @given(
     st.lists(st.integers()),
     st.lists(st.integers(), min_size=1),

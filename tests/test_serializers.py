@@ -1,3 +1,4 @@
+# ruff: noqa: DTZ001, DTZ005, DTZ011, DTZ901 - naive moments must be kept, too
 from __future__ import annotations
 
 import collections
@@ -5,8 +6,10 @@ import dataclasses
 import enum
 import json
 import math
+import os
 import pickle
 import struct
+import subprocess
 import sys
 import threading
 import types
@@ -28,6 +31,7 @@ from flask.json.tag import TaggedJSONSerializer
 from freezegun import freeze_time
 from hypothesis import example
 from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
 from markupsafe import Markup
 
@@ -39,6 +43,9 @@ from flask_serversession.serializers import CustomSerializer
 from flask_serversession.serializers import JSONSerializer
 from flask_serversession.serializers import MsgpackSerializer
 from flask_serversession.serializers import serializer_for
+
+# Other work on the same machine must not fail a test.
+without_deadline = settings(deadline=None)
 
 MSGPACK = MsgpackSerializer()
 JSON = JSONSerializer()
@@ -190,11 +197,13 @@ def check_round_trip(serializer: CodedSerializer, data: dict[t.Any, t.Any]) -> N
     assert serializer.dumps(read) == written
 
 
+@without_deadline
 @given(st.dictionaries(hashed, msgpack_values, max_size=4))
 def test_msgpack_keeps_everything_exactly(data: dict[t.Any, t.Any]) -> None:
     check_round_trip(MSGPACK, data)
 
 
+@without_deadline
 @given(st.dictionaries(json_scalars.filter(not_nan), json_values, max_size=4))
 def test_json_keeps_everything_that_it_takes_exactly(data: dict[t.Any, t.Any]) -> None:
     check_round_trip(JSON, data)
@@ -252,6 +261,7 @@ EXACT: list[t.Any] = [
     datetime(1000, 1, 1, tzinfo=timezone.utc),
     datetime(2024, 1, 2, tzinfo=timezone(timedelta(hours=-5, seconds=1))),
     datetime(2024, 1, 2, tzinfo=timezone(timedelta(microseconds=-1))),
+    datetime(2024, 1, 2, tzinfo=timezone(timedelta(microseconds=1), "name")),
     datetime(2024, 1, 2, tzinfo=timezone(timedelta(hours=1), "A [b] (c)")),
     datetime(2024, 11, 3, 1, 30, tzinfo=NEW_YORK),
     datetime(2024, 11, 3, 1, 30, tzinfo=NEW_YORK, fold=1),
@@ -481,6 +491,7 @@ def test_what_flask_takes_comes_back_as_flask_gives_it_back(
     assert is_exact(back(serializer, value), expected)
 
 
+@without_deadline
 @given(
     st.recursive(
         st.one_of(
@@ -527,11 +538,11 @@ def test_moments_of_freezegun_come_back_as_real_ones(
 ) -> None:
     with freeze_time("2024-01-02 03:04:05.000006"):
         value = [
-            flask.json.provider.date.today(),
+            date.today(),
             datetime.now(),
             datetime.now(NEW_YORK),
         ]
-        assert type(value[0]) is not date
+        assert type(value[0]).__name__ == "FakeDate"
         written = serializer.dumps({"key": value})
         read_while_frozen = serializer.loads(written)["key"]
     expected = [
@@ -615,21 +626,17 @@ def test_the_order_of_a_sets_members_does_not_change_the_bytes() -> None:
     # Strings are in an order of their own in each process.
     members = [f"member {number}" for number in range(50)]
     nested = frozenset(frozenset(members[:number]) for number in range(9))
+    backwards = members[::-1]
     one = {"a": set(members), "b": nested}
     other = {
-        "a": set(reversed(members)),
+        "a": set(backwards),
         "b": frozenset(frozenset(members[:n][::-1]) for n in reversed(range(9))),
     }
     assert MSGPACK.dumps(one) == MSGPACK.dumps(other)
-    assert (
-        len(
-            {
-                MSGPACK.dumps({"k": dict.fromkeys(order)})
-                for order in (members, members[::-1])
-            }
-        )
-        == 2
-    )  # but that of keys does
+
+
+def test_the_order_of_keys_changes_the_bytes(serializer: CodedSerializer) -> None:
+    assert serializer.dumps({"a": 1, "b": 2}) != serializer.dumps({"b": 2, "a": 1})
 
 
 def test_sets_in_sets_take_no_exponential_time() -> None:
@@ -663,6 +670,19 @@ def test_a_timestamp_that_another_program_packed_is_a_datetime() -> None:
     }
 
 
+def test_msgpack_in_python_alone_reads_and_writes_the_same_bytes() -> None:
+    data = MSGPACK.dumps({"values": [*EXACT, *EXACT_IN_MSGPACK, *AS_FLASK]})
+    code = (
+        "import sys, msgpack\n"
+        "from flask_serversession.serializers import MsgpackSerializer\n"
+        "assert msgpack.Packer.__module__ == 'msgpack.fallback'\n"
+        "data = sys.stdin.buffer.read()\n"
+        "assert MsgpackSerializer().dumps(MsgpackSerializer().loads(data)) == data\n"
+    )
+    environ = {**os.environ, "MSGPACK_PUREPYTHON": "1"}
+    subprocess.run([sys.executable, "-c", code], input=data, env=environ, check=True)
+
+
 # What cannot be written
 
 
@@ -685,7 +705,7 @@ class HashableList(list[t.Any]):
 @pytest.mark.parametrize(
     ("value", "what", "remedy"),
     [
-        (Opaque(), f"an {__name__}.Opaque", "plain data"),
+        (Opaque(), f"a {__name__}.Opaque", "plain data"),
         (object(), "an object", "plain data"),
         (PlainEnum.A, f"a {__name__}.PlainEnum", "Keep its value."),
         (bytearray(b"a secret value"), "a bytearray", "Keep bytes."),
@@ -775,22 +795,22 @@ def test_json_refuses_what_it_has_no_form_for(
 @pytest.mark.parametrize(
     ("data", "start"),
     [
-        ({"a": {Opaque(): 1}}, "flask.session['a'] has in its keys an "),
-        ({"a": {(1, (Opaque(),)): 1}}, "flask.session['a'] has in its keys an "),
-        ({Opaque(): 1}, "flask.session has in its keys an "),
-        ({"a": {Opaque()}}, "flask.session['a'] holds an "),
+        ({"a": {Opaque(): 1}}, "flask.session['a'] has in its keys a "),
+        ({"a": {(1, (Opaque(),)): 1}}, "flask.session['a'] has in its keys a "),
+        ({Opaque(): 1}, "flask.session has in its keys a "),
+        ({"a": {Opaque()}}, "flask.session['a'] holds a "),
         ({"a": {memoryview(b"a"): 1}}, "flask.session['a'] has in its keys a memory"),
         ({"a": {memoryview(b"a")}}, "flask.session['a'] holds a memoryview"),
-        ({1: {None: Opaque()}}, "flask.session[1][None] is an "),
-        ({(1, "a"): Opaque()}, "flask.session[(1, 'a')] is an "),
-        ({(1,): Opaque()}, "flask.session[(1,)] is an "),
-        ({UUID(int=1): Opaque()}, f"flask.session[{UUID(int=1)!r}] is an "),
-        ({Loud("loud"): Opaque()}, "flask.session['loud'] is an "),
+        ({1: {None: Opaque()}}, "flask.session[1][None] is a "),
+        ({(1, "a"): Opaque()}, "flask.session[(1, 'a')] is a "),
+        ({(1,): Opaque()}, "flask.session[(1,)] is a "),
+        ({UUID(int=1): Opaque()}, f"flask.session[{UUID(int=1)!r}] is a "),
+        ({Loud("loud"): Opaque()}, "flask.session['loud'] is a "),
         (
             {"u": User("n", Address("s", [Opaque()]))},
-            "flask.session['u'].address.lines[0] is an ",
+            "flask.session['u'].address.lines[0] is a ",
         ),
-        ({"p": Point(1, Opaque())}, "flask.session['p'][1] is an "),
+        ({"p": Point(1, Opaque())}, "flask.session['p'][1] is a "),
     ],
 )
 def test_the_place_is_named_exactly(data: dict[t.Any, t.Any], start: str) -> None:
@@ -846,7 +866,7 @@ def test_the_same_object_in_two_places_is_no_circular_reference(
 
 
 @pytest.mark.parametrize("wrap", [lambda v: [v], lambda v: (v,), lambda v: {"a": v}])
-@pytest.mark.parametrize("depth", [1000, 100_000])
+@pytest.mark.parametrize("depth", [1100, 100_000])
 def test_nesting_too_deeply_is_named(
     serializer: CodedSerializer, wrap: t.Callable[[t.Any], t.Any], depth: int
 ) -> None:
@@ -873,7 +893,8 @@ def test_nesting_a_hundred_deep_is_kept(
 
 
 def test_what_msgpack_writes_it_can_read_at_any_depth() -> None:
-    for depth in range(480, 530):
+    # Between msgpack's releases, the deepest that is written differs.
+    for depth in [*range(505, 515), *range(1018, 1028)]:
         value: t.Any = 1
         for _ in range(depth):
             value = (value,)
@@ -881,7 +902,7 @@ def test_what_msgpack_writes_it_can_read_at_any_depth() -> None:
             data = MSGPACK.dumps({"a": value})
         except SerializationError:
             continue
-        assert MSGPACK.loads(data) == {"a": value}
+        assert MSGPACK.dumps(MSGPACK.loads(data)) == data
 
 
 class Failing:
@@ -976,6 +997,7 @@ def reads_or_raises_record_error(serializer: CodedSerializer, data: bytes) -> No
         assert type(value) is dict
 
 
+@without_deadline
 @given(st.binary(max_size=200))
 @example(b"")
 def test_garbage_raises_nothing_but_record_errors(data: bytes) -> None:
@@ -990,6 +1012,7 @@ def test_garbage_raises_nothing_but_record_errors(data: bytes) -> None:
             reads_or_raises_record_error(MSGPACK, b"\x81" + ext + b"\x01")
 
 
+@without_deadline
 @given(
     st.dictionaries(hashed, msgpack_values, max_size=4),
     st.integers(0, 10**6),
@@ -1020,6 +1043,7 @@ json_like = st.recursive(
 )
 
 
+@without_deadline
 @given(st.dictionaries(st.text(max_size=3), json_like, max_size=3))
 def test_hostile_tags_raise_nothing_but_record_errors(data: dict[str, t.Any]) -> None:
     reads_or_raises_record_error(JSON, json.dumps(data).encode())
@@ -1158,7 +1182,7 @@ class OneWay:
         ("", "''"),
         (None, "a NoneType"),
         (5, "an int"),
-        (OneWay(), f"an {__name__}.OneWay"),
+        (OneWay(), f"a {__name__}.OneWay"),
         (MsgpackSerializer, "the class flask_serversession.serializers.Msgpack"),
     ],
 )

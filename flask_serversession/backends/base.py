@@ -8,6 +8,7 @@ import enum
 import typing as t
 
 from ..errors import NotSupportedError
+from ..errors import RecordError
 from ..record import Record
 
 
@@ -128,6 +129,23 @@ class Backend(abc.ABC):
             nothing is created or changed then.
         :raises BackendUnavailableError: if the engine did not answer in time.
         """
+
+    def load_many(self, keys: t.Sequence[str]) -> dict[str, Record]:
+        """Load several records: those that are live, can be read and are no tombstones.
+
+        For listing. Asks one by one unless the backend knows better.
+
+        :raises BackendUnavailableError: if the engine did not answer in time.
+        """
+        found: dict[str, Record] = {}
+        for key in keys:
+            try:
+                record = self.load(key)
+            except RecordError:
+                continue
+            if record is not None and not record.is_tombstone:
+                found[key] = record
+        return found
 
     def keys_of_user(self, user: str) -> list[str]:
         """Give the keys of all live records of a user, tombstones left out.

@@ -483,7 +483,7 @@ class RedisBackend(Backend):
 _REASONS: tuple[tuple[str, str, str], ...] = (
     ("TimeoutError", "", "did not answer {}"),
     ("AuthenticationError", "WRONGPASS", "refused user name or password at {}"),
-    ("AuthenticationWrongNumberOfArgsError", "NOAUTH", "refused the password at {}"),
+    ("AuthenticationError", "NOAUTH", "refused user name or password at {}"),
     ("AuthorizationError", "NOPERM", "does not permit {} to this user"),
     ("NoPermissionError", "NOPERM", "does not permit {} to this user"),
     ("BusyLoadingError", "LOADING", "is still loading its data and refused {}"),
@@ -560,7 +560,7 @@ def _get_classes() -> tuple[type, ...]:
         getattr(sys.modules[module], name + suffix)
         for module, name in names
         for suffix in ("", "Cluster")
-        if module in sys.modules
+        if sys.modules.get(module)
     )
 
 
@@ -715,8 +715,7 @@ def _make_cluster_origin(url: str, options: dict[str, t.Any]) -> _Origin:
         raise _wrong_url("names a database, which a Cluster does not have")
     hosts = address.parse_hosts(6379)
     is_tls = address.scheme == "rediss+cluster"
-    defaults = _get_defaults(redis, url)
-    defaults.pop("retry", None)
+    defaults = _without(_get_defaults(redis, url), "retry", "retry_on_error")
     query = _parse_query(redis, address.query)
     arguments: dict[str, t.Any] = {
         **defaults,
@@ -845,6 +844,8 @@ def _get_defaults(redis: t.Any, url: str) -> dict[str, t.Any]:
     }
     if "retry_on_timeout=" not in url and "retry_on_error=" not in url:
         defaults["retry"] = _make_retry(redis)
+        # redis-py before 6 retries a command for these only, whatever the above says.
+        defaults["retry_on_error"] = [redis.ConnectionError, redis.ReadOnlyError]
     return defaults
 
 

@@ -20,7 +20,6 @@ from sqlalchemy.schema import CreateTable
 
 from ..errors import BackendError
 from ..errors import BackendUnavailableError
-from ..errors import ConfigurationError
 from ..errors import RecordError
 from ..record import FORMAT
 from ..record import MAGIC
@@ -120,16 +119,17 @@ class SQLAlchemyBackend(Backend):
     one connection more than views hold at the same time, and after a fork it is the
     application that has to dispose of it. Where its connections are not in
     AUTOCOMMIT, they are switched for each statement, which costs nothing with
-    psycopg, psycopg2 and SQLite. MySQL drivers would need six round trips for that;
-    so the statement is a transaction there, which are two. :meth:`from_url` needs
-    one everywhere.
+    psycopg, psycopg2 and SQLite. MySQL drivers would need five more round trips for
+    that; so there the statement is a transaction of its own, for one more round trip
+    when it reads and two when it writes. :meth:`from_url` needs none of them.
 
     SQLite has one writer at a time: a view that saves its session while its own
     uncommitted changes hold the lock on the same file waits in vain. It should
-    commit before, or keep sessions in a file of their own. An engine for an
-    in-memory SQLite database has only one connection, which statements of the
-    backend's would commit and roll back at the wrong moments. Such an engine is
-    left alone: the sessions are kept in another in-memory database.
+    commit before, or keep sessions in a file of their own. An engine of SQLite with
+    a pool of one connection for everything, as for databases in memory, is not
+    used: statements of the backend's would commit and roll back the application's
+    work. An engine of the backend's own for the same URL takes its place, so
+    sessions are kept in an in-memory database of their own then.
 
     Damage inside the data shows in :meth:`load`. The other operations read no more
     of it than the two bytes that name the format, and :meth:`replace` overwrites
@@ -144,6 +144,8 @@ class SQLAlchemyBackend(Backend):
     :param create_table: Whether to create the table when it turns out to be missing.
     :param prefix: What the keys begin with that are listed and counted.
     :param clock: Gives the current time in seconds since the epoch.
+    :raises ValueError: if the prefix is too long, or the metadata has another table
+        of that name.
     """
 
     name = "sqlalchemy"
@@ -167,16 +169,16 @@ class SQLAlchemyBackend(Backend):
         clock: t.Callable[[], float] = time.time,
     ) -> None:
         if len(prefix) > _PREFIX_LENGTH:
-            raise ConfigurationError(
-                f"'SESSION_KEY_PREFIX' has {len(prefix)} characters; the 'sqlalchemy'"
-                f" backend takes at most {_PREFIX_LENGTH}.",
-                option="SESSION_KEY_PREFIX",
+            raise ValueError(
+                f"The prefix of the keys has {len(prefix)} characters; the 'sqlalchemy'"
+                f" backend takes at most {_PREFIX_LENGTH}."
             )
         if _has_one_connection(engine):
-            _logger.info(
-                "The engine's in-memory SQLite database has only one connection; the"
-                " sessions are kept in an in-memory database of their own."
-            )
+            if _is_memory(engine.url):
+                _logger.info(
+                    "The engine's in-memory SQLite database has only one connection;"
+                    " the sessions are kept in an in-memory database of their own."
+                )
             engine = _make_engine(engine.url)
         self._clock = clock
         self._create_table = create_table
@@ -219,7 +221,8 @@ class SQLAlchemyBackend(Backend):
         :param url: The database. Its parameters win over the time-outs that are
             set otherwise: 5 seconds to connect and, where the driver can, 10
             seconds for an answer; 5 seconds for SQLite's lock.
-        :raises ConfigurationError: if there is no such driver.
+        :raises ValueError: if the URL is not one of a database that SQLAlchemy knows.
+        :raises ImportError: if the driver is not installed.
         """
         return cls(
             _make_engine(url),
@@ -464,6 +467,11 @@ class SQLAlchemyBackend(Backend):
                 " application, end it before the session is saved, or keep the"
                 " sessions in a database of their own."
             )
+        elif _is_overdue(error):
+            message = (
+                f"The 'sqlalchemy' backend could not {operation!r}: {where} did not"
+                f" answer in time ({what})."
+            )
         elif _is_unavailable(error):
             message = (
                 f"The 'sqlalchemy' backend could not {operation!r}: {where} cannot be"
@@ -606,10 +614,9 @@ def _define_table(metadata: sa.MetaData, name: str, schema: str | None) -> sa.Ta
     if table is not None:
         if _MARK in table.info:
             return table
-        raise ConfigurationError(
-            f"'SESSION_SQLALCHEMY_TABLE' is {name!r}, and the metadata has another"
-            f" table {full_name!r}. Choose another name.",
-            option="SESSION_SQLALCHEMY_TABLE",
+        raise ValueError(
+            f"The metadata has another table {full_name!r}. Choose another name for"
+            " that of the sessions."
         )
     # Only types of SQLAlchemy's own: migrations must not have to import this module.
     # "C" orders by bytes and, unlike locales, never changes with the system.
@@ -626,7 +633,7 @@ def _define_table(metadata: sa.MetaData, name: str, schema: str | None) -> sa.Ta
         name,
         metadata,
         sa.Column("key", text, primary_key=True),
-        # MySQL's BLOB ends at 64 KiB.
+        # MySQL's BLOB and TEXT end at 64 KiB.
         sa.Column(
             "data",
             sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb"),
@@ -638,7 +645,11 @@ def _define_table(metadata: sa.MetaData, name: str, schema: str | None) -> sa.Ta
         sa.Column("touched_at", sa.Double[float](), nullable=False),
         sa.Column("expires_at", sa.Double[float](), nullable=False, index=True),
         sa.Column("user", text, nullable=True, index=True),
-        sa.Column("meta", sa.Text(), nullable=False),
+        sa.Column(
+            "meta",
+            sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb"),
+            nullable=False,
+        ),
         schema=schema,
         info={_MARK: True},
     )
@@ -734,8 +745,14 @@ def _is_worth_a_retry(error: exc.SQLAlchemyError) -> bool:
         return False
     if error.connection_invalidated:
         # Who waited for an answer in vain would only wait a second time.
-        return "timed out" not in str(error.orig)
+        return not _is_overdue(error)
     return not _UNDONE.isdisjoint(_codes_of(error))
+
+
+def _is_overdue(error: exc.SQLAlchemyError) -> bool:
+    # What PyMySQL, psycopg and libpq say, and _prepare_psycopg.
+    text = str(getattr(error, "orig", "")).lower()
+    return "timed out" in text or "timeout expired" in text
 
 
 def _is_unavailable(error: exc.SQLAlchemyError) -> bool:
@@ -819,19 +836,17 @@ def _make_engine(url: str | sa.URL) -> sa.Engine:
             pool_timeout=_CONNECT_TIMEOUT,
             **options,
         )
-    except (exc.ArgumentError, ImportError) as error:
-        # Neither text is passed on: it may hold the URL.
-        raise ConfigurationError(
-            "'SESSION_SQLALCHEMY_URL' is not a URL of a database whose driver is"
-            f" installed ({type(error).__name__}); expected something like"
-            " 'sqlite:///sessions.db' or 'postgresql+psycopg://user@host/database'.",
-            option="SESSION_SQLALCHEMY_URL",
+    except exc.ArgumentError as error:
+        # Its text is not passed on: it may hold the URL.
+        raise ValueError(
+            "This is not the URL of a database that SQLAlchemy knows; expected"
+            " something like 'sqlite:///sessions.db' or"
+            " 'postgresql+psycopg://user@host/database'."
         ) from error
     if engine.dialect.is_async:
-        raise ConfigurationError(
-            f"'SESSION_SQLALCHEMY_URL' names the driver {engine.dialect.driver!r},"
-            " which is asynchronous; expected another.",
-            option="SESSION_SQLALCHEMY_URL",
+        raise ValueError(
+            f"The URL names the asynchronous driver {engine.dialect.driver!r};"
+            " expected a synchronous one."
         )
     # In AUTOCOMMIT there is nothing to roll back, and yet MySQL drivers would send
     # it. (The option skip_autocommit_rollback came with SQLAlchemy 2.0.43.)
@@ -919,6 +934,5 @@ def _has_one_connection(engine: sa.Engine) -> bool:
     return (
         engine.dialect.name == "sqlite"
         and engine not in _engines
-        and _is_memory(engine.url)
         and isinstance(engine.pool, (sa.StaticPool, sa.SingletonThreadPool))
     )

@@ -798,6 +798,7 @@ def count_up(path: str, times: int) -> None:
         backend.touch(KEY, time.time(), time.time() + 600)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_changes_of_several_processes_add_up(path: Path, method: t.Any) -> None:
     backend = FilesystemBackend(path, prefix=PREFIX)

@@ -1,6 +1,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import json
+import os
+import re
+import sqlite3
+import threading
+import time
+import traceback
 import typing as t
 import uuid
 from collections.abc import Callable
@@ -11,10 +20,21 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import exc
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from flask_serversession.backends.base import Backend
+from flask_serversession.backends.base import Capability
+from flask_serversession.backends.base import Conflict
+from flask_serversession.backends.base import Gone
+from flask_serversession.backends.base import Replaced
 from flask_serversession.backends.sqlalchemy import SQLAlchemyBackend
+from flask_serversession.errors import BackendError
+from flask_serversession.errors import BackendUnavailableError
+from flask_serversession.errors import RecordError
+from flask_serversession.record import FORMAT
+from flask_serversession.record import MAGIC
 from flask_serversession.record import Record
+from flask_serversession.record import frame
 from flask_serversession.testing import BackendContract
 from flask_serversession.testing import FakeClock
 from flask_serversession.testing import Spoil
@@ -28,7 +48,9 @@ KEY = "s:" + "0123456789abcdef" * 4
 Make = Callable[..., SQLAlchemyBackend]
 
 
-def record(clock: Callable[[], float], data: bytes = b"data", **fields: t.Any) -> Record:
+def record(
+    clock: Callable[[], float], data: bytes = b"data", **fields: t.Any
+) -> Record:
     now = clock()
     lives = fields.pop("lives", 600)
     defaults = {
@@ -87,9 +109,7 @@ def make(clock: FakeClock) -> Iterator[Make]:
 
     with contextlib.ExitStack() as stack:
 
-        def make(
-            database: str | sa.Engine, **options: t.Any
-        ) -> SQLAlchemyBackend:
+        def make(database: str | sa.Engine, **options: t.Any) -> SQLAlchemyBackend:
             options = {"table_name": table, "clock": clock, **options}
             if isinstance(database, str):
                 backend = SQLAlchemyBackend.from_url(database, **options)
@@ -243,3 +263,1132 @@ class TestGivenEngine(Contract):
     @pytest.fixture
     def dead_backend(self) -> Backend | None:
         return None
+
+
+# -- one statement an operation
+
+
+def operations(
+    backend: SQLAlchemyBackend, clock: FakeClock
+) -> dict[str, Callable[[], object]]:
+    """Give each operation with arguments with which it finds what it looks for."""
+    now = clock()
+    return {
+        "create": lambda: backend.create(KEY, record(clock, user="42")),
+        "load": lambda: backend.load(KEY),
+        "touch": lambda: backend.touch(KEY, now, now + 900),
+        "replace": lambda: backend.replace(KEY, record(clock, b"new", user="42"), 1),
+        "keys_of_user": lambda: backend.keys_of_user("42"),
+        "iterate": lambda: list(backend.iterate()),
+        "count": lambda: backend.count(),
+        "prune": lambda: backend.prune(10) == 0,
+        "delete": lambda: backend.delete(KEY),
+    }
+
+
+@pytest.mark.parametrize("is_given", [False, True], ids=["url", "engine"])
+def test_every_operation_is_one_statement(
+    url: str,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+    is_given: bool,
+) -> None:
+    engine = make_engine(url) if is_given else None
+    backend = make(engine or url)
+    backend.create_tables()
+    # Also listeners of the application's engine see them, except those in memory,
+    # which are executed by another one.
+    listened = engine if engine and url != "sqlite://" else engine_of(backend)
+    for name, operation in operations(backend, clock).items():
+        with recording(listened) as statements:
+            assert operation() not in (None, False, [], Gone()), name
+        verbs = [statement.split()[0] for statement in statements]
+        expected = {
+            "create": ["INSERT"],
+            "touch": ["UPDATE"],
+            "replace": ["UPDATE"],
+            "prune": ["WITH"] if "postgres" in url else ["DELETE"],
+            "delete": ["DELETE"],
+        }
+        assert verbs == expected.get(name, ["SELECT"])
+
+
+def test_loading_nothing_is_one_statement(url: str, make: Make) -> None:
+    backend = make(url)
+    backend.create_tables()
+    with recording(engine_of(backend)) as statements:
+        assert backend.load(KEY) is None
+    assert len(statements) == 1
+
+
+LOGGED = re.compile(r"(?:statement|execute [^:]*|Query\t|Execute\t):?\s*(\S.*)")
+
+
+def read_log(server: Server) -> list[str]:
+    path = server.log
+    if isinstance(server, MariaDBServer):
+        assert server.general_log is not None
+        path = server.general_log
+    time.sleep(0.2)  # the server writes when it likes
+    lines = path.read_text(errors="replace").splitlines()
+    found = (LOGGED.search(line) for line in lines)
+    return [match[1] for match in found if match]
+
+
+def test_the_server_gets_these_statements_and_no_others(
+    server: Server, make: Make, clock: FakeClock
+) -> None:
+    backend = make(server.url)
+    backend.create_tables()
+    todo = operations(backend, clock)
+    before = len(read_log(server))
+    for operation in todo.values():
+        operation()
+    statements = read_log(server)[before:]
+    assert len(statements) == len(todo), statements
+    log = " ".join(statements)
+    assert not re.search(r"\b(BEGIN|COMMIT|ROLLBACK|SET autocommit)\b", log, re.I)
+
+
+def test_a_given_engine_gets_no_more_than_it_must(
+    server: Server,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+) -> None:
+    backend = make(make_engine(server.url))
+    backend.create_tables()
+    todo = operations(backend, clock)
+    before = len(read_log(server))
+    for operation in todo.values():
+        operation()
+    statements = read_log(server)[before:]
+    others = {s: statements.count(s) for s in ("COMMIT", "ROLLBACK")}
+    # Five of them write; the pool's ROLLBACK is the application's choice.
+    on_mariadb = isinstance(server, MariaDBServer)
+    assert others == {"COMMIT": 5 * on_mariadb, "ROLLBACK": len(todo) * on_mariadb}
+    assert len(statements) == len(todo) + sum(others.values()), statements
+
+
+def test_an_operation_is_one_round_trip_on_postgresql(
+    request: pytest.FixtureRequest, make: Make, tmp_path: Path
+) -> None:
+    backend = make(get_url(request, "postgresql"))
+    backend.load(KEY)
+    trace = tmp_path / "trace"
+    with trace.open("wb") as file:
+        connection = engine_of(backend).raw_connection()
+        driver_connection = t.cast(t.Any, connection.driver_connection)
+        driver_connection.pgconn.trace(file.fileno())
+        connection.close()
+        for _ in range(20):
+            backend.load(KEY)
+        driver_connection.pgconn.untrace()
+    # One more prepares the statement, which psycopg does when it comes again.
+    sent = re.findall(r"\tF\t\d+\t(?:Sync|Query)\b", trace.read_text())
+    assert len(sent) in (20, 21)
+
+
+# -- the table
+
+
+@pytest.mark.parametrize("operation", ["create", "load"])
+def test_the_table_is_created_on_first_use(
+    url: str, make: Make, clock: FakeClock, operation: str
+) -> None:
+    backend = make(url)
+    with recording(engine_of(backend)) as statements:
+        operations(backend, clock)[operation]()
+    assert len(statements) == 5  # tried, table, two indexes, tried again
+    with recording(engine_of(backend)) as statements:
+        backend.load(KEY)
+    assert len(statements) == 1
+    indexes = sa.inspect(engine_of(backend)).get_indexes(backend.table.name)
+    assert {tuple(index["column_names"]) for index in indexes} == {
+        ("expires_at",),
+        ("user",),
+    }
+
+
+@pytest.mark.parametrize("turn", range(5))
+def test_several_workers_may_create_the_table_at_the_same_time(
+    url: str, clock: FakeClock, make: Make, turn: int
+) -> None:
+    if url == "sqlite://":
+        pytest.skip("each has a database of its own")
+    workers = [make(url) for _ in range(6)]
+    barrier = threading.Barrier(len(workers))
+    results: list[object] = []
+
+    def work(worker: SQLAlchemyBackend, key: str) -> None:
+        try:
+            # Connecting takes much longer than the rest.
+            engine_of(worker).connect().close()
+            barrier.wait(10)
+            results.append(worker.create(key, record(clock)))
+        except Exception as error:  # noqa: BLE001 - shown by the assertion
+            results.append(error)
+
+    run_threads(
+        [functools.partial(work, worker, str(n)) for n, worker in enumerate(workers)]
+    )
+    assert results == [True] * len(workers)
+    assert workers[0].count() == len(workers)
+    indexes = sa.inspect(engine_of(workers[0])).get_indexes(workers[0].table.name)
+    assert len(indexes) == 2
+
+
+def run_threads(functions: list[Callable[[], None]]) -> None:
+    threads = [threading.Thread(target=function) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_creating_the_table_twice_does_nothing(url: str, make: Make) -> None:
+    backend = make(url)
+    backend.create_tables()
+    backend.create_tables()
+    assert backend.count() == 0
+
+
+def test_a_missing_table_is_explained_where_it_must_not_be_created(
+    url: str, make: Make, clock: FakeClock
+) -> None:
+    backend = make(url, create_table=False)
+    for name, operation in operations(backend, clock).items():
+        with pytest.raises(BackendError) as info:
+            operation()
+        assert str(info.value) == (
+            f"The table '{backend.table.name}' does not exist; run"
+            ' "flask sessions init" or add it by a migration.'
+        )
+        assert (info.value.backend, info.value.operation) == ("sqlalchemy", name)
+        assert not isinstance(info.value, BackendUnavailableError)
+    backend.create_tables()
+    assert backend.create(KEY, record(clock))
+
+
+def test_a_table_that_was_dropped_is_created_again(
+    url: str, make: Make, clock: FakeClock
+) -> None:
+    backend = make(url)
+    for _ in range(8):  # often enough for psycopg to prepare it
+        backend.load(KEY)
+    backend.table.drop(engine_of(backend))
+    assert backend.create(KEY, record(clock))
+    assert backend.load(KEY) is not None
+
+
+def test_backends_share_the_table_of_one_metadata(make: Make, sqlite_url: str) -> None:
+    metadata = sa.MetaData()
+    one = make(sqlite_url, metadata=metadata, table_name="sessions")
+    two = make(sqlite_url, metadata=metadata, table_name="sessions")
+    other = make(sqlite_url, metadata=metadata, table_name="other")
+    assert one.table is two.table is metadata.tables["sessions"]
+    assert set(metadata.tables) == {"sessions", "other"}
+    assert other.table.metadata is metadata
+
+
+def test_the_schema_of_the_metadata_counts(make: Make, sqlite_url: str) -> None:
+    metadata = sa.MetaData(schema="app")
+    one = make(sqlite_url, metadata=metadata, table_name="sessions")
+    two = make(sqlite_url, metadata=metadata, table_name="sessions", schema="app")
+    assert one.table is two.table is metadata.tables["app.sessions"]
+
+
+def test_a_table_of_the_application_is_not_taken_over(
+    make: Make, sqlite_url: str
+) -> None:
+    metadata = sa.MetaData()
+    sa.Table("sessions", metadata, sa.Column("id", sa.Integer(), primary_key=True))
+    with pytest.raises(ValueError, match="another table 'sessions'"):
+        make(sqlite_url, metadata=metadata, table_name="sessions")
+
+
+def test_the_metadata_of_an_application_makes_the_same_table(
+    url: str, make: Make, clock: FakeClock
+) -> None:
+    metadata = sa.MetaData(
+        naming_convention={"ix": "ix__%(table_name)s__%(column_0_name)s"}
+    )
+    backend = make(url, metadata=metadata, create_table=False)
+    metadata.create_all(engine_of(backend))
+    assert backend.create(KEY, record(clock, user="42"))
+    assert backend.keys_of_user("42") == [KEY]
+    backend.create_tables()
+
+
+def test_the_table_can_live_in_a_schema(
+    request: pytest.FixtureRequest, make: Make, clock: FakeClock
+) -> None:
+    backend = make(get_url(request, "postgresql"), schema="Web Sessions")
+    with pytest.raises(BackendError, match="create_tables"):
+        backend.load(KEY)
+    with engine_of(backend).connect() as connection:
+        connection.execute(sa.schema.CreateSchema("Web Sessions", if_not_exists=True))
+    for operation in operations(backend, clock).values():
+        assert operation() not in (None, False, [], Gone())
+
+
+@pytest.mark.parametrize("name", ["sessions-2", "Sessions", "order", "a b", "ü"])
+def test_any_table_name_works(
+    url: str, make: Make, clock: FakeClock, name: str
+) -> None:
+    backend = make(url, table_name=name)
+    for operation in operations(backend, clock).values():
+        assert operation() not in (None, False, [], Gone())
+
+
+def explain(
+    backend: SQLAlchemyBackend, statement: sa.Executable, **values: t.Any
+) -> str:
+    engine = engine_of(backend)
+    word = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
+    plans: list[str] = []
+
+    def before(*arguments: t.Any) -> tuple[str, t.Any]:
+        return f"{word} {arguments[2]}", arguments[3]
+
+    event.listen(engine, "before_cursor_execute", before, retval=True)
+    try:
+        with engine.connect() as connection:
+            result = t.cast(
+                "sa.CursorResult[t.Any]", connection.execute(statement, values)
+            )
+            cursor = result.context.cursor
+            plans += [str(row) for row in cursor.fetchall()]
+    finally:
+        event.remove(engine, "before_cursor_execute", before)
+    return "\n".join(plans)
+
+
+def test_the_database_uses_the_indexes(url: str, make: Make, clock: FakeClock) -> None:
+    backend = make(url)
+    now = clock()
+    backend.create_tables()
+    rows = [
+        {
+            "key": f"{number:064x}",
+            "data": frame(b"data" * 100),
+            "version": 1,
+            "created_at": now,
+            "touched_at": now,
+            # Few have expired, as everywhere where cleaning up works.
+            "expires_at": now + number - 20,
+            "user": str(number % 500),
+            "meta": "",
+        }
+        for number in range(5000)
+    ]
+    with engine_of(backend).connect() as connection:
+        connection.execute(sa.insert(backend.table), rows)
+        name = backend.table.name
+        analyze = f"ANALYZE {'TABLE ' if 'mysql' in url else ''}{name}"
+        connection.exec_driver_sql(analyze)
+    statements = backend._statements
+    table = backend.table.name
+    columns = {"key_": rows[99]["key"], "now": now}
+    for statement in (statements.load, statements.delete):
+        plan = explain(backend, statement, **columns)
+        assert re.search(r"PRIMARY|_pkey|autoindex", plan), plan
+    plan = explain(backend, statements.keys_of_user, user_="42", now=now)
+    assert f"ix_{table}_user" in plan
+    plan = explain(backend, statements.prune, now=now, limit=10)
+    assert f"ix_{table}_expires_at" in plan
+    if "mysql" not in url:
+        # MariaDB explains a DELETE by the keys it could use.
+        assert re.search(r"PRIMARY|_pkey|autoindex", plan), plan
+    plan = explain(backend, statements.page, after=rows[4000]["key"])
+    assert re.search(r"PRIMARY|_pkey|autoindex", plan), plan
+    assert not re.search(r"Sort|TEMP B-TREE|filesort", plan), plan
+
+
+# -- what is stored
+
+
+def test_the_row_is_what_the_documentation_says(
+    url: str, make: Make, clock: FakeClock
+) -> None:
+    backend = make(url)
+    stored = record(clock, b"data", user="42", meta={"user_agent": "ü"}, version=3)
+    backend.create(KEY, stored)
+    row = get_row(backend, KEY)
+    assert row._asdict() == {
+        "key": KEY,
+        "data": frame(b"data"),
+        "version": 3,
+        "created_at": stored.created_at,
+        "touched_at": stored.touched_at,
+        "expires_at": stored.expires_at,
+        "user": "42",
+        "meta": json.dumps({"user_agent": "ü"}),
+    }
+    assert row.meta.isascii()
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "u" * 255,
+        "u" * 256,
+        "u" * 100_000,
+        "☃" * 255,
+        "nul\0",
+        "lone \ud800 surrogate",
+        "space ",
+        "line\n",
+        "sha256:" + "0" * 64,
+        "\N{ZERO WIDTH SPACE}",
+    ],
+    ids=lambda user: ascii(user[:20]),
+)
+def test_any_user_is_found_again(
+    url: str, make: Make, clock: FakeClock, user: str
+) -> None:
+    backend = make(url)
+    for meta in ({}, {"address": "192.0.2.1"}):
+        stored = record(clock, user=user, meta=meta)
+        assert backend.create(f"{len(meta)}", stored)
+        assert backend.load(f"{len(meta)}") == stored
+    assert sorted(backend.keys_of_user(user)) == ["0", "1"]
+    assert backend.keys_of_user(user[:-1]) == []
+    assert len(get_row(backend, "0").user) <= 255
+
+
+def test_listing_and_counting_keep_to_the_prefix(
+    url: str, make: Make, clock: FakeClock
+) -> None:
+    prefixes = ["app:", "a%p:", "APP:", "app", "äpp:", ""]
+    backends = {prefix: make(url, prefix=prefix) for prefix in prefixes}
+    if url == "sqlite://":
+        pytest.skip("each has a database of its own")
+    for prefix, backend in backends.items():
+        assert backend.create(f"{prefix}0", record(clock, user="42"))
+    expected = {
+        "app:": ["app:0"],
+        "a%p:": ["a%p:0"],
+        "APP:": ["APP:0"],
+        "app": ["app0", "app:0"],
+        "äpp:": ["äpp:0"],
+        "": ["0", "APP:0", "a%p:0", "app0", "app:0", "äpp:0"],
+    }
+    for prefix, backend in backends.items():
+        assert sorted(backend.keys_of_user("42")) == expected[prefix]
+        assert sorted(key for key, _ in backend.iterate()) == expected[prefix]
+        assert backend.count() == len(expected[prefix])
+
+
+def test_a_prefix_that_leaves_no_room_is_refused(make: Make) -> None:
+    make("sqlite://", prefix="p" * 191)
+    with pytest.raises(ValueError, match="192 characters"):
+        make("sqlite://", prefix="p" * 192)
+
+
+def test_iterate_reads_page_by_page(url: str, make: Make, clock: FakeClock) -> None:
+    backend = make(url)
+    for number in range(250):
+        lives = -1 if number % 3 == 0 else 600
+        backend.create(f"{number:03}", record(clock, lives=lives))
+    backend.create("999", record(clock, b""))
+    with recording(engine_of(backend)) as statements:
+        found = backend.iterate()
+        assert next(found)[0] == "001"
+        assert len(statements) == 1
+        keys = ["001", *(key for key, _ in found)]
+    assert keys == [f"{n:03}" for n in range(250) if n % 3]
+    assert len(statements) == 3
+
+
+def test_iterate_skips_what_cannot_be_read(
+    url: str, make: Make, clock: FakeClock
+) -> None:
+    backend = make(url)
+    for name in ("damaged", "good", "newer"):
+        backend.create(name, record(clock))
+    set_column(backend, "damaged", data=b"nonsense")
+    set_column(backend, "newer", data=bytes([MAGIC, FORMAT + 1]))
+    assert [key for key, _ in backend.iterate()] == ["good"]
+
+
+@pytest.mark.parametrize("limit", [3, 10, 20])
+def test_prune_deletes_the_expired_only(
+    url: str, make: Make, clock: FakeClock, limit: int
+) -> None:
+    backend = make(url)
+    for number in range(20):
+        lives = 10 if number % 2 else 600
+        backend.create(f"{number:02}", record(clock, lives=lives))
+    clock.advance(10)
+    assert backend.prune(limit) == min(limit, 10)
+    assert backend.prune(100) == 10 - min(limit, 10)
+    assert backend.prune(100) == 0
+    assert sorted(key for key, _ in backend.iterate()) == [
+        f"{number:02}" for number in range(0, 20, 2)
+    ]
+
+
+def test_prune_does_not_wait_for_another_worker_on_postgresql(
+    request: pytest.FixtureRequest, make: Make, clock: FakeClock
+) -> None:
+    backend = make(get_url(request, "postgresql"))
+    for number in range(10):
+        backend.create(str(number), record(clock, lives=number + 1))
+    clock.advance(100)
+    other = sa.create_engine(engine_of(backend).url, poolclass=sa.NullPool)
+    with other.connect() as connection:
+        statement = backend._statements.prune
+        values = {"now": clock(), "limit": 4}
+        assert connection.execute(statement, values).rowcount == 4
+        assert backend.prune(100) == 6
+        connection.rollback()
+    assert backend.prune(100) == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"x", "damaged"),
+        (bytes([MAGIC]), "damaged"),
+        (bytes([MAGIC, FORMAT]), "damaged"),
+        (bytes([MAGIC, 0]) + b"data" * 4, "damaged"),
+        (frame(b"data")[:-1], "damaged"),
+        (frame(b"data") + b"x", "damaged"),
+        (b"\x80\x04\x95pickle", "damaged"),
+        (bytes([255, 255]) + b"data" * 4, "damaged"),
+        (bytes([MAGIC, FORMAT + 1]) + b"data" * 4, "newer"),
+        (bytes([MAGIC, 255]), "newer"),
+    ],
+    ids=lambda value: value.hex()[:8] if isinstance(value, bytes) else value,
+)
+def test_data_that_is_not_ours_is_left_alone(
+    url: str, make: Make, clock: FakeClock, data: bytes, reason: str
+) -> None:
+    backend = make(url)
+    backend.create(KEY, record(clock, version=2))
+    set_column(backend, KEY, data=data)
+    with pytest.raises(RecordError) as info:
+        backend.load(KEY)
+    assert info.value.reason == reason
+    with pytest.raises(RecordError) as info:
+        backend.replace(KEY, record(clock, b"mine"), 1)
+    assert info.value.reason == reason
+    assert backend.create(KEY, record(clock)) is False
+    if data[:2] != bytes([MAGIC, FORMAT]):
+        with pytest.raises(RecordError) as info:
+            backend.replace(KEY, record(clock, b"mine"), 2)
+        assert info.value.reason == reason
+        assert backend.touch(KEY, clock(), clock() + 900) is False
+        assert get_row(backend, KEY).expires_at == clock() + 600
+    assert get_row(backend, KEY).data == data
+    if reason == "newer":
+        with pytest.raises(RecordError) as info:
+            backend.delete(KEY)
+        assert info.value.reason == "newer"
+        assert get_row(backend, KEY).data == data
+    else:
+        assert backend.delete(KEY) is True
+        assert backend.load(KEY) is None
+
+
+def test_text_in_the_data_column_is_damage(
+    sqlite_url: str, make: Make, clock: FakeClock
+) -> None:
+    backend = make(sqlite_url)
+    backend.create(KEY, record(clock))
+    with engine_of(backend).connect() as connection:
+        name = backend.table.name
+        connection.exec_driver_sql(f"UPDATE {name} SET data = 'nonsense'")
+    with pytest.raises(RecordError) as info:
+        backend.load(KEY)
+    assert info.value.reason == "damaged"
+    assert backend.touch(KEY, clock(), clock() + 900) is False
+    assert backend.delete(KEY) is True
+
+
+def test_nonsense_in_the_meta_column_is_damage(
+    url: str, make: Make, clock: FakeClock
+) -> None:
+    backend = make(url)
+    backend.create(KEY, record(clock))
+    set_column(backend, KEY, meta="{")
+    with pytest.raises(RecordError) as info:
+        backend.load(KEY)
+    assert info.value.reason == "damaged"
+
+
+# -- the application's transactions
+
+
+@pytest.fixture(
+    params=["sqlite", "one connection", "memory", "static", "postgresql", "mariadb"]
+)
+def application(
+    request: pytest.FixtureRequest, make_engine: Callable[..., sa.Engine]
+) -> sa.Engine:
+    """Make an application's engine with a table of the application's."""
+    name = request.param
+    options: dict[str, t.Any] = {}
+    if name in ("static", "one connection"):
+        # As Flask-SQLAlchemy does it for databases in memory.
+        options["poolclass"] = sa.StaticPool
+        options["connect_args"] = {"check_same_thread": False}
+        name = "memory" if name == "static" else "sqlite"
+    engine = make_engine(get_url(request, name), **options)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE IF EXISTS notes")
+        connection.exec_driver_sql("CREATE TABLE notes (note INTEGER)")
+    return engine
+
+
+def count_notes(connection: sa.Connection) -> int:
+    return connection.exec_driver_sql("SELECT count(*) FROM notes").scalar_one()
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_transaction_of_the_application_stays_its_own(
+    application: sa.Engine, make: Make, clock: FakeClock, end: str
+) -> None:
+    backend = make(application)
+    backend.create_tables()
+    in_file = "memory" not in str(application.url) and str(application.url).startswith(
+        "sqlite:///"
+    )
+    with application.connect() as connection:
+        if in_file:
+            # The one writer is the application, once it has written.
+            assert backend.create(KEY, record(clock))
+        connection.exec_driver_sql("INSERT INTO notes VALUES (1)")
+        if not in_file:
+            for name, operation in operations(backend, clock).items():
+                if name != "delete":
+                    assert operation() not in (None, False, [], Gone())
+        assert backend.load(KEY) is not None
+        assert count_notes(connection) == 1
+        getattr(connection, end)()
+        assert count_notes(connection) == (1 if end == "commit" else 0)
+    assert backend.load(KEY) is not None
+    with application.connect() as connection:
+        assert count_notes(connection) == (1 if end == "commit" else 0)
+
+
+def test_an_engine_in_memory_is_left_alone(
+    caplog: pytest.LogCaptureFixture, make: Make, make_engine: Callable[..., sa.Engine]
+) -> None:
+    engine = make_engine("sqlite://")
+    with caplog.at_level("INFO"):
+        backend = make(engine)
+    assert "of their own" in caplog.text
+    assert backend.load(KEY) is None
+    assert not sa.inspect(engine).has_table(backend.table.name)
+
+
+def test_writes_are_committed_where_the_application_begins_by_itself(
+    sqlite_url: str, make: Make, make_engine: Callable[..., sa.Engine], clock: FakeClock
+) -> None:
+    # What SQLAlchemy's documentation of SQLite advises for savepoints.
+    engine = make_engine(sqlite_url)
+    event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
+    backend = make(engine)
+    assert backend.create(KEY, record(clock))
+    assert backend.replace(KEY, record(clock, b"new"), 1) == Replaced(2)
+    other = make(sqlite_url)
+    assert other.load(KEY) is not None
+    assert backend.delete(KEY)
+    assert other.load(KEY) is None
+
+
+def test_a_given_engine_is_returned_as_it_was(
+    url: str, make: Make, make_engine: Callable[..., sa.Engine], clock: FakeClock
+) -> None:
+    engine = make_engine(url, isolation_level="SERIALIZABLE")
+    backend = make(engine)
+    for operation in operations(backend, clock).values():
+        operation()
+    assert engine.hide_parameters is False
+    with engine.connect() as connection:
+        assert connection.get_isolation_level() == "SERIALIZABLE"
+    backend.close()
+    if url != "sqlite://":
+        assert backend.load(KEY) is None
+
+
+# -- engines that fail
+
+
+def test_stale_connections_are_replaced_after_a_restart(
+    server: Server, make: Make, make_engine: Callable[..., sa.Engine], clock: FakeClock
+) -> None:
+    for backend in (make(server.url), make(make_engine(server.url))):
+        engine = engine_of(backend)
+        backend.delete(KEY)
+        todo = operations(backend, clock)
+        for name, operation in todo.items():
+            # Several, so that the pool holds more than one stale connection.
+            connections = [engine.connect() for _ in range(4)]
+            for connection in connections:
+                connection.close()
+            if name in ("create", "load", "replace", "delete"):
+                server.restart()
+            with recording(engine) as statements:
+                assert operation() not in (None, False, [], Gone()), name
+            assert len([s for s in statements if backend.table.name in s]) <= 2
+
+
+def test_a_server_that_is_down_is_unavailable_and_then_there_again(
+    server: Server, make: Make, clock: FakeClock
+) -> None:
+    backend = make(server.url)
+    backend.create(KEY, record(clock))
+    server.stop()
+    for _ in range(2):
+        with pytest.raises(BackendUnavailableError) as info:
+            backend.load(KEY)
+        assert info.value.operation == "load"
+        assert isinstance(info.value.__cause__, exc.DBAPIError)
+        assert f"{server.host}:{server.port}" in str(info.value)
+    server.start()
+    assert backend.load(KEY) is not None
+
+
+def test_a_server_that_does_not_answer_is_unavailable(
+    server: Server,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: FakeClock,
+) -> None:
+    module = "flask_serversession.backends.sqlalchemy."
+    monkeypatch.setattr(module + "_ANSWER_TIMEOUT", 0.5)
+    url = server.url
+    if isinstance(server, MariaDBServer):
+        url += "&read_timeout=1"
+    backend = make(url)
+    backend.create(KEY, record(clock))
+    with server.paused():
+        started = time.monotonic()
+        with pytest.raises(BackendUnavailableError, match="did not answer in time"):
+            backend.load(KEY)
+        assert time.monotonic() - started < 3
+    assert backend.load(KEY) is not None
+
+
+class Failures:
+    """Let statements fail, before or after they were carried out."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+        self.attempts = 0
+        self.errors: list[Exception] = []
+
+    @contextlib.contextmanager
+    def __call__(self, when: str, *errors: Exception) -> Iterator[Failures]:
+        self.attempts, self.errors = 0, list(errors)
+        event.listen(self.engine, f"{when}_cursor_execute", self._fail)
+        try:
+            yield self
+        finally:
+            event.remove(self.engine, f"{when}_cursor_execute", self._fail)
+
+    def _fail(self, *_: t.Any) -> None:
+        self.attempts += 1
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+# What SQLAlchemy takes for a connection that has died.
+DIED = sqlite3.ProgrammingError("Cannot operate on a closed database.")
+
+
+@pytest.fixture
+def backend(sqlite_url: str, make: Make) -> SQLAlchemyBackend:
+    backend = make(sqlite_url)
+    backend.create_tables()
+    return backend
+
+
+@pytest.fixture
+def failures(backend: SQLAlchemyBackend) -> Failures:
+    return Failures(engine_of(backend))
+
+
+def test_a_statement_is_retried_exactly_once(
+    backend: SQLAlchemyBackend, failures: Failures, clock: FakeClock
+) -> None:
+    backend.create(KEY, record(clock))
+    with failures("before", DIED):
+        assert backend.load(KEY) is not None
+        assert failures.attempts == 2
+    with failures("before", DIED, DIED, DIED):
+        with pytest.raises(BackendUnavailableError):
+            backend.load(KEY)
+        assert failures.attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts", "is_unavailable"),
+    [
+        (sqlite3.OperationalError("disk I/O error"), 1, True),
+        (sqlite3.DatabaseError("database disk image is malformed"), 1, True),
+        (sqlite3.InterfaceError("bad"), 1, True),
+        (sqlite3.OperationalError("no such column: touched"), 1, False),
+        (sqlite3.OperationalError('near "FROM": syntax error'), 1, False),
+        (sqlite3.ProgrammingError("wrong"), 1, False),
+        (sqlite3.DataError("wrong"), 1, False),
+        (sqlite3.IntegrityError("wrong"), 1, False),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_other_errors_are_not_retried(
+    backend: SQLAlchemyBackend,
+    failures: Failures,
+    error: Exception,
+    attempts: int,
+    is_unavailable: bool,
+) -> None:
+    with failures("before", error, error), pytest.raises(BackendError) as info:
+        backend.load(KEY)
+    assert failures.attempts == attempts
+    assert isinstance(info.value, BackendUnavailableError) is is_unavailable
+    assert t.cast(t.Any, info.value.__cause__).orig is error
+
+
+def test_a_bug_is_passed_on(backend: SQLAlchemyBackend, failures: Failures) -> None:
+    with failures("before", TypeError("bug")), pytest.raises(TypeError, match="bug"):
+        backend.load(KEY)
+    assert failures.attempts == 1
+
+
+class UndoneError(sqlite3.OperationalError):
+    """What PostgreSQL calls a deadlock, with SQLite's class."""
+
+    sqlstate = "40P01"
+
+
+def test_a_statement_that_the_database_undid_is_retried(
+    backend: SQLAlchemyBackend, failures: Failures, clock: FakeClock
+) -> None:
+    with failures("before", UndoneError("deadlock")):
+        assert backend.create(KEY, record(clock)) is True
+    with (
+        failures("before", UndoneError("deadlock"), UndoneError("deadlock")),
+        pytest.raises(BackendUnavailableError, match="40P01"),
+    ):
+        backend.load(KEY)
+    assert failures.attempts == 2
+
+
+@pytest.mark.parametrize("data", [b"mine", b""], ids=["data", "tombstone"])
+def test_a_lost_answer_is_recognized(
+    backend: SQLAlchemyBackend, failures: Failures, clock: FakeClock, data: bytes
+) -> None:
+    mine = record(clock, data, lives=601)
+    with failures("after", DIED):
+        assert backend.create(KEY, mine) is True
+    assert backend.load(KEY) == mine
+    with failures("after", DIED):
+        assert backend.replace(KEY, mine, 1) == Replaced(2)
+    assert backend.load(KEY) == dataclasses.replace(mine, version=2)
+
+
+def test_a_lost_answer_is_recognized_after_a_touch(
+    backend: SQLAlchemyBackend, failures: Failures, clock: FakeClock
+) -> None:
+    backend.create(KEY, record(clock))
+    other = SQLAlchemyBackend(
+        engine_of(backend), table_name=backend.table.name, clock=clock
+    )
+    touches = iter([True])
+
+    def touch(*_: t.Any) -> None:
+        if next(touches, False):
+            other.touch(KEY, clock(), clock() + 900)
+            raise DIED
+
+    event.listen(engine_of(backend), "after_cursor_execute", touch)
+    assert backend.replace(KEY, record(clock, b"mine"), 1) == Replaced(2)
+
+
+@pytest.mark.parametrize("data", [b"theirs", b""], ids=["data", "tombstone"])
+def test_somebody_elses_write_is_not_taken_for_a_lost_answer(
+    backend: SQLAlchemyBackend, failures: Failures, clock: FakeClock, data: bytes
+) -> None:
+    mine = record(clock, data and b"mine", lives=601)
+    theirs = record(clock, data)
+    backend.create(KEY, theirs)
+    with failures("before", DIED):
+        assert backend.create(KEY, mine) is False
+    assert backend.replace(KEY, theirs, 1) == Replaced(2)
+    with failures("before", DIED):
+        conflict = Conflict(dataclasses.replace(theirs, version=2))
+        assert backend.replace(KEY, mine, 1) == conflict
+    backend.replace(KEY, record(clock, lives=-1), 2)
+    with failures("before", DIED):
+        assert backend.replace(KEY, mine, 2) == Gone()
+
+
+def test_a_second_create_of_the_same_record_is_refused(
+    backend: SQLAlchemyBackend, clock: FakeClock
+) -> None:
+    assert backend.create(KEY, record(clock)) is True
+    assert backend.create(KEY, record(clock)) is False
+
+
+def test_a_wrong_table_is_no_reason_to_wait(
+    url: str, make: Make, clock: FakeClock
+) -> None:
+    backend = make(url)
+    with engine_of(backend).connect() as connection:
+        table = sa.Table(
+            backend.table.name,
+            sa.MetaData(),
+            sa.Column("key", sa.String(99), primary_key=True),
+        )
+        table.create(connection)
+    with pytest.raises(BackendError) as info:
+        backend.load(KEY)
+    assert not isinstance(info.value, BackendUnavailableError)
+    assert "expected columns" in str(info.value)
+
+
+def test_an_exhausted_pool_is_unavailable(
+    sqlite_url: str, make: Make, make_engine: Callable[..., sa.Engine]
+) -> None:
+    engine = make_engine(sqlite_url, pool_size=1, max_overflow=0, pool_timeout=0.05)
+    backend = make(engine)
+    with engine.connect(), pytest.raises(BackendUnavailableError) as info:
+        backend.load(KEY)
+    assert "all of the pool's are in use" in str(info.value)
+    assert backend.load(KEY) is None
+
+
+# -- SQLite's lock
+
+
+@contextlib.contextmanager
+def write_lock(url: str) -> Iterator[None]:
+    path = sa.make_url(url).database
+    assert path is not None
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("is_given", [False, True], ids=["url", "engine"])
+def test_a_touch_that_meets_a_writer_gives_up(
+    sqlite_url: str,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+    is_given: bool,
+) -> None:
+    backend = make(make_engine(sqlite_url) if is_given else sqlite_url)
+    backend.create(KEY, record(clock))
+    with write_lock(sqlite_url):
+        started = time.monotonic()
+        with pytest.raises(BackendUnavailableError, match="another writer"):
+            backend.touch(KEY, clock(), clock() + 900)
+        assert time.monotonic() - started < 1
+        assert backend.load(KEY) is not None
+    with engine_of(backend).connect() as connection:
+        timeout = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+    assert timeout == 5000
+
+
+def test_a_write_waits_for_another_writer(
+    sqlite_url: str, make: Make, clock: FakeClock
+) -> None:
+    backend = make(sqlite_url)
+    backend.create(KEY, record(clock))
+    with sqlite3.connect(
+        str(sa.make_url(sqlite_url).database),
+        isolation_level=None,
+        check_same_thread=False,
+    ) as other:
+        other.execute("BEGIN IMMEDIATE")
+        thread = threading.Timer(0.3, other.execute, ["ROLLBACK"])
+        thread.start()
+        assert backend.replace(KEY, record(clock, b"new"), 1) == Replaced(2)
+        thread.join()
+    other.close()
+
+
+def test_a_write_that_waited_in_vain_says_why(
+    sqlite_url: str, make: Make, clock: FakeClock
+) -> None:
+    backend = make(sqlite_url + "?timeout=0.1")
+    backend.create(KEY, record(clock))
+    with write_lock(sqlite_url), pytest.raises(BackendUnavailableError) as info:
+        backend.replace(KEY, record(clock, b"new"), 1)
+    assert info.value.operation == "replace"
+    assert "another writer held the lock" in str(info.value)
+    assert backend.replace(KEY, record(clock, b"new"), 1) == Replaced(2)
+
+
+def test_sqlite_runs_in_wal_mode(sqlite_url: str, make: Make) -> None:
+    with engine_of(make(sqlite_url)).connect() as connection:
+        pragmas = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "synchronous", "busy_timeout")
+        ]
+    assert pragmas == ["wal", 1, 5000]
+
+
+# -- nothing secret
+
+
+def test_no_error_or_log_shows_a_value_or_a_password(
+    url: str,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    secret = record(clock, b"SECRET", user="SECRET", meta={"a": "SECRET"})
+    full = sa.make_url(url)
+    if full.host:
+        full = full.set(password="SECRET")  # neither server asks for one
+    url = full.render_as_string(hide_password=False)
+    with caplog.at_level("DEBUG"):
+        for backend in (
+            make(url, create_table=False),
+            make(make_engine(url, echo=True), create_table=False),
+        ):
+            for call in (
+                lambda: backend.create("SECRET", secret),  # noqa: B023
+                lambda: backend.replace("SECRET", secret, 1),  # noqa: B023
+                lambda: backend.load("SECRET"),  # noqa: B023
+            ):
+                with pytest.raises(BackendError) as info:
+                    call()
+                assert "SECRET" not in str(info.value)
+                assert "SECRET" not in repr(info.value)
+                text = "".join(traceback.format_exception_only(info.value.__cause__))
+                assert "SECRET" not in text
+    assert "SECRET" not in caplog.text
+
+
+def test_an_unreachable_server_does_not_show_the_password(make: Make) -> None:
+    backend = make(
+        f"mysql+pymysql://me:SECRET@127.0.0.1:{find_free_port()}/app?charset=utf8mb4"
+    )
+    with pytest.raises(BackendUnavailableError) as info:
+        backend.load(KEY)
+    assert "the mysql database 'app' at 127.0.0.1:" in str(info.value)
+    assert "SECRET" not in "".join(traceback.format_exception(info.value))
+
+
+# -- engines of our own
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense SECRET", "mongodb://me:SECRET@host/db", "sqlite+x:///SECRET"]
+)
+def test_a_wrong_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="expected something like") as info:
+        SQLAlchemyBackend.from_url(url)
+    assert "SECRET" not in str(info.value)
+
+
+def test_an_asynchronous_driver_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SQLiteDialect_pysqlite, "is_async", True)
+    with pytest.raises(ValueError, match="'pysqlite'; expected a synchronous one"):
+        SQLAlchemyBackend.from_url("sqlite://")
+
+
+def test_a_driver_that_is_not_installed_is_an_import_error() -> None:
+    with pytest.raises(ImportError, match="pyodbc"):
+        SQLAlchemyBackend.from_url("mysql+pyodbc://me:SECRET@host/db")
+
+
+def get_arguments(url: str) -> dict[str, t.Any]:
+    engine = engine_of(SQLAlchemyBackend.from_url(url))
+    seen: list[dict[str, t.Any]] = []
+
+    def do_connect(
+        _1: t.Any, _2: t.Any, _3: t.Any, arguments: dict[str, t.Any]
+    ) -> None:
+        seen.append(arguments)
+        raise sqlite3.OperationalError
+
+    event.listen(engine, "do_connect", do_connect)
+    with pytest.raises(sqlite3.OperationalError):
+        engine.raw_connection()
+    return seen[0]
+
+
+def test_connecting_takes_five_seconds_at_most_unless_the_url_says_otherwise() -> None:
+    for url in ("postgresql+psycopg://host/db", "mysql+pymysql://host/db"):
+        assert get_arguments(url)["connect_timeout"] == 5
+        assert int(get_arguments(f"{url}?connect_timeout=7")["connect_timeout"]) == 7
+    assert get_arguments("mysql+pymysql://host/db")["read_timeout"] == 10
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"]
+)
+def test_a_database_in_memory_is_shared_by_threads_and_kept_by_close(
+    url: str, make: Make, clock: FakeClock
+) -> None:
+    backend = make(url)
+    backend.create(KEY, record(clock))
+    found: list[object] = []
+    run_threads([lambda: found.append(backend.load(KEY)) for _ in range(4)])
+    assert found == [record(clock)] * 4
+    backend.close()
+    assert backend.load(KEY) == record(clock)
+
+
+def test_close_leaves_a_given_engine_open(
+    sqlite_url: str, make: Make, make_engine: Callable[..., sa.Engine]
+) -> None:
+    engine = make_engine(sqlite_url)
+    given, own = make(engine), make(sqlite_url)
+    given.load(KEY)
+    own.load(KEY)
+    pool, own_pool = engine.pool, engine_of(own).pool
+    given.close()
+    own.close()
+    assert engine.pool is pool
+    assert engine_of(own).pool is not own_pool
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_a_forked_child_makes_connections_of_its_own(
+    url: str, make: Make, clock: FakeClock
+) -> None:
+    backend = make(url)
+    backend.create(KEY, record(clock))
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            for number in range(20):
+                loaded = backend.load(KEY)
+                assert loaded == (None if url == "sqlite://" else record(clock))
+                backend.create(f"child {number}", record(clock))
+            backend.close()
+            os.write(writing, b"good")
+        except BaseException as error:  # noqa: BLE001
+            os.write(writing, repr(error).encode())
+        finally:
+            os._exit(0)
+    for number in range(20):
+        assert backend.load(KEY) == record(clock)
+        assert backend.create(f"parent {number}", record(clock))
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        assert pipe.read() == b"good"
+    assert backend.load(KEY) == record(clock)
+    assert backend.count() == (21 if url == "sqlite://" else 41)
+
+
+def test_its_capabilities() -> None:
+    assert SQLAlchemyBackend.name == "sqlalchemy"
+    assert Capability.EXPIRES not in SQLAlchemyBackend.capabilities
+    assert ~SQLAlchemyBackend.capabilities == Capability.EXPIRES

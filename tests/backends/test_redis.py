@@ -1,0 +1,1166 @@
+"""The Redis backend: the contract on real servers, and what can happen to servers."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import typing as t
+import uuid
+
+import pytest
+import redis
+import redis.asyncio
+import redis.sentinel
+import valkey
+from redis.exceptions import ResponseError
+
+from flask_serversession.backends.base import Backend
+from flask_serversession.backends.base import Capability
+from flask_serversession.backends.base import Conflict
+from flask_serversession.backends.base import Gone
+from flask_serversession.backends.base import Replaced
+from flask_serversession.backends.redis import RedisBackend
+from flask_serversession.errors import BackendError
+from flask_serversession.errors import BackendUnavailableError
+from flask_serversession.errors import ConfigurationError
+from flask_serversession.errors import RecordError
+from flask_serversession.record import Record
+from flask_serversession.record import encode_record
+from flask_serversession.record import key_of
+from flask_serversession.testing import BackendContract
+from flask_serversession.testing import Clock
+from flask_serversession.testing import RealClock
+from flask_serversession.testing import Spoil
+
+from ..servers import RedisServer
+from ..servers import ValkeyCluster
+from ..servers import ValkeySentinel
+from ..servers import ValkeyServer
+from ..servers import find_free_port
+
+
+def make_record(data: bytes = b"data", lives: float = 600, **fields: t.Any) -> Record:
+    now = time.time()
+    fields.setdefault("version", 1)
+    return Record(
+        data, created_at=now, touched_at=now, expires_at=now + lives, **fields
+    )
+
+
+def remove(client: t.Any, prefix: str) -> None:
+    for key in client.scan_iter(match=f"{prefix}*", count=1_000):
+        client.delete(key)
+
+
+# -- the contract
+
+
+class RedisContract(BackendContract):
+    prefix = f"contract-{uuid.uuid4().hex[:8]}:"
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return RealClock()
+
+    @pytest.fixture
+    def url(self, valkey_server: ValkeyServer) -> str:
+        return valkey_server.url
+
+    @pytest.fixture
+    def backend(self, url: str) -> cabc.Iterator[Backend]:
+        backend = RedisBackend.from_url(url, prefix=self.prefix)
+        yield backend
+        remove(backend._connect(), self.prefix)
+        backend.close()
+
+    @pytest.fixture
+    def second_backend(self, backend: t.Any, url: str) -> cabc.Iterator[Backend]:
+        second = RedisBackend.from_url(url, prefix=self.prefix)
+        yield second
+        second.close()
+
+    @pytest.fixture
+    def dead_backend(self) -> Backend:
+        return RedisBackend.from_url(f"redis://127.0.0.1:{find_free_port()}")
+
+    @pytest.fixture
+    def spoil(self, backend: t.Any) -> Spoil:
+        def spoil(key: str, reason: str) -> None:
+            start = b"\xfe\x02" if reason == "newer" else b"\xfd"
+            backend._connect().setrange(key, 0, start)
+
+        return spoil
+
+
+class TestOnValkey(RedisContract):
+    pass
+
+
+class TestOnRedis(RedisContract):
+    @pytest.fixture
+    def url(self, redis_server: RedisServer) -> str:
+        return redis_server.url
+
+
+@pytest.fixture(scope="module")
+def cluster() -> cabc.Iterator[ValkeyCluster]:
+    with ValkeyCluster() as cluster:
+        yield cluster
+
+
+class TestOnCluster(RedisContract):
+    short = 0.5
+
+    @pytest.fixture
+    def url(self, cluster: ValkeyCluster) -> str:
+        return cluster.url
+
+    @pytest.fixture
+    def dead_backend(self) -> Backend:
+        ports = find_free_port(), find_free_port()
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        return RedisBackend.from_url(f"redis+cluster://{hosts}")
+
+
+class TestWithValkeyPy(RedisContract):
+    short = 0.5
+
+    @pytest.fixture
+    def backend(self, url: str) -> cabc.Iterator[Backend]:
+        with valkey.Valkey.from_url(url) as client:
+            yield RedisBackend(client, prefix=self.prefix)
+            remove(client, self.prefix)
+
+    @pytest.fixture
+    def dead_backend(self) -> Backend:
+        return RedisBackend(valkey.Valkey(port=find_free_port()))
+
+
+# -- on the shared server
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def server(request: pytest.FixtureRequest) -> ValkeyServer:
+    return t.cast(ValkeyServer, request.getfixturevalue(f"{request.param}_server"))
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"t{uuid.uuid4().hex[:12]}:"
+
+
+@pytest.fixture
+def client(server: ValkeyServer, prefix: str) -> cabc.Iterator[redis.Redis]:
+    with redis.Redis.from_url(server.url, protocol=2) as client:
+        yield client
+        remove(client, prefix)
+
+
+@pytest.fixture
+def backend(server: ValkeyServer, prefix: str) -> cabc.Iterator[RedisBackend]:
+    backend = RedisBackend.from_url(server.url, prefix=prefix)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def key(prefix: str) -> str:
+    return key_of("an id", prefix)
+
+
+@contextlib.contextmanager
+def monitoring(server: ValkeyServer) -> cabc.Iterator[list[str]]:
+    """Collect the commands that clients send, without those inside of scripts."""
+    commands: list[str] = []
+    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+        connection.sendall(b"MONITOR\r\n")
+        lines = connection.makefile("r", encoding="latin-1")
+        assert lines.readline() == "+OK\n"
+        yield commands
+        with socket.create_connection((server.host, server.port), timeout=5) as other:
+            other.sendall(b"ECHO the-end\r\n")
+            other.recv(100)
+        for line in lines:
+            if "the-end" in line:
+                break
+            if " lua]" not in line:
+                commands.append(line.split('"')[1])
+
+
+def test_it_declares_what_it_can() -> None:
+    assert RedisBackend.name == "redis"
+    assert RedisBackend.capabilities == (
+        Capability.COMPARE_AND_SWAP
+        | Capability.EXPIRES
+        | Capability.ITERATE
+        | Capability.COUNT
+    )
+
+
+def test_every_operation_is_one_command(
+    server: ValkeyServer, backend: RedisBackend, key: str
+) -> None:
+    def use() -> None:
+        backend.load(key)
+        assert backend.create(key, make_record())
+        assert backend.load(key) is not None
+        assert backend.replace(key, make_record(), 1) == Replaced(2)
+        assert isinstance(backend.replace(key, make_record(), 1), Conflict)
+        assert backend.touch(key, 1, time.time() + 60)
+        assert backend.delete(key)
+        assert backend.replace(key, make_record(), 1) == Gone()
+
+    use()
+    with monitoring(server) as commands:
+        use()
+    assert commands == ["GET", "SET", "GET", *["EVALSHA"] * 5]
+
+
+@pytest.mark.parametrize("operation", ["replace", "touch", "delete"])
+def test_a_server_that_lost_its_scripts_gets_them_again(
+    server: ValkeyServer,
+    client: redis.Redis,
+    backend: RedisBackend,
+    key: str,
+    operation: str,
+) -> None:
+    backend.create(key, make_record())
+    client.script_flush()
+    use: cabc.Callable[[], object] = {
+        "replace": lambda: backend.replace(key, make_record(), 1),
+        "touch": lambda: backend.touch(key, 1, time.time() + 60),
+        "delete": lambda: backend.delete(key),
+    }[operation]
+    with monitoring(server) as commands:
+        assert use() in (True, Replaced(2))
+        use()
+    assert commands == ["EVALSHA", "EVAL", "EVALSHA"]
+
+
+def test_the_server_expires_what_it_has(
+    client: redis.Redis, backend: RedisBackend, key: str
+) -> None:
+    def get_expiry() -> float:
+        return t.cast(int, client.pexpiretime(key)) / 1000
+
+    def check(expires_at: float) -> None:
+        # Never earlier, and by less than a millisecond later.
+        assert -1e-6 <= get_expiry() - expires_at < 0.001 + 1e-6
+
+    record = make_record(lives=100.123456)
+    backend.create(key, record)
+    check(record.expires_at)
+    record = make_record(lives=200.6543217)
+    backend.replace(key, record, 1)
+    check(record.expires_at)
+    moment = time.time() + 300.777777
+    backend.touch(key, time.time(), moment)
+    check(moment)
+    backend.replace(key, make_record(b"", lives=10), 2)
+    assert 9 < t.cast(int, client.pttl(key)) / 1000 <= 10.001
+    far = dataclasses.replace(make_record(), expires_at=1e300)
+    assert backend.replace(key, far, 3) == Replaced(4)
+    assert backend.load(key) == dataclasses.replace(far, version=4)
+
+
+def test_the_value_is_the_record_and_a_nonce(
+    client: redis.Redis, backend: RedisBackend, key: str
+) -> None:
+    record = make_record(user="zoë", meta={"address": "192.0.2.1"})
+    backend.create(key, record)
+    value = t.cast(bytes, client.get(key))
+    assert value[:-8] == encode_record(record)
+    backend.touch(key, record.touched_at, record.expires_at)
+    assert client.get(key) == value
+    backend.replace(key, record, 1)
+    assert t.cast(bytes, client.get(key))[-8:] != value[-8:]
+
+
+def test_the_backends_own_clock_decides(
+    server: ValkeyServer, backend: RedisBackend, key: str
+) -> None:
+    record = make_record(lives=100)
+    backend.create(key, record)
+    late = RedisBackend.from_url(server.url, clock=lambda: record.expires_at)
+    assert late.load(key) is None
+    assert late.replace(key, make_record(lives=500), 1) == Gone()
+    assert late.replace(key, make_record(lives=500), 7) == Gone()
+    assert late.touch(key, 1, record.expires_at + 10) is False
+    assert late.count() == 0
+    assert list(late.iterate()) == []
+    assert backend.load(key) == record
+    assert late.delete(key) is False
+    assert backend.load(key) is None
+    late.close()
+
+
+@pytest.mark.parametrize("position", [0, 1, 2, 5, 10, 20, 34, 40, 47, 48, 50, -9, -1])
+def test_damage_is_noticed(
+    client: redis.Redis, backend: RedisBackend, key: str, position: int
+) -> None:
+    backend.create(key, make_record())
+    value = bytearray(t.cast(bytes, client.get(key)))
+    value[position] ^= 0x40
+    client.set(key, bytes(value))
+    if position == -1:  # a part of the nonce
+        assert backend.load(key) is not None
+    else:
+        with pytest.raises(RecordError):
+            backend.load(key)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 20, 47, 48, 55, 56])
+def test_a_truncated_value_is_damage(
+    client: redis.Redis, backend: RedisBackend, key: str, size: int
+) -> None:
+    backend.create(key, make_record())
+    client.set(key, t.cast(bytes, client.get(key))[:size])
+    with pytest.raises(RecordError) as info:
+        backend.load(key)
+    assert info.value.reason == "damaged"
+    assert backend.create(key, make_record()) is False
+    assert list(backend.iterate()) == []
+    if size < 48:
+        with pytest.raises(RecordError):
+            backend.replace(key, make_record(), 1)
+        assert backend.touch(key, 1, time.time() + 60) is False
+    assert backend.delete(key) is True
+    assert client.exists(key) == 0
+
+
+def test_something_else_under_the_key_is_damage(
+    client: redis.Redis, backend: RedisBackend, key: str
+) -> None:
+    client.rpush(key, "a list")
+    for call in (
+        lambda: backend.load(key),
+        lambda: backend.replace(key, make_record(), 1),
+    ):
+        with pytest.raises(RecordError) as info:
+            call()
+        assert info.value.reason == "damaged"
+    assert backend.create(key, make_record()) is False
+    assert backend.touch(key, 1, time.time() + 60) is False
+    assert backend.count() == 0
+    assert list(backend.iterate()) == []
+    assert client.llen(key) == 1
+    assert backend.delete(key) is True
+    assert backend.create(key, make_record()) is True
+
+
+def test_a_newer_format_is_left_alone(
+    client: redis.Redis, backend: RedisBackend, key: str
+) -> None:
+    backend.create(key, make_record())
+    client.setrange(key, 1, b"\x02")
+    value = client.get(key)
+    for call in (
+        lambda: backend.load(key),
+        lambda: backend.replace(key, make_record(), 1),
+        lambda: backend.replace(key, make_record(lives=-1), 1),
+        lambda: backend.delete(key),
+    ):
+        with pytest.raises(RecordError) as info:
+            call()
+        assert info.value.reason == "newer"
+    assert backend.touch(key, 1, time.time() + 60) is False
+    assert backend.create(key, make_record()) is False
+    assert backend.count() == 0
+    assert list(backend.iterate()) == []
+    assert client.get(key) == value
+
+
+def test_iterate_and_count_keep_to_the_prefix(
+    server: ValkeyServer, client: redis.Redis, prefix: str
+) -> None:
+    odd = f"{prefix}[a-z]*?\\"
+    backend = RedisBackend.from_url(server.url, prefix=odd)
+    other = RedisBackend.from_url(server.url, prefix=f"{prefix}x")
+    keys = {key_of(str(number), odd) for number in range(2_500)}
+    for key in keys:
+        backend.create(key, make_record())
+    other.create(key_of("id", f"{prefix}x"), make_record())
+    other.create(key_of("id", f"{prefix}a*?\\"), make_record())
+    backend.create(key_of("tombstone", odd), make_record(b""))
+    client.rpush(f"{odd}list", "foreign")
+    client.set(odd.encode() + b"\xff\xfe", encode_record(make_record()) + b"12345678")
+    client.set(f"{odd}foreign", "foreign")
+    assert {key for key, _ in backend.iterate()} == keys
+    assert len(list(backend.iterate())) == 2_500
+    assert backend.count() == 2_501  # one of them has no text for a key
+    assert other.count() == 1
+    backend.close()
+    other.close()
+
+
+def test_close_leaves_the_applications_client_open(
+    client: redis.Redis, key: str
+) -> None:
+    backend = RedisBackend(client)
+    backend.create(key, make_record())
+    connections = client.connection_pool._available_connections
+    assert len(connections) == 1
+    backend.close()
+    assert connections[0]._sock is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_connections_of_its_own(
+    backend: RedisBackend, prefix: str
+) -> None:
+    keys = [key_of(str(number), prefix) for number in range(20)]
+    for key in keys:
+        backend.create(key, make_record(key.encode()))
+    context = multiprocessing.get_context("fork")
+    children = [
+        context.Process(target=check_data, args=(backend, keys)) for _ in range(4)
+    ]
+    for child in children:
+        child.start()
+    check_data(backend, keys)
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0, 0, 0]
+
+
+def check_data(backend: RedisBackend, keys: list[str]) -> None:
+    for _ in range(20):
+        for key in keys:
+            record = backend.load(key)
+            assert record is not None
+            assert record.data == key.encode()
+
+
+# -- clients that are taken, and those that are not
+
+
+def test_a_client_of_the_application_is_taken(server: ValkeyServer) -> None:
+    class Own(redis.Redis):
+        pass
+
+    for client in (
+        redis.Redis.from_url(server.url),
+        Own.from_url(server.url),
+        valkey.Valkey.from_url(server.url),
+        redis.Redis(unix_socket_path="/nowhere"),
+        redis.Sentinel([("localhost", 1)]).master_for("mymaster"),
+    ):
+        RedisBackend.check_client(client)
+        RedisBackend(client)
+        client.close()
+
+
+def test_what_is_no_client_is_refused() -> None:
+    client = redis.Redis()
+    for wrong, ending in (
+        (None, "not None."),
+        (
+            "redis://:secret@localhost",
+            "an object of type str. A URL belongs into 'SESSION_REDIS_URL'.",
+        ),
+        (b"redis://", "A URL belongs into 'SESSION_REDIS_URL'."),
+        (redis.Redis, "not the class redis.client.Redis. Make an instance of it."),
+        ({}, "an object of type dict."),
+        (object(), "an object of type object."),
+        (
+            redis.asyncio.Redis(),
+            "redis.asyncio.client.Redis. Its methods are coroutines; make a client"
+            " without asyncio.",
+        ),
+        (client.pipeline(), "Pass the client that it was made from."),
+        (
+            redis.Sentinel([("localhost", 1)]),
+            "redis.sentinel.Sentinel. Pass what its 'master_for()' gives.",
+        ),
+        (
+            client.connection_pool,
+            "ConnectionPool. Pass redis.Redis(connection_pool=…).",
+        ),
+    ):
+        for check in (RedisBackend.check_client, RedisBackend):
+            with pytest.raises(TypeError) as info:
+                check(wrong)
+            assert str(info.value).startswith("Expected a client of redis-py (")
+            assert str(info.value).endswith(ending)
+            assert "secret" not in str(info.value)
+
+
+@pytest.mark.parametrize("driver", [redis.Redis, valkey.Valkey])
+def test_a_client_that_decodes_is_refused(driver: t.Any) -> None:
+    with pytest.raises(ConfigurationError) as info:
+        RedisBackend(driver(decode_responses=True))
+    assert str(info.value) == (
+        "The client decodes what it reads ('decode_responses'), which records do not"
+        " survive. Make one without it for the sessions."
+    )
+
+
+def test_valkey_py_is_enough(valkey_server: ValkeyServer) -> None:
+    script = f"""if True:
+        import sys, time
+        sys.modules["redis"] = None
+        import valkey
+        from flask_serversession.backends.redis import RedisBackend
+        from flask_serversession.record import Record
+        backend = RedisBackend(valkey.Valkey.from_url({valkey_server.url!r}))
+        record = Record(b"x", 1, 0, 0, time.time() + 60)
+        assert backend.create("valkey-py", record)
+        assert backend.load("valkey-py") == record
+        assert backend.delete("valkey-py")
+        try:
+            RedisBackend.from_url({valkey_server.url!r})
+        except ImportError:
+            print("fine")
+    """
+    output = subprocess.check_output([sys.executable, "-c", script], text=True)
+    assert output == "fine\n"
+
+
+def test_no_driver_is_imported_before_it_is_needed() -> None:
+    script = """if True:
+        import sys
+        from flask_serversession.backends.redis import RedisBackend
+        assert not {"redis", "valkey"} & set(sys.modules)
+        try:
+            RedisBackend.check_client(None)
+        except TypeError:
+            assert not {"redis", "valkey"} & set(sys.modules)
+            print("fine")
+    """
+    output = subprocess.check_output([sys.executable, "-c", script], text=True)
+    assert output == "fine\n"
+
+
+# -- URLs
+
+
+@pytest.mark.parametrize(
+    ("url", "where", "expected"),
+    [
+        ("redis://", "localhost:6379", {"socket_timeout": 2.0}),
+        (
+            "redis://user:p%40ss@example.com:7000/3?socket_timeout=0.5",
+            "example.com:7000",
+            {
+                "username": "user",
+                "password": "p@ss",
+                "db": 3,
+                "socket_timeout": 0.5,
+                "socket_connect_timeout": 2.0,
+            },
+        ),
+        ("unix:///run/redis.sock?db=4", "/run/redis.sock", {"db": 4}),
+        ("rediss://example.com", "example.com:6379", {"socket_timeout": 2.0}),
+        (
+            "redis+sentinel://user:pass@a:1,b/mymaster/5?socket_timeout=1"
+            "&sentinel_password=other",
+            "mymaster",
+            {"db": 5, "password": "pass", "username": "user", "socket_timeout": 1.0},
+        ),
+    ],
+)
+def test_a_url_makes_a_client(url: str, where: str, expected: t.Any) -> None:
+    backend = RedisBackend.from_url(url)
+    options = backend._connect().connection_pool.connection_kwargs
+    assert expected.items() <= options.items()
+    assert repr(backend) == f"<RedisBackend {where!r}>"
+    if url.startswith("rediss"):
+        assert options.get("connection_class") or issubclass(
+            backend._connect().connection_pool.connection_class, redis.SSLConnection
+        )
+
+
+def test_sentinels_have_credentials_and_timeouts_of_their_own() -> None:
+    backend = RedisBackend.from_url(
+        "rediss+sentinel://:pass@a:1,b,[::1]:3/mymaster?sentinel_password=other"
+        "&sentinel_username=me&ssl_ca_certs=/ca.pem"
+    )
+    pool = backend._connect().connection_pool
+    assert issubclass(pool.connection_class, redis.SSLConnection)
+    options = [
+        sentinel.connection_pool.connection_kwargs
+        for sentinel in pool.sentinel_manager.sentinels
+    ]
+    assert [(o["host"], o["port"]) for o in options] == [
+        ("a", 1),
+        ("b", 26379),
+        ("::1", 3),
+    ]
+    for option in options:
+        assert option["password"] == "other"
+        assert option["username"] == "me"
+        assert option["ssl_ca_certs"] == "/ca.pem"
+        assert option["socket_timeout"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("localhost:6379", "begins with none of 'redis://', "),
+        ("http://secret@localhost", "begins with none of 'redis://', "),
+        ("redis://:secret@localhost/abc", "has something else than a database's"),
+        ("redis://:secret@localhost:port", "cannot be used: look at its port"),
+        ("redis://localhost?socket_timeout=secret", "wrong value for 'socket_timeout'"),
+        ("redis://localhost?socket_timout=1", "has a parameter 'socket_timout', which"),
+        ("redis+sentinel://:secret@localhost:1", "has no '/service-name'"),
+        ("redis+sentinel://:secret@localhost:1/", "has no '/service-name'"),
+        ("redis+sentinel://localhost/m/secret", "has no '/service-name'"),
+        ("redis+sentinel://:secret@a:b/m", "does not list hosts as"),
+        ("redis+sentinel:///m", "does not list hosts as"),
+        ("redis+sentinel://a/m?socket_timout=1", "has a parameter 'socket_timout'"),
+        ("redis+cluster://:secret@a,,b", "does not list hosts as"),
+        ("redis+cluster://a/1", "names a database, which a Cluster does not have"),
+        ("redis+cluster://a?socket_timout=1", "has a parameter 'socket_timout'"),
+        ("redis+cluster://a?decode_responses=1", "has 'decode_responses'"),
+    ],
+)
+def test_a_wrong_url_is_refused(url: str, problem: str) -> None:
+    with pytest.raises(ConfigurationError) as info:
+        RedisBackend.from_url(url)
+    assert info.value.option == "SESSION_REDIS_URL"
+    assert str(info.value).startswith("The URL of the Redis server ")
+    assert problem in str(info.value)
+    assert "secret" not in str(info.value)
+    assert "secret" not in repr(info.value.__cause__)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+sentinel"])
+def test_a_url_that_asks_for_text_is_refused(scheme: str) -> None:
+    with pytest.raises(ConfigurationError, match="decodes what it reads"):
+        RedisBackend.from_url(f"{scheme}://localhost/0?decode_responses=True")
+
+
+# -- servers that fail
+
+
+@pytest.fixture
+def own_server() -> cabc.Iterator[ValkeyServer]:
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_backend(own_server: ValkeyServer) -> cabc.Iterator[RedisBackend]:
+    backend = RedisBackend.from_url(own_server.url)
+    yield backend
+    backend.close()
+
+
+def get_operations(
+    backend: RedisBackend, key: str = "key"
+) -> dict[str, cabc.Callable[[], object]]:
+    return {
+        "load": lambda: backend.load(key),
+        "create": lambda: backend.create(f"{key}-new", make_record()),
+        "replace": lambda: backend.replace(key, make_record(), 1),
+        "touch": lambda: backend.touch(key, 1, time.time() + 60),
+        "delete": lambda: backend.delete(key),
+        "count": backend.count,
+        "iterate": lambda: list(backend.iterate()),
+    }
+
+
+def fail(backend: RedisBackend, operation: str, key: str = "key") -> str:
+    """Use a backend whose server fails; give the message."""
+    with pytest.raises(BackendUnavailableError) as info:
+        get_operations(backend, key)[operation]()
+    assert info.value.backend == "redis"
+    assert info.value.operation == operation
+    assert info.value.__cause__ is not None
+    return str(info.value)
+
+
+@pytest.mark.parametrize("is_connected", [True, False])
+def test_a_server_that_hangs_is_waited_for_two_seconds_and_not_four(
+    own_server: ValkeyServer, own_backend: RedisBackend, is_connected: bool
+) -> None:
+    if is_connected:
+        own_backend.create("key", make_record())
+    with own_server.paused():
+        for operation in ("load", "replace"):
+            started = time.monotonic()
+            message = fail(own_backend, operation)
+            assert 1.9 < time.monotonic() - started < 2.9
+            assert message == (
+                f"The Redis backend at '{own_server.address}' did not answer"
+                f" '{operation}' within 2 seconds."
+            )
+    # What the server answered late is nobody's.
+    assert own_backend.create("other", make_record(b"other"))
+    loaded = own_backend.load("other")
+    assert loaded is not None
+    assert loaded.data == b"other"
+
+
+def test_the_urls_timeout_counts(own_server: ValkeyServer) -> None:
+    backend = RedisBackend.from_url(f"{own_server.url}?socket_timeout=0.3")
+    with own_server.paused():
+        started = time.monotonic()
+        assert fail(backend, "load").endswith("within 0.3 seconds.")
+        assert time.monotonic() - started < 1
+    backend.close()
+
+
+@pytest.mark.parametrize("operation", list(get_operations(t.cast(t.Any, RedisBackend))))
+def test_a_dead_server_is_unavailable_at_once(operation: str) -> None:
+    port = find_free_port()
+    backend = RedisBackend.from_url(f"redis://:secret@127.0.0.1:{port}")
+    started = time.monotonic()
+    assert fail(backend, operation) == (
+        f"The Redis backend at '127.0.0.1:{port}' cannot be reached for '{operation}'."
+    )
+    assert time.monotonic() - started < 1
+
+
+def test_a_server_that_was_killed_and_started_again_heals() -> None:
+    with ValkeyServer(persistent=True) as server:
+        backend = RedisBackend.from_url(server.url)
+        record = make_record()
+        backend.create("key", record)
+        for stop in (server.kill, server.stop):
+            stop()
+            fail(backend, "load")
+            server.start()
+            assert backend.load("key") == record
+        backend.close()
+
+
+def test_connections_that_died_in_the_pool_do_not_show() -> None:
+    with ValkeyServer(persistent=True) as server:
+        backend = RedisBackend.from_url(server.url)
+        backend.create("key", make_record())
+        threads = [
+            threading.Thread(target=lambda: [backend.load("key") for _ in range(50)])
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        version = 1
+        for _ in range(2):
+            server.restart()
+            version += 1
+            assert backend.replace("key", make_record(), version - 1) == Replaced(
+                version
+            )
+            assert backend.load("key") is not None
+        backend.close()
+
+
+def test_a_connection_that_the_server_closes_does_not_show(
+    own_server: ValkeyServer, own_backend: RedisBackend
+) -> None:
+    own_backend.create("key", make_record())
+    with redis.Redis.from_url(own_server.url, protocol=2) as client:
+        for _ in range(3):
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            assert own_backend.load("key") is not None
+
+
+def test_a_full_server_lets_visitors_log_out(
+    own_server: ValkeyServer, own_backend: RedisBackend
+) -> None:
+    own_backend.create("key", make_record(b"x" * 10_000))
+    own_backend.create("last", make_record())
+    with redis.Redis.from_url(own_server.url, protocol=2) as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", "1mb")
+        assert own_backend.load("key") is not None
+        for operation in ("create", "replace", "touch"):
+            assert fail(own_backend, operation) == (
+                f"The Redis backend at '{own_server.address}' is full and refused"
+                f" '{operation}'."
+            )
+        assert own_backend.replace("last", make_record(lives=-1), 1) == Replaced(2)
+        # Also where the script has to be handed over first.
+        client.script_flush()
+        assert own_backend.delete("key") is True
+        assert own_backend.load("key") is None
+        client.config_set("maxmemory", "0")
+    assert own_backend.create("key", make_record()) is True
+
+
+def test_a_read_only_replica_can_be_read(own_server: ValkeyServer) -> None:
+    options = ("--replicaof", f"{own_server.host} {own_server.port}")
+    primary = RedisBackend.from_url(own_server.url)
+    primary.create("key", make_record())
+    with ValkeyServer(*options) as replica:
+        backend = RedisBackend.from_url(replica.url)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(BackendUnavailableError):
+                if backend.load("key") is not None:
+                    break
+            time.sleep(0.05)
+        assert backend.load("key") is not None
+        assert backend.count() == 1
+        for operation in ("create", "replace", "touch", "delete"):
+            assert fail(backend, operation) == (
+                f"The Redis backend at '{replica.address}' is read-only and refused"
+                f" '{operation}'."
+            )
+        backend.close()
+    primary.close()
+
+
+@pytest.mark.parametrize(
+    ("credentials", "problem"),
+    [
+        ("", "refused user name or password at 'load'."),
+        (":wrong-secret@", "refused user name or password at 'load'."),
+        ("me:wrong-secret@", "refused user name or password at 'load'."),
+        ("guest:guest-secret@", "does not permit 'load' to this user."),
+    ],
+)
+def test_a_wrong_password_is_not_repeated(credentials: str, problem: str) -> None:
+    with ValkeyServer("--requirepass", "right-secret") as server:
+        url = f"redis://:right-secret@{server.address}"
+        backend = RedisBackend.from_url(url)
+        assert backend.create("key", make_record())
+        backend._connect().execute_command(
+            "ACL", "SETUSER", "guest", "on", ">guest-secret", "~*", "+ping"
+        )
+        backend.close()
+        backend = RedisBackend.from_url(f"redis://{credentials}{server.address}")
+        message = fail(backend, "load")
+        backend.close()
+    assert message.endswith(problem)
+    assert "secret" not in message
+    assert "secret" not in repr(backend)
+
+
+def test_a_server_that_is_too_old_is_an_error_that_says_so(
+    own_server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = redis.Redis.from_url(own_server.url)
+    backend = RedisBackend(client)
+
+    def refuse(*args: object) -> t.NoReturn:
+        raise ResponseError(f"ERR syntax error near {args!r}")
+
+    monkeypatch.setattr(client, "execute_command", refuse)
+    with pytest.raises(BackendError) as info:
+        backend.create("key", make_record(b"a value"))
+    assert not isinstance(info.value, BackendUnavailableError)
+    assert str(info.value) == (
+        f"The Redis backend at '{own_server.address}' does not understand 'create'; it"
+        " has to be Redis 6.2 or newer, or Valkey."
+    )
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("MISCONF Redis is configured to save", "cannot write to its disk"),
+        ("NOREPLICAS Not enough good replicas", "has too few replicas"),
+        ("BUSY Redis is busy running a script", "is busy with a script"),
+        (
+            "ERR Error running script (call to f_0): @user_script:1:"
+            " @user_script: 1: -OOM command not allowed",
+            "is full",
+        ),
+        (
+            "ERR Error running script (call to f_0): @user_script:1:"
+            " @user_script: 1: -READONLY You can't write against a",
+            "is read-only",
+        ),
+    ],
+)
+def test_refusals_without_a_class_of_their_own_are_understood(
+    monkeypatch: pytest.MonkeyPatch, text: str, problem: str
+) -> None:
+    client = redis.Redis()
+    backend = RedisBackend(client)
+
+    def refuse(*_: object) -> t.NoReturn:
+        raise ResponseError(text)
+
+    monkeypatch.setattr(client, "execute_command", refuse)
+    assert fail(backend, "replace") == (
+        f"The Redis backend at 'localhost:6379' {problem} and refused 'replace'."
+    )
+
+
+def test_a_bug_is_no_failure_of_the_server(backend: RedisBackend, key: str) -> None:
+    with pytest.raises((TypeError, AttributeError)):
+        backend.create(key, t.cast(t.Any, "no record"))
+
+
+# -- answers that get lost
+
+
+class LossyProxy:
+    """Forwards to a server, and cuts the connection instead of the next answer."""
+
+    def __init__(self, server: ValkeyServer) -> None:
+        self.server = server
+        #: How many answers to swallow, of requests that contain this.
+        self.losses = 0
+        self.marker = b""
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                threading.Thread(
+                    target=self._forward, args=(client,), daemon=True
+                ).start()
+
+    def _forward(self, client: socket.socket) -> None:
+        with (
+            client,
+            contextlib.suppress(OSError),
+            socket.create_connection((self.server.host, self.server.port)) as upstream,
+        ):
+            while request := client.recv(65_536):
+                upstream.sendall(request)
+                answer = upstream.recv(65_536)
+                if self.losses and self.marker in request:
+                    self.losses -= 1
+                    return
+                client.sendall(answer)
+
+    def close(self) -> None:
+        self.listener.close()
+
+
+@pytest.fixture
+def proxy(own_server: ValkeyServer) -> cabc.Iterator[LossyProxy]:
+    proxy = LossyProxy(own_server)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(params=["from_url", "redis-py", "valkey-py"])
+def lossy_backend(
+    request: pytest.FixtureRequest, proxy: LossyProxy
+) -> cabc.Iterator[RedisBackend]:
+    url = f"redis://127.0.0.1:{proxy.port}"
+    if request.param == "from_url":
+        backend = RedisBackend.from_url(url)
+        yield backend
+        backend.close()
+        return
+    if request.param == "redis-py":
+        client: t.Any = redis.Redis.from_url(url, protocol=2, **retrying(redis))
+    else:
+        client = valkey.Valkey.from_url(url, **retrying(valkey))
+    yield RedisBackend(client)
+    client.close()
+
+
+def retrying(driver: t.Any) -> dict[str, t.Any]:
+    return {
+        "retry": driver.retry.Retry(driver.backoff.NoBackoff(), 3),
+        "retry_on_error": [driver.ConnectionError],
+    }
+
+
+def test_a_write_whose_answer_was_lost_is_recognized(
+    proxy: LossyProxy, lossy_backend: RedisBackend
+) -> None:
+    proxy.marker = b"\r\nSET\r\n"
+    proxy.losses = 1
+    assert lossy_backend.create("key", make_record()) is True
+    assert proxy.losses == 0
+    assert lossy_backend.replace("key", make_record(), 1) == Replaced(2)
+    proxy.marker = b"EVAL"
+    for version, data in ((2, b"data"), (3, b"")):
+        proxy.losses = 1
+        record = make_record(data)
+        assert lossy_backend.replace("key", record, version) == Replaced(version + 1)
+        assert proxy.losses == 0
+        loaded = lossy_backend.load("key")
+        assert loaded == dataclasses.replace(record, version=version + 1)
+
+
+def test_an_equal_write_of_somebody_else_is_a_conflict(backend: RedisBackend) -> None:
+    key = key_of("id", backend._prefix)
+    tombstone = make_record(b"", version=2)
+    backend.create(key, make_record())
+    assert backend.replace(key, tombstone, 1) == Replaced(2)
+    assert backend.replace(key, tombstone, 1) == Conflict(tombstone)
+    assert backend.create(key, tombstone) is False
+
+
+# -- Sentinel and Cluster
+
+
+def test_sentinel_finds_the_primary_and_follows_a_fail_over() -> None:
+    with contextlib.ExitStack() as stack:
+        primary = stack.enter_context(ValkeyServer("--repl-diskless-sync-delay", "0"))
+        replica = stack.enter_context(
+            ValkeyServer("--replicaof", f"{primary.host} {primary.port}")
+        )
+        with redis.Redis.from_url(primary.url) as client:
+            client.set("synchronized", 1)
+            assert client.wait(1, 20_000) == 1
+        sentinel = stack.enter_context(ValkeySentinel(primary))
+        dead = f"127.0.0.1:{find_free_port()}"
+        url = sentinel.url.replace(sentinel.address, f"{dead},{sentinel.address}")
+        backend = RedisBackend.from_url(url)
+        stack.callback(backend.close)
+        assert backend.create("key", make_record())
+        assert repr(backend) == "<RedisBackend 'mymaster'>"
+        with redis.Redis.from_url(primary.url) as client:
+            assert client.wait(1, 20_000) == 1
+        # Sentinel asks the primary for its replicas every ten seconds.
+        with redis.Redis(port=sentinel.port) as client:
+            wait_until(lambda: bool(client.sentinel_slaves("mymaster")))
+        primary.kill()
+        wait_until(lambda: is_replaced(backend))
+        assert backend._connect().connection_pool.master_address[1] == replica.port
+        assert backend.load("key") is not None
+
+
+def is_replaced(backend: RedisBackend) -> bool:
+    try:
+        return backend.replace("key", make_record(), 1) == Replaced(2)
+    except BackendUnavailableError:
+        return False
+
+
+def wait_until(condition: cabc.Callable[[], bool], seconds: float = 40) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def test_dead_or_hanging_sentinels_are_not_waited_for_long() -> None:
+    backend = RedisBackend.from_url(
+        f"redis+sentinel://:secret@127.0.0.1:{find_free_port()}/mymaster"
+    )
+    assert fail(backend, "load") == (
+        "The Redis backend at 'mymaster' has no primary for 'load', says Sentinel."
+    )
+    with ValkeyServer() as one, ValkeyServer() as two, one.paused(), two.paused():
+        backend = RedisBackend.from_url(
+            f"redis+sentinel://{one.address},{two.address}/mymaster"
+        )
+        started = time.monotonic()
+        fail(backend, "load")
+        assert 1.5 < time.monotonic() - started < 2.9
+
+
+def test_an_interrupted_answer_is_not_the_next_commands() -> None:
+    class Interrupt(BaseException):
+        pass
+
+    with ValkeyServer() as server:
+        sentinel = redis.Sentinel([(server.host, server.port)])
+        sentinel.discover_master = lambda _: (server.host, server.port)  # type: ignore[method-assign]
+        backend = RedisBackend.from_url(f"redis+sentinel://{server.address}/mymaster")
+        pool = backend._connect().connection_pool
+        pool.proxy.sentinel_manager = sentinel
+        backend.create("one", make_record(b"one"))
+        backend.create("two", make_record(b"two"))
+        connection = pool._available_connections[0]
+        parser = connection._parser
+        read = parser.read_response
+
+        def interrupt(*_: object, **__: object) -> t.NoReturn:
+            parser.read_response = read
+            raise Interrupt
+
+        parser.read_response = interrupt
+        with pytest.raises(Interrupt):
+            backend.load("one")
+        loaded = backend.load("two")
+        assert loaded is not None
+        assert loaded.data == b"two"
+        backend.close()
+
+
+def test_a_cluster_is_not_needed_before_the_first_request() -> None:
+    backend = RedisBackend.from_url(
+        f"redis+cluster://:secret@127.0.0.1:{find_free_port()}"
+    )
+    assert "secret" not in repr(backend)
+    assert "is a Cluster that cannot be reached for 'load'" in fail(backend, "load")
+
+
+def test_every_node_of_a_cluster_is_used(cluster: ValkeyCluster, prefix: str) -> None:
+    backend = RedisBackend.from_url(cluster.url, prefix=prefix)
+    keys = {key_of(str(number), prefix) for number in range(300)}
+    for key in keys:
+        assert backend.create(key, make_record())
+        assert backend.touch(key, 1, time.time() + 60)
+        assert backend.replace(key, make_record(), 1) == Replaced(2)
+    for node in cluster.nodes:
+        with redis.Redis.from_url(node.url) as client:
+            assert t.cast(int, client.dbsize()) > 50
+    assert backend.count() == 300
+    assert {key for key, _ in backend.iterate()} == keys
+    for key in keys:
+        assert backend.delete(key)
+    assert backend.count() == 0
+    backend.close()
+
+
+@pytest.mark.parametrize("driver", ["redis", "valkey"])
+def test_a_cluster_client_of_the_application_is_taken(
+    cluster: ValkeyCluster, prefix: str, driver: str
+) -> None:
+    node = cluster.nodes[0]
+    if driver == "redis":
+        client: t.Any = redis.RedisCluster(node.host, node.port)
+    else:
+        client = valkey.ValkeyCluster(node.host, node.port)
+    backend = RedisBackend(client, prefix=prefix)
+    keys = {key_of(str(number), prefix) for number in range(30)}
+    for key in keys:
+        assert backend.create(key, make_record())
+        assert isinstance(backend.replace(key, make_record(), 7), Conflict)
+    assert {key for key, _ in backend.iterate()} == keys
+    assert backend.count() == 30
+    for key in keys:
+        assert backend.delete(key)
+    client.close()
+
+
+def test_a_cluster_node_that_hangs_is_waited_for_two_seconds_and_not_four(
+    prefix: str,
+) -> None:
+    with ValkeyCluster() as cluster:
+        backend = RedisBackend.from_url(cluster.url)
+        keys = [f"{prefix}{number}" for number in range(50)]
+        for key in keys:
+            assert backend.create(key, make_record())
+        with cluster.nodes[1].paused():
+            waited: list[float] = []
+            for key in keys[:10]:
+                started = time.monotonic()
+                with contextlib.suppress(BackendUnavailableError):
+                    backend.load(key)
+                waited.append(time.monotonic() - started)
+                if waited[-1] > 1:
+                    break
+            assert 1.9 < max(waited) < 2.9
+        wait_until(lambda: can_load(backend, keys))
+        backend.close()
+
+
+def can_load(backend: RedisBackend, keys: list[str]) -> bool:
+    try:
+        return all(backend.load(key) is not None for key in keys)
+    except BackendUnavailableError:
+        return False
+
+
+def test_the_environment_is_not_consulted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "REDIS_URL", "redis://elsewhere")
+    assert repr(RedisBackend.from_url("redis://here")) == "<RedisBackend 'here:6379'>"

@@ -1,0 +1,146 @@
+"""What each kind of request costs on each backend, counted and printed as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+from collections.abc import Callable
+
+import pytest
+from flask import session
+
+from flask_serversession import session as typed_session
+from flask_serversession.testing import FakeClock
+
+from .site import Browser
+from .site import Site
+
+#: The printed table: (request, operations and cookie) to the backends that agree.
+TABLE: dict[tuple[str, str], list[str]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A kind of request."""
+
+    name: str
+    action: Callable[[], t.Any]
+    operations: str
+    cookie: str
+    start: t.Mapping[str, t.Any] | None = None
+    later: float = 0
+    settings: t.Mapping[str, t.Any] = dataclasses.field(
+        default_factory=dict[str, t.Any]
+    )
+
+
+def ignore() -> None:
+    pass
+
+
+def read() -> None:
+    session.get("n")
+
+
+def change() -> None:
+    session["n"] = session.get("n", 0) + 1
+
+
+def change_nested() -> None:
+    session["cart"]["n"] += 1
+
+
+def log_out() -> None:
+    session.clear()
+    typed_session.destroy()
+
+
+def log_in() -> None:
+    session["_user_id"] = "ada"
+
+
+def say_goodbye() -> None:
+    log_out()
+    session["goodbye"] = True
+
+
+STORED = {"n": 1, "cart": {"n": 1}}
+PERMANENT = {**STORED, "_permanent": True}
+DUE = 60.0
+
+ROWS = [
+    Row("no cookie, not looked at", ignore, "", "none"),
+    Row("no cookie, read", read, "", "none"),
+    Row("no cookie, written", change, "create", "set"),
+    Row(
+        "no cookie, SAVE_UNINITIALIZED",
+        ignore,
+        "create",
+        "set",
+        settings={"SESSION_SAVE_UNINITIALIZED": True},
+    ),
+    Row("not looked at", ignore, "", "none", STORED),
+    Row("not looked at, later", ignore, "", "none", STORED, DUE),
+    Row("not looked at, permanent", ignore, "", "set", PERMANENT),
+    Row("not looked at, permanent, later", ignore, "touch", "set", PERMANENT, DUE),
+    Row("read", read, "load", "none", STORED),
+    Row("read, later", read, "load touch", "none", STORED, DUE),
+    Row("read, permanent", read, "load", "set", PERMANENT),
+    Row(
+        "read, RESAVE",
+        read,
+        "load replace",
+        "none",
+        STORED,
+        settings={"SESSION_RESAVE": True},
+    ),
+    Row("changed", change, "load replace", "none", STORED),
+    Row("changed inside", change_nested, "load replace", "none", STORED),
+    Row("changed, permanent", change, "load replace", "set", PERMANENT),
+    Row("cleared", lambda: session.clear(), "delete", "deleted", STORED),
+    Row("logged out", log_out, "delete", "deleted", STORED),
+    Row("logged out with a message", say_goodbye, "create delete", "set", STORED),
+    Row(
+        "last key removed",
+        lambda: session.pop("n"),
+        "load replace",
+        "deleted",
+        {"n": 1},
+    ),
+    Row("logged in", log_in, "create load replace", "set", STORED),
+    Row("logged in, no cookie", log_in, "create", "set"),
+    Row(
+        "regenerated",
+        lambda: typed_session.regenerate(),
+        "create load replace",
+        "set",
+        STORED,
+    ),
+    Row("expired, read", read, "load", "none", STORED, 31 * 86400.0),
+]
+
+
+@pytest.fixture
+def record_row(request: pytest.FixtureRequest) -> Callable[..., None]:
+    backend = request.node.callspec.params["backend_config"]
+
+    def record(name: str, result: str) -> None:
+        TABLE.setdefault((name, result), []).append(backend)
+
+    return record
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_request_costs_exactly_what_the_table_says(
+    row: Row, backend_config: dict[str, t.Any], record_row: Callable[..., None]
+) -> None:
+    site = Site(backend_config, **row.settings)
+    browser = Browser(site)
+    if row.start is not None:
+        browser.set(**row.start)
+    t.cast(FakeClock, site.clock).advance(row.later)
+    operations, cookie = browser.costs(row.action)
+    assert set(operations.values()) <= {1}
+    found = " ".join(sorted(operations))
+    record_row(row.name, f"{found or 'nothing':<20}  cookie {cookie}")
+    assert (found, cookie) == (row.operations, row.cookie)
