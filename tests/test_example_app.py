@@ -1,0 +1,1058 @@
+"""Visits the example application as a person with a browser does."""
+
+from __future__ import annotations
+
+import functools
+import html.parser
+import json
+import stat
+import subprocess
+import sys
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cachelib import SimpleCache
+from flask import Flask
+from werkzeug.security import generate_password_hash
+from werkzeug.test import TestResponse
+
+from example_app import create_app
+from example_app.auth import MAX_PASSWORD
+from example_app.notes import MAX_NOTES
+from example_app.notes import MAX_TEXT
+from example_app.shop import PRODUCTS
+from example_app.users import NameTakenError
+from example_app.users import Users
+from flask_serversession import Capability
+from flask_serversession.testing import CountingBackend
+
+from .backend_configs import Config
+
+ROOT = Path(__file__).parent.parent
+
+AppMaker = Callable[..., Flask]
+
+
+@pytest.fixture(autouse=True)
+def _hash_passwords_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "example_app.users.generate_password_hash",
+        functools.partial(generate_password_hash, method="pbkdf2:sha256:1000"),
+    )
+
+
+@pytest.fixture
+def make_app(tmp_path: Path) -> Iterator[AppMaker]:
+    """Make the application as a start of the server does, always in one folder."""
+    apps: list[Flask] = []
+
+    def make(config: Config | None = None, **settings: t.Any) -> Flask:
+        app = create_app(
+            {"TESTING": True, **(config or {}), **settings}, tmp_path / "instance"
+        )
+        apps.append(app)
+        return app
+
+    yield make
+
+    for app in apps:
+        app.extensions["serversession"].backend.close()
+
+
+@pytest.fixture
+def app(make_app: AppMaker) -> Flask:
+    return make_app(SESSION_BACKEND="memory")
+
+
+@pytest.fixture
+def browser(app: Flask) -> Browser:
+    return Browser(app)
+
+
+def make_counted_app(make_app: AppMaker, config: Config) -> Flask:
+    """Make the application with a backend that counts, and fails when told to."""
+    inner = make_app(config).extensions["serversession"].backend
+    prefix = {
+        key: value for key, value in config.items() if key == "SESSION_KEY_PREFIX"
+    }
+    return make_app(prefix, SESSION_BACKEND=CountingBackend(inner))
+
+
+def backend_of(app: Flask) -> CountingBackend:
+    return t.cast(CountingBackend, app.extensions["serversession"].backend)
+
+
+# What a browser does
+
+
+class Button(t.NamedTuple):
+    text: str
+    form: str
+    name: str | None
+    value: str
+
+
+class Page(html.parser.HTMLParser):
+    """A page: its text, its forms, and whether it keeps the rules."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.actions: dict[str, str] = {}
+        self.methods: dict[str, str] = {}
+        self.fields: dict[str, list[tuple[str, str]]] = {}
+        self.buttons: list[Button] = []
+        self.ids: set[str] = set()
+        self.references: set[str] = set()
+        self.links: dict[str, str] = {}
+        self.messages: list[tuple[str, str]] = []
+        self._open: list[tuple[str, dict[str, str], int]] = []
+        self._labels: set[str] = set()
+        self._controls: list[dict[str, str]] = []
+        self._form = ""
+        self.feed(source)
+        self.close()
+        self._check()
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        # What the Content-Security-Policy forbids would only be seen in a browser.
+        assert tag not in ("script", "style"), tag
+        assert not any(n == "style" or n.startswith("on") for n in found), found
+        if "id" in found:
+            assert found["id"] not in self.ids, f"{found['id']} twice"
+            self.ids.add(found["id"])
+        for name in ("for", "form", "aria-describedby", "aria-labelledby"):
+            if name in found:
+                self.references.add(found[name])
+        if tag == "label" and "for" in found:
+            self._labels.add(found["for"])
+        if tag == "form":
+            self._form = found.get("id", f"#{len(self.actions)}")
+            self.actions[self._form] = found.get("action", "")
+            self.methods[self._form] = found.get("method", "get")
+            self.fields.setdefault(self._form, [])
+        if tag == "input":
+            self._take_input(found)
+        if tag not in ("input", "img", "link", "meta", "br"):
+            self._open.append((tag, found, len(self.words)))
+
+    def _take_input(self, found: dict[str, str]) -> None:
+        if found.get("type") != "hidden":
+            inside_label = any(tag == "label" for tag, _, _ in self._open)
+            self._controls.append({**found, "is_inside": "yes" if inside_label else ""})
+        if found.get("type") in ("checkbox", "radio") and "checked" not in found:
+            return
+        self.fields[self._form].append((found["name"], found.get("value", "")))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        opened, found, start = self._open.pop()
+        assert opened == tag, f"<{opened}> ended by </{tag}>"
+        raw = "".join(self.words[start:])
+        text = " ".join(raw.split())
+        if tag == "form":
+            self._form = ""
+        elif tag == "button":
+            form = found.get("form", self._form)
+            self.buttons.append(
+                Button(text, form, found.get("name"), found.get("value", ""))
+            )
+        elif tag == "textarea":
+            self._controls.append({**found, "is_inside": ""})
+            self.fields[self._form].append((found["name"], raw.removeprefix("\n")))
+        elif tag == "a":
+            self.links[text] = found["href"]
+        elif tag == "p" and "message" in found.get("class", "").split():
+            self.messages.append((found["class"].removeprefix("message "), text))
+
+    def _check(self) -> None:
+        assert not self._open, self._open
+        assert self.references <= self.ids, self.references - self.ids
+        for control in self._controls:
+            assert (
+                control.get("id") in self._labels
+                or control["is_inside"]
+                or control.get("aria-label")
+            ), f"{control} has no label"
+        for form, method in self.methods.items():
+            assert method == "post"
+            assert "csrf_token" in dict(self.fields[form])
+
+
+class Browser:
+    """A person with a browser: follows links, fills in forms, and keeps cookies."""
+
+    def __init__(self, app: Flask) -> None:
+        self.client = app.test_client()
+        self.secrets: set[str] = set()
+        self.page = Page("")
+        self.address = ""
+        self.status = 0
+
+    @property
+    def cookie(self) -> str | None:
+        cookie = self.client.get_cookie("session")
+        return None if cookie is None else cookie.value
+
+    @cookie.setter
+    def cookie(self, value: str) -> None:
+        self.client.set_cookie("session", value)
+
+    @property
+    def id(self) -> str:
+        assert self.cookie is not None
+        return self.cookie.split(".")[0]
+
+    def visit(self, address: str) -> Page:
+        self._take(self.client.get(address, follow_redirects=True))
+        return self.page
+
+    def submit(
+        self, text: str, /, *ticked: tuple[str, str], **filled_in: str
+    ) -> TestResponse:
+        """Fill in the form that a button belongs to, and press it."""
+        (button,) = (b for b in self.page.buttons if b.text == text)
+        fields = {name: [value] for name, value in self.page.fields[button.form]}
+        for name, value in (*filled_in.items(), *ticked):
+            fields[name] = [value]
+        if button.name is not None:
+            fields[button.name] = [button.value]
+        return self.post(self.page.actions[button.form] or self.address, fields)
+
+    def post(self, address: str, fields: t.Mapping[str, t.Any]) -> TestResponse:
+        response = self.client.post(address, data=fields, follow_redirects=True)
+        self._take(response)
+        if response.status_code == 200:
+            assert [r.status_code for r in response.history] == [302], (
+                "no redirect after the form"
+            )
+        return response
+
+    def _take(self, response: TestResponse) -> None:
+        self.address = response.request.path
+        self.status = response.status_code
+        if self.cookie is not None:
+            self.secrets |= {self.cookie, self.id}
+        for each in (*response.history, response):
+            content = each.get_data(as_text=True)
+            headers = str(each.headers.to_wsgi_list()).replace(
+                str(each.headers.getlist("Set-Cookie")), ""
+            )
+            assert not [s for s in self.secrets if s in content]
+            assert "default-src 'none'" in headers
+        self.page = Page(response.get_data(as_text=True))
+
+    # What people do here
+
+    def log_in(self, name: str = "ada", password: str = "countess") -> TestResponse:
+        self.visit("/log-in")
+        return self.submit("Log in", name=name, password=password)
+
+    def add_to_cart(self, sku: str, quantity: int = 1) -> None:
+        self.visit(f"/products/{sku}")
+        self.submit("Add to cart", quantity=str(quantity))
+
+    @property
+    def cart(self) -> dict[str, str]:
+        self.visit("/cart")
+        return {
+            name.removeprefix("quantity-"): value
+            for fields in self.page.fields.values()
+            for name, value in fields
+            if name.startswith("quantity-")
+        }
+
+    @property
+    def notes(self) -> dict[str, str]:
+        self.visit("/notes/edit")
+        return {
+            name.removeprefix("text-"): value
+            for fields in self.page.fields.values()
+            for name, value in fields
+            if name.startswith("text-")
+        }
+
+
+# On every backend
+
+
+def test_one_note_is_set_read_updated_and_deleted(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    browser = Browser(make_app(backend_config))
+    browser.visit("/notes")
+    browser.submit("Add note", name="To do", text="buy stamps")
+    assert browser.page.messages == [("success", "Added: To do.")]
+    browser.visit(browser.page.links["To do"])
+    assert browser.page.fields["#0"][1] == ("text", "buy stamps")
+    browser.submit("Save", text="buy\nenvelopes")
+    assert browser.notes == {"To do": "buy\nenvelopes"}
+    browser.visit("/note/To do")
+    browser.submit("Delete this note")
+    assert browser.page.messages == [("info", "Deleted: To do.")]
+    assert browser.notes == {}
+    browser.visit("/note/To do")
+    assert browser.status == 404
+
+
+def test_several_notes_are_set_read_updated_and_deleted(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    browser = Browser(make_app(backend_config))
+    browser.visit("/notes")
+    browser.submit("Add notes", lines="One: 1\n\nTwo: 2\r\nThree: a: b")
+    assert browser.notes == {"One": "1", "Two": "2", "Three": "a: b"}
+    browser.submit("Save all", ("text-One", "I"), ("text-Three", "III"))
+    assert browser.notes == {"One": "I", "Two": "2", "Three": "III"}
+    browser.visit("/notes")
+    token = dict(browser.page.fields["#0"])["csrf_token"]
+    browser.post(
+        "/notes/delete", {"csrf_token": token, "name": ["One", "Two", "Unknown"]}
+    )
+    assert browser.page.messages == [("info", "Deleted: One, Two.")]
+    assert browser.notes == {"Three": "III"}
+
+
+def test_several_preferences_are_set_and_reset_at_once(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    browser = Browser(make_app(backend_config))
+    browser.visit("/preferences")
+    browser.submit("Save", theme="dark", text="large")
+    source = browser.client.get("/").get_data(as_text=True)
+    assert '<html lang="en" data-theme="dark" data-text="large">' in source
+    browser.visit("/preferences")
+    assert browser.page.fields["#0"][1:] == [("theme", "dark"), ("text", "large")]
+    browser.submit("Back to the defaults")
+    assert browser.page.fields["#0"][1:] == [("theme", "auto"), ("text", "normal")]
+
+
+def test_a_customer_stays_logged_in_with_the_cart_until_the_log_out(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    app = make_app(backend_config)
+    browser = Browser(app)
+    browser.visit("/")
+    assert browser.cookie is None  # nothing to remember yet
+    browser.add_to_cart("pen", 2)
+    browser.add_to_cart("pen")
+    browser.add_to_cart("ink")
+    anonymous, anonymous_id = browser.cookie, browser.id
+    assert anonymous is not None
+
+    browser.submit("Order")
+    assert browser.address == "/log-in"
+    browser.submit("Log in", name="ada", password="countess")
+    assert browser.address == "/cart"
+    assert browser.page.messages == [("success", "Welcome, ada.")]
+    assert browser.id != anonymous_id
+    logged_in = browser.cookie
+    assert logged_in is not None
+
+    stranger = Browser(app)
+    stranger.cookie = anonymous
+    assert stranger.cart == {}
+    assert "Log in" in stranger.page.links
+
+    if survives_a_restart(backend_config):
+        app = make_app(backend_config)
+        browser = Browser(app)
+        browser.cookie = logged_in
+
+    assert browser.cart == {"pen": "3", "ink": "1"}
+    assert "ada" in browser.page.text
+    browser.submit("Update quantities", ("quantity-pen", "1"), ("quantity-ink", "0"))
+    assert browser.cart == {"pen": "1"}
+
+    response = browser.submit("Log out")
+    assert browser.page.messages == [("info", "You are logged out.")]
+    assert "Log in" in browser.page.links
+    # The message came in a session of its own, which ended when it was shown.
+    issued = response.history[0].headers["Set-Cookie"].split("=", 1)[1]
+    assert issued.split(".")[0] not in ("", anonymous_id, logged_in.split(".")[0])
+    assert browser.cookie is None
+    assert browser.cart == {}
+
+    for dead in (anonymous, logged_in):
+        stranger = Browser(app)
+        stranger.cookie = dead
+        assert stranger.cart == {}
+        assert "Log in" in stranger.page.links
+
+
+def survives_a_restart(config: Config) -> bool:
+    return config["SESSION_BACKEND"] != "memory" and not isinstance(
+        config.get("SESSION_CACHELIB"), SimpleCache
+    )
+
+
+def test_the_session_page_shows_the_session_and_no_secret(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    app = make_app(backend_config)
+    browser = Browser(app)
+    browser.log_in()
+    browser.add_to_cart("clips")
+    with browser.client.session_transaction() as session:
+        token = session["csrf_token"]
+    page = browser.visit("/session").text
+    assert token not in page
+    assert "csrf_token ••••••••" in page
+    assert '_user_id "1"' in page
+    assert '"clips": { "quantity": 1, "added_at": "20' in page
+    assert f"Backend {backend_config['SESSION_BACKEND']} Began 20" in page
+    assert "less than a minute ago" in page
+    assert "temporary: ends with the browser" in page
+    assert "in 1 day, unless" in page
+
+
+def test_the_session_can_be_made_permanent_and_temporary(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    browser = Browser(make_app(backend_config))
+    browser.visit("/session")
+    browser.submit("Make permanent")
+    assert "permanent: stays when you close the browser" in browser.page.text
+    cookie = browser.client.get_cookie("session")
+    assert cookie is not None
+    assert cookie.expires is not None
+    assert "in 31 days" in browser.visit("/session").text
+    browser.submit("Make temporary")
+    assert "temporary: ends with the browser" in browser.page.text
+    cookie = browser.client.get_cookie("session")
+    assert cookie is not None
+    assert cookie.expires is None
+
+
+def test_a_new_id_keeps_the_content_and_ends_the_old_id(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    app = make_app(backend_config)
+    browser = Browser(app)
+    browser.add_to_cart("pen")
+    old, old_id = browser.cookie, browser.id
+    assert old is not None
+    browser.visit("/session")
+    browser.submit("New id")
+    assert browser.id != old_id
+    assert browser.cart == {"pen": "1"}
+    stranger = Browser(app)
+    stranger.cookie = old
+    assert stranger.cart == {}
+
+
+def test_the_session_can_be_touched(make_app: AppMaker, backend_config: Config) -> None:
+    browser = Browser(make_app(backend_config))
+    browser.visit("/session")
+    browser.submit("Touch")
+    assert "counts as activity" in browser.page.messages[0][1]
+
+
+def test_destroying_the_session_ends_everything_at_once(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    app = make_app(backend_config)
+    browser = Browser(app)
+    browser.log_in()
+    browser.add_to_cart("pen")
+    old, old_id = browser.cookie, browser.id
+    assert old is not None
+    browser.visit("/session")
+    browser.submit("Destroy")
+    assert browser.page.messages[0][1].startswith("Your session is destroyed.")
+    assert browser.id != old_id
+    for cookie in (browser.cookie, old):
+        someone = Browser(app)
+        assert cookie is not None
+        someone.cookie = cookie
+        assert someone.cart == {}
+        assert "Log in" in someone.page.links
+
+
+def test_a_page_says_so_when_the_backend_is_down_and_nothing_is_lost(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    app = make_counted_app(make_app, backend_config)
+    backend = backend_of(app)
+    browser = Browser(app)
+    browser.log_in()
+    browser.add_to_cart("pen")
+    cookie = browser.cookie
+
+    browser.visit("/products/ink")
+    with backend.failing():
+        browser.submit("Add to cart")
+        assert browser.status == 503
+        for address in ("/", "/cart", "/session"):
+            browser.visit(address)
+            assert browser.status == 503
+            assert "We will be back in a moment" in browser.page.text
+        response = browser.client.get("/cart")
+        assert response.headers["Retry-After"] == "5"
+        browser.visit("/no-such-page")
+        assert browser.status == 404  # which does not need the session
+
+    browser.visit("/products/ink")
+    with backend.failing("replace"):
+        browser.submit("Add to cart")
+        assert browser.status == 503
+        assert "not saved" in browser.page.text
+
+    assert browser.cookie == cookie
+    assert browser.cart == {"pen": "1"}
+    assert "ada" in browser.page.text
+
+
+def test_what_needs_no_session_asks_nothing_of_the_backend(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    app = make_counted_app(make_app, backend_config)
+    browser = Browser(app)
+
+    with backend_of(app).counting() as calls:
+        browser.visit("/")
+        browser.visit("/cart")
+    assert browser.cookie is None
+    assert calls == {}
+
+    browser.log_in()
+    with backend_of(app).counting() as calls:
+        for path in sorted((ROOT / "example_app" / "static").rglob("*.*")):
+            name = path.relative_to(ROOT / "example_app").as_posix()
+            response = browser.client.get(f"/{name}")
+            assert response.status_code == 200, name
+            assert "Set-Cookie" not in response.headers
+            response.close()
+        browser.visit("/no-such-page")
+    assert calls == {}
+
+    browser.visit("/")
+    with backend_of(app).counting() as calls:
+        browser.visit("/")
+    assert calls == {"load": 1}
+
+
+# Log-in
+
+
+@pytest.mark.parametrize(
+    ("name", "password"),
+    [("ada", "baroness"), ("charles", "countess"), ("ada", ""), ("", "")],
+)
+def test_a_wrong_name_or_password_logs_nobody_in(
+    browser: Browser, name: str, password: str
+) -> None:
+    browser.visit("/log-in")
+    before = browser.cookie
+    browser.log_in(name, password)
+    assert browser.status == 422
+    assert "The name or the password is wrong." in browser.page.text
+    assert ("name", name) in browser.page.fields["#0"]
+    assert "Log in" in browser.page.links
+    assert browser.cookie == before
+
+
+def test_the_name_is_accepted_in_any_case(browser: Browser) -> None:
+    browser.log_in(" Ada ")
+    assert browser.page.messages == [("success", "Welcome, ada.")]
+
+
+def test_an_unknown_name_costs_a_hash_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = Users(tmp_path / "users.sqlite3")
+    checked: list[str] = []
+
+    def check(hashed: str, password: str) -> bool:
+        checked.append(hashed)
+        return True
+
+    monkeypatch.setattr("example_app.users.check_password_hash", check)
+    assert users.authenticate("nobody", "anything") is None
+    assert users.authenticate("ada", "anything") is not None
+    unknown, known = (hashed.rsplit("$", 2)[0] for hashed in checked)
+    assert unknown == known  # the same method at the same cost
+
+
+def test_passwords_are_kept_as_hashes(tmp_path: Path) -> None:
+    path = tmp_path / "users.sqlite3"
+    users = Users(path)
+    user = users.add("grace", "amazing grace")
+    assert b"amazing grace" not in path.read_bytes()
+    assert b"countess" not in path.read_bytes()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert Users(path).authenticate("Grace", "amazing grace") == user
+    with pytest.raises(NameTakenError):
+        users.add("GRACE", "another")
+
+
+def test_somebody_registers_and_is_logged_in(browser: Browser) -> None:
+    browser.add_to_cart("ink")
+    before = browser.id
+    browser.visit("/register?next=/cart")
+    browser.submit("Register", name="grace", password="amazing grace")
+    assert browser.address == "/cart"
+    assert "grace" in browser.page.text
+    assert browser.id != before
+    assert browser.cart == {"ink": "1"}
+    browser.submit("Log out")
+    browser.log_in("grace", "amazing grace")
+    assert browser.page.messages == [("success", "Welcome, grace.")]
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "message"),
+    [
+        ("Ada", "long enough", "This name is taken."),
+        ("x", "long enough", "A name has 2 to 30"),
+        ("<b>", "long enough", "A name has 2 to 30"),
+        ("grace", "short", "A password has 8 to 200 characters."),
+        ("grace", "x" * (MAX_PASSWORD + 1), "A password has 8 to 200 characters."),
+    ],
+)
+def test_registering_says_what_is_wrong(
+    browser: Browser, name: str, password: str, message: str
+) -> None:
+    browser.visit("/register")
+    browser.submit("Register", name=name, password=password)
+    assert browser.status == 422
+    assert message in browser.page.text
+    assert "Log in" in browser.page.links
+
+
+def test_nobody_finds_what_another_user_left_in_the_session(browser: Browser) -> None:
+    browser.log_in()
+    browser.add_to_cart("pen")
+    browser.visit("/register")
+    browser.submit("Register", name="grace", password="amazing grace")
+    assert "grace" in browser.page.text
+    assert browser.cart == {}
+
+
+def test_keeping_somebody_logged_in_makes_the_session_permanent(
+    browser: Browser,
+) -> None:
+    browser.visit("/log-in")
+    browser.submit("Log in", name="ada", password="countess", remember="yes")
+    assert "permanent: stays" in browser.visit("/session").text
+    browser.submit("Log out")
+    assert "temporary: ends" in browser.visit("/session").text
+
+
+@pytest.mark.parametrize(
+    ("target", "address"),
+    [
+        ("/cart", "/cart"),
+        ("/session?touched=1", "/session"),
+        ("", "/"),
+        ("cart", "/"),
+        ("https://evil.example/", "/"),
+        ("//evil.example/", "/"),
+        ("///evil.example/", "/"),
+        ("/\\evil.example/", "/"),
+        ("/\t/evil.example/", "/"),
+        ("/\n/evil.example/", "/"),
+        ("\\\\evil.example/", "/"),
+        ("javascript:alert(1)", "/"),
+        (" //evil.example/", "/"),
+    ],
+)
+def test_the_log_in_leads_to_pages_of_this_site_only(
+    browser: Browser, target: str, address: str
+) -> None:
+    browser.visit("/log-in")
+    response = browser.submit("Log in", name="ada", password="countess", next=target)
+    assert browser.address == address
+    assert response.request.host == "localhost"
+
+
+# Other sessions of the same user
+
+
+def test_a_user_sees_and_ends_the_sessions_elsewhere(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    app = make_app(backend_config)
+    browser, phone, tablet, other = (Browser(app) for _ in range(4))
+    for each in (browser, phone, tablet):
+        each.log_in()
+    other.visit("/register")
+    other.submit("Register", name="grace", password="amazing grace")
+
+    browser.visit("/session")
+    backend = app.extensions["serversession"].backend
+    if Capability.USER_INDEX not in backend.capabilities:
+        assert "keeps no index of users" in browser.page.text
+        token = dict(browser.page.fields["#0"])["csrf_token"]
+        browser.post("/session/end-others", {"csrf_token": token})
+        assert browser.status == 404
+        return
+
+    ends = [button for button in browser.page.buttons if button.name == "handle"]
+    assert len(ends) == 2
+    browser.submit(ends[0].text)
+    assert browser.page.messages == [("success", "That session is ended.")]
+    browser.submit("Log out everywhere else")
+    assert "sessions ended: 1." in browser.page.messages[0][1]
+    assert not [button for button in browser.page.buttons if button.name == "handle"]
+
+    for each in (phone, tablet):
+        each.visit("/")
+        assert "Log in" in each.page.links
+    for each in (browser, other):
+        each.visit("/")
+        assert "Log in" not in each.page.links
+
+
+def test_nobody_ends_the_sessions_of_others(app: Flask) -> None:
+    victim, attacker, stranger = (Browser(app) for _ in range(3))
+    victim.log_in()
+    victim.visit("/session")
+    handle = victim.page.text.split("Handle ")[1].split()[0]
+    attacker.visit("/register")
+    attacker.submit("Register", name="mallory", password="malicious")
+    for each in (attacker, stranger):
+        each.visit("/session")
+        token = dict(each.page.fields["#0"])["csrf_token"]
+        each.post("/session/end", {"csrf_token": token, "handle": handle})
+        assert each.status == 404
+    each.post("/session/end-others", {"csrf_token": token})
+    assert each.status == 404
+    victim.visit("/")
+    assert "ada" in victim.page.text
+
+
+# Forms
+
+
+def test_a_form_without_its_token_is_refused(app: Flask, browser: Browser) -> None:
+    browser.log_in()
+    browser.add_to_cart("pen")
+    paths = {
+        rule.rule.replace("<name>", "x")
+        for rule in app.url_map.iter_rules()
+        if "POST" in (rule.methods or ())
+    }
+    assert len(paths) > 15
+    for path in paths:
+        for fields in ({}, {"csrf_token": "forged"}):
+            browser.post(path, fields)
+            assert browser.status == 400, path
+            assert "This form was not accepted" in browser.page.text
+    assert browser.cart == {"pen": "1"}
+
+
+def test_the_token_of_another_visitor_is_refused(app: Flask) -> None:
+    victim, attacker = Browser(app), Browser(app)
+    victim.add_to_cart("pen")
+    attacker.visit("/session")
+    token = dict(attacker.page.fields["#0"])["csrf_token"]
+    victim.post("/session/destroy", {"csrf_token": token})
+    assert victim.status == 400
+    assert victim.cart == {"pen": "1"}
+
+
+def test_a_form_opened_before_the_log_in_works_after_it(app: Flask) -> None:
+    browser = Browser(app)
+    browser.visit("/products/pen")
+    token = dict(browser.page.fields["#0"])["csrf_token"]
+    browser.log_in()
+    browser.post("/cart/add", {"csrf_token": token, "sku": "pen", "quantity": "1"})
+    assert browser.cart == {"pen": "1"}
+
+
+@pytest.mark.parametrize("quantity", ["0", "-1", "100", "many", "1.5", "", "9" * 5000])
+def test_an_impossible_quantity_changes_nothing(
+    browser: Browser, quantity: str
+) -> None:
+    browser.visit("/products/pen")
+    browser.submit("Add to cart", quantity=quantity)
+    assert browser.page.messages == [("error", "Say how many, from 1 on.")]
+    assert browser.cart == {}
+
+
+def test_there_is_a_limit_to_what_is_in_the_cart(browser: Browser) -> None:
+    browser.add_to_cart("pen", 60)
+    browser.add_to_cart("pen", 60)
+    assert browser.cart == {"pen": "99"}
+    browser.submit("Update quantities", ("quantity-pen", "100"))
+    assert browser.page.messages == [("error", "A quantity is a number from 0 to 99.")]
+    assert browser.cart == {"pen": "99"}
+    browser.submit("Remove Fountain pen")
+    assert browser.page.messages == [("info", "Removed: Fountain pen.")]
+    assert browser.cart == {}
+
+
+def test_a_product_that_is_sold_no_more_disappears_from_the_cart(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser.add_to_cart("pen")
+    browser.add_to_cart("ink")
+    monkeypatch.delitem(PRODUCTS, "pen")
+    assert browser.cart == {"ink": "1"}
+
+
+def test_the_cart_is_ordered(browser: Browser) -> None:
+    browser.log_in()
+    browser.add_to_cart("pen", 2)
+    browser.add_to_cart("clips")
+    browser.submit("Order")
+    assert browser.page.messages == [("success", "Thank you, ada: ordered for €50.50.")]
+    assert browser.cart == {}
+
+
+def test_a_double_click_orders_once(make_app: AppMaker) -> None:
+    app = make_counted_app(make_app, {"SESSION_BACKEND": "memory"})
+    backend = backend_of(app)
+    browser, again = Browser(app), Browser(app)
+    browser.log_in()
+    browser.add_to_cart("pen")
+    assert browser.cookie is not None
+    again.cookie = browser.cookie
+    for each in (browser, again):
+        each.visit("/cart")
+
+    def the_second_click_comes_in() -> None:
+        del backend.before["replace"]
+        again.submit("Order")
+
+    backend.before["replace"] = the_second_click_comes_in
+    browser.submit("Order")
+    messages = [m for each in (again, browser) for m in each.page.messages]
+    assert sorted(category for category, _ in messages) == ["success", "warning"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("", "text", "A name has up to 40"),
+        ("a/b", "text", "A name has up to 40"),
+        (".", "text", "A name has up to 40"),
+        ("x" * 41, "text", "A name has up to 40"),
+        ("name", " ", "name: write something"),
+        ("name", "x" * (MAX_TEXT + 1), "name: write something"),
+        ("Taken", "text", "There is a note Taken already."),
+    ],
+)
+def test_a_note_that_cannot_be_kept_says_why(
+    browser: Browser, name: str, text: str, message: str
+) -> None:
+    browser.visit("/notes")
+    browser.submit("Add note", name="Taken", text="before")
+    browser.submit("Add note", name=name, text=text)
+    ((category, shown),) = browser.page.messages
+    assert category == "error"
+    assert message in shown
+    browser.submit("Add notes", lines=f"New: note\n{name}: {text}")
+    assert browser.page.messages[0][0] == "error"
+    assert browser.notes == {"Taken": "before"}
+
+
+def test_an_update_that_cannot_be_kept_changes_nothing(browser: Browser) -> None:
+    browser.visit("/notes")
+    browser.submit("Add notes", lines="One: 1\nTwo: 2")
+    browser.visit("/note/One")
+    browser.submit("Save", text=" ")
+    assert browser.page.messages[0][0] == "error"
+    browser.visit("/notes/edit")
+    browser.submit("Save all", ("text-One", "I"), ("text-Two", ""))
+    assert browser.page.messages[0][0] == "error"
+    assert browser.notes == {"One": "1", "Two": "2"}
+
+
+def test_there_is_a_limit_to_the_notes(browser: Browser) -> None:
+    browser.visit("/notes")
+    lines = "\n".join(f"{n}: text" for n in range(MAX_NOTES))
+    browser.submit("Add notes", lines=lines)
+    browser.submit("Add note", name="one more", text="text")
+    assert browser.page.messages[0][0] == "error"
+    assert len(browser.notes) == MAX_NOTES
+
+
+def test_two_tabs_that_add_notes_at_once_both_succeed(make_app: AppMaker) -> None:
+    app = make_counted_app(make_app, {"SESSION_BACKEND": "memory"})
+    backend = backend_of(app)
+    one, two = Browser(app), Browser(app)
+    one.visit("/notes")
+    assert one.cookie is not None
+    two.cookie = one.cookie
+    two.visit("/notes")
+
+    def the_other_tab_saves() -> None:
+        del backend.before["replace"]
+        two.submit("Add note", name="Two", text="2")
+
+    backend.before["replace"] = the_other_tab_saves
+    one.submit("Add note", name="One", text="1")
+    assert one.notes == {"One": "1", "Two": "2"}
+
+
+def test_what_visitors_write_is_shown_as_text(browser: Browser) -> None:
+    browser.visit("/notes")
+    text = "<script>alert('1')</script> & \"so on\""
+    browser.submit("Add note", name="Note", text=text)
+    assert text in browser.visit("/notes").text
+    assert browser.notes == {"Note": text}
+    browser.visit("/session")
+
+
+def test_preferences_that_do_not_exist_are_refused(browser: Browser) -> None:
+    browser.visit("/preferences")
+    browser.submit("Save", theme='dark" onload="')
+    assert browser.status == 400
+
+
+# Errors
+
+
+def test_a_page_that_does_not_exist_has_a_page(browser: Browser) -> None:
+    for address in ("/nothing", "/products/nothing", "/note/nothing", "/cart/add"):
+        browser.visit(address)
+        assert browser.status == (405 if address == "/cart/add" else 404)
+        assert browser.page.links["To the shop"] == "/"
+
+
+def test_a_fault_of_ours_has_a_page(make_app: AppMaker) -> None:
+    app = make_app(SESSION_BACKEND="memory", PROPAGATE_EXCEPTIONS=False)
+    app.add_url_rule("/fault", view_func=lambda: str(1 // 0))
+    browser = Browser(app)
+    browser.visit("/fault")
+    assert browser.status == 500
+    assert "Something went wrong" in browser.page.text
+
+
+def test_a_form_that_is_too_large_has_a_page(browser: Browser) -> None:
+    browser.visit("/notes")
+    browser.submit("Add note", name="Note", text="x" * 300_000)
+    assert browser.status == 413
+
+
+def test_pages_are_not_kept_by_caches_and_static_files_are(browser: Browser) -> None:
+    response = browser.client.get("/cart")
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Referrer-Policy"] == "same-origin"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    with browser.client.get("/static/style.css") as style:
+        assert style.headers["Cache-Control"] != "no-store"
+
+
+# Configuration
+
+
+def test_the_cookie_is_not_for_scripts_nor_for_other_sites(app: Flask) -> None:
+    def cookie(address: str) -> str:
+        response = app.test_client().get("/session", base_url=address)
+        return response.headers["Set-Cookie"].split(";", 1)[1]
+
+    assert cookie("http://localhost") == " HttpOnly; Path=/; SameSite=Lax"
+    assert cookie("https://localhost") == " Secure; HttpOnly; Path=/; SameSite=Lax"
+
+
+def test_the_default_backend_needs_no_set_up(make_app: AppMaker) -> None:
+    app = make_app()
+    browser = Browser(app)
+    browser.log_in()
+    assert "Sessions are kept by the filesystem backend." in browser.page.text
+    instance = Path(app.instance_path)
+    assert stat.S_IMODE(instance.stat().st_mode) == 0o700
+    assert (instance / "sessions").is_dir()
+
+
+@pytest.mark.parametrize("name", ["memory", "filesystem", "cachelib", "sqlalchemy"])
+def test_a_backend_without_a_server_is_chosen_by_its_name(
+    make_app: AppMaker, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("FLASK_SESSION_BACKEND", name)
+    browser = Browser(make_app())
+    browser.log_in()
+    assert f"Sessions are kept by the {name} backend." in browser.page.text
+    if name != "memory":
+        restarted = Browser(make_app())
+        assert browser.cookie is not None
+        restarted.cookie = browser.cookie
+        restarted.visit("/")
+        assert "ada" in restarted.page.text
+
+
+def test_redis_is_chosen_by_the_environment(
+    make_app: AppMaker,
+    make_backend_config: Callable[[str], Config],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key, value in make_backend_config("valkey").items():
+        monkeypatch.setenv(f"FLASK_{key}", value)
+    browser = Browser(make_app())
+    browser.log_in()
+    assert "Sessions are kept by the redis backend." in browser.page.text
+
+
+def test_a_file_of_settings_is_read_and_the_environment_wins(
+    make_app: AppMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "settings.py").write_text(
+        "SESSION_BACKEND = 'memory'\nSESSION_SERIALIZER = 'json'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EXAMPLE_CONFIG", "settings.py")
+    browser = Browser(make_app())
+    browser.add_to_cart("pen")
+    browser.add_to_cart("pen")
+    assert browser.cart == {"pen": "2"}
+    assert "the memory backend." in browser.page.text
+    monkeypatch.setenv("FLASK_SESSION_BACKEND", "filesystem")
+    assert "the filesystem backend." in Browser(make_app()).visit("/").text
+
+
+def test_a_file_of_settings_that_is_not_there_is_an_error(
+    make_app: AppMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXAMPLE_CONFIG", "settnigs.py")
+    with pytest.raises(FileNotFoundError):
+        make_app()
+
+
+def test_the_secret_key_is_made_once_and_for_nobody_else_to_read(
+    make_app: AppMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app(SESSION_BACKEND="memory")
+    path = Path(app.instance_path) / "secret_key"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert app.secret_key == path.read_text()
+    assert len(path.read_text()) == 64
+    assert make_app(SESSION_BACKEND="memory").secret_key == app.secret_key
+    assert [p for p in path.parent.iterdir() if p.name.startswith(".")] == []
+    for secret in ("from the environment", "12345"):
+        monkeypatch.setenv("FLASK_SECRET_KEY", secret)
+        assert make_app(SESSION_BACKEND="memory").secret_key == secret
+
+
+def test_several_workers_that_start_at_once_share_one_secret_key(
+    tmp_path: Path,
+) -> None:
+    source = (
+        "import json, sys\n"
+        "from example_app import create_app\n"
+        "app = create_app(instance_path=sys.argv[1])\n"
+        "print(json.dumps([app.secret_key, app.test_client().get('/').status]))\n"
+    )
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", source, str(tmp_path / "instance")],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(4)
+    ]
+    answers = [json.loads(worker.communicate()[0]) for worker in workers]
+    assert {status for _, status in answers} == {"200 OK"}
+    assert len({key for key, _ in answers}) == 1
