@@ -343,6 +343,7 @@ def read_config(app: Flask, problems: Problems) -> SessionConfig:
             problems.add(
                 key, f"{key!r} is {_shown(key, value)}; expected {expected}{end}"
             )
+    _check_secret(given, problems)
     _check_lifetime(given, problems)
     _check_cookie(given, problems)
     _warn_of_misspellings(given)
@@ -401,6 +402,23 @@ def _check_cookie(config: cabc.Mapping[str, t.Any], problems: Problems) -> None:
             f"'SESSION_COOKIE_NAME' is {name!r}, which needs {' and '.join(needs)}:"
             " browsers ignore the cookie otherwise.",
         )
+
+
+def _check_secret(config: cabc.Mapping[str, t.Any], problems: Problems) -> None:
+    secret = config["SECRET_KEY"]
+    if secret is not None and not isinstance(secret, (str, bytes)):
+        problems.add(
+            "SECRET_KEY",
+            f"'SECRET_KEY' is {_shown('SECRET', secret)}; expected a str or bytes.",
+        )
+    if config["SECRET_KEY_FALLBACKS"] is not None:
+        try:
+            _secrets(list(config["SECRET_KEY_FALLBACKS"]) or None)
+        except (_Invalid, TypeError):
+            problems.add(
+                "SECRET_KEY_FALLBACKS",
+                "'SECRET_KEY_FALLBACKS' is not shown; expected a list of str or bytes.",
+            )
 
 
 def _check_lifetime(config: cabc.Mapping[str, t.Any], problems: Problems) -> None:

@@ -167,6 +167,11 @@ class ServerSession:
         app.session_interface = interface
         app.teardown_request(_warn_if_unsaved)
 
+    @property
+    def backend(self) -> Backend:
+        """The backend of the current application."""
+        return _current_state().backend
+
     # The operator's API
 
     def sessions_of(self, user: object) -> list[SessionInfo]:

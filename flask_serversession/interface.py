@@ -33,6 +33,7 @@ import collections.abc as cabc
 import datetime as dt
 import enum
 import logging
+import sys
 import typing as t
 
 from flask import Flask
@@ -171,12 +172,22 @@ class ServerSessionInterface(SessionInterface):
         if state.is_closed:
             # Flask calls a second time when the first call has raised.
             return
+        failure = state.failure
         try:
+            if failure is not None and failure is sys.exc_info()[1]:
+                # Met by an after_request function or an error handler: what those
+                # raise, Flask answers with a 500 and brings here.
+                state.is_closed = True
+                _answer_unavailable(app, response, failure)
+                return
             cookie = self._settle(app, state, response)
             if state.is_new and state.status is Status.STORED:
                 self._cleanup()
         except BackendUnavailableError as error:
-            _answer_unavailable(app, response, error)
+            state.is_closed = True
+            # An error page is the application's answer to a failure it was told of.
+            if failure is None or response.status_code < 500:
+                _answer_unavailable(app, response, error)
             return
         finally:
             state.is_closed = True
@@ -207,8 +218,12 @@ class ServerSessionInterface(SessionInterface):
             return self._settle_stored(app, state)
         if state.status is Status.LOST:
             self.keeper.drop(state)
-        elif state.failure is not None and state.is_cleared:
-            # Logging out must not look as if it had worked.
+        elif state.failure is not None and (
+            state.is_cleared
+            or (state.is_written and self.config.on_backend_error == "raise")
+        ):
+            # Logging out must not look as if it had worked, nor must a change that
+            # was made although the failure was raised.
             raise state.failure
         return Cookie.NONE
 
@@ -336,6 +351,8 @@ class ServerSessionInterface(SessionInterface):
         state = state_of(session)
         if not state.is_closed or state.status not in (Status.NEW, Status.STORED):
             return
+        if state.failure is not None:
+            return  # which was reported
         if not (state.is_written or state.is_exposed):
             return
         if state.is_written or self.keeper.change_reason(state) is not None:
@@ -376,9 +393,12 @@ def _answer_unavailable(
     """Turn a response whose session could not be stored into the error's own.
 
     An exception from ``save_session`` would reach the visitor as a 500, past the
-    application's own error handlers for this one.
+    application's own error handlers for this one. The functions that run after each
+    request run again, as they do whenever Flask answers with an error page.
     """
-    answer = app.make_response(app.handle_user_exception(error))
+    answer = app.finalize_request(
+        app.handle_user_exception(error), from_error_handler=True
+    )
     if (close := getattr(response.response, "close", None)) is not None:
         close()
     response.direct_passthrough = answer.direct_passthrough
@@ -386,3 +406,4 @@ def _answer_unavailable(
     response.status = answer.status
     response.headers.clear()
     response.headers.extend(answer.headers)
+    _vary_by_cookie(response)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import dataclasses
 import enum
 import itertools
@@ -181,9 +182,11 @@ class BackendKeeper:
         return envelope, serializer.loads(envelope.payload)
 
     def _payload_of(self, envelope: Envelope, data: dict[str, t.Any]) -> bytes:
-        if envelope.serializer == self._serializer.code:
-            return envelope.payload
-        return self._serializer.dumps(data)
+        if envelope.serializer != self._serializer.code:
+            # What the new serializer cannot write is refused when it is saved.
+            with contextlib.suppress(SerializationError):
+                return self._serializer.dumps(data)
+        return envelope.payload
 
     def _take_unreadable(self, state: State, error: RecordError) -> None:
         key = state.key
@@ -696,6 +699,8 @@ class BackendKeeper:
 
     def _touch(self, state: State, now: float, expires_at: float) -> bool | None:
         """Touch; ``None`` if the backend failed."""
+        if state.failure is not None and not state.is_closed:
+            return None
         try:
             is_alive = self.backend.touch(state.key, now, expires_at)
         except BackendUnavailableError as error:
@@ -745,14 +750,15 @@ class BackendKeeper:
         state.is_rotating = False
         if state.status is Status.STORED:
             # As this request last left it, also when it has rotated the id already.
-            state.data = {}
             try:
                 record = self._asked(state, "load", self.backend.load, state.key)
+                state.data = {}
                 if record is None or record.is_tombstone or self._is_too_old(record):
                     state.status = Status.LOST
                 else:
                     self._adopt(state, record)
             except RecordError:
+                state.data = {}
                 state.status = Status.LOST
         elif state.status is Status.UNLOADED:
             self.load(state)
@@ -781,6 +787,8 @@ class BackendKeeper:
             change = self.change_reason(state)
             if change is not None or self.rotation_reason(state) is not None:
                 self.write(state, change)
+        elif state.failure is not None and self._config.on_backend_error == "raise":
+            raise state.failure
 
     def touch(self, state: State) -> None:
         """Count as activity: at the end of the request, or now if that has passed."""
@@ -881,10 +889,21 @@ class BackendKeeper:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Ask the backend, and report if it fails."""
+        """Ask the backend, and report if it fails.
+
+        A request whose backend has failed does not ask again before it has answered:
+        nobody waits twice, neither in an error page nor when the session is settled.
+        """
+        if state.failure is not None and not state.is_closed:
+            raise state.failure
         try:
             return function(*args, **kwargs)
         except BackendUnavailableError as error:
+            if not state.is_closed:
+                state.failure = error
+                state.is_written = state.is_written or operation != "load"
+                if state.status is Status.UNLOADED:
+                    state.status = Status.UNSAVED
             self._report_failure(state, operation, error)
             raise
 

@@ -22,9 +22,10 @@ def merge(
         removed there.
     2.  Both sides hold a list and only appended to the list in ``base`` (none counts
         as an empty one): the base, what they appended, then what this side appended.
-    3.  One side removed a list, the other only appended to it: what was appended.
-        That is how a flash message survives when it is added while another request
-        shows the older ones, and those are not shown twice.
+    3.  One side removed a list or put another list in its place, the other only
+        appended to it: what the one has now, then what the other appended. That is
+        how a flash message survives when it is added while another request shows the
+        older ones, and those are not shown twice.
     4.  Otherwise ``mine``, or no key if it was removed there.
 
     A change inside a value, at any depth, counts as a change of its key.
@@ -66,11 +67,18 @@ def _merge_value(
         their_tail = _tail(start, theirs, equal)
         if my_tail is not None and their_tail is not None:
             return [*start, *their_tail, *my_tail]
-        if theirs is _ABSENT and my_tail is not None:
-            return my_tail or _ABSENT
-        if mine is _ABSENT and their_tail is not None:
-            return their_tail or _ABSENT
+        if my_tail is not None:
+            return _append(theirs, my_tail, mine)
+        if their_tail is not None:
+            return _append(mine, their_tail, mine)
     return mine
+
+
+def _append(value: t.Any, tail: list[t.Any], otherwise: t.Any) -> t.Any:
+    """Append to what the other side made of a list, if it is one or was removed."""
+    if value is _ABSENT:
+        return tail or _ABSENT
+    return [*value, *tail] if _is_list(value) else otherwise
 
 
 def _is_same(one: t.Any, other: t.Any, equal: t.Callable[[t.Any, t.Any], bool]) -> bool:

@@ -496,7 +496,6 @@ def _moment_bytes(value: datetime | time) -> bytes:
     return _moment_text(value).encode("utf-8", "surrogatepass")
 
 
-# The values, and not the names, of the classes are needed here as well (see above).
 _READERS: dict[int, t.Callable[[bytes], t.Any]] = {
     _INT: lambda data: int.from_bytes(data, "big", signed=True),
     _MARKUP: lambda data: Markup(data.decode("utf-8", "surrogatepass")),  # noqa: S704 - it was one
@@ -507,12 +506,8 @@ _READERS: dict[int, t.Callable[[bytes], t.Any]] = {
     ),
     _DATE: lambda data: _parse_date(data.decode("ascii")),
     _TIME: lambda data: _moment(data.decode("utf-8", "surrogatepass"), _parse_time),
-    _TIMEDELTA: lambda data: _make_timedelta(*_timedelta_struct.unpack(data)),
+    _TIMEDELTA: lambda data: timedelta(*_timedelta_struct.unpack(data)),
 }
-
-
-def _make_timedelta(days: int, seconds: int, microseconds: int) -> timedelta:
-    return timedelta(days, seconds, microseconds)
 
 
 def _read_ext(code: int, data: bytes) -> t.Any:

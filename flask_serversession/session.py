@@ -110,7 +110,7 @@ class State:
     is_rotating: bool = False
     #: The session starts over when it gets its new id: nothing is merged into it.
     is_restarted: bool = False
-    #: What made the session ``UNSAVED``, if that was the backend.
+    #: How the backend has failed this request, which does not ask it again.
     failure: BackendUnavailableError | None = None
     #: ``touch()`` was called.
     is_touched: bool = False
@@ -210,9 +210,9 @@ class ServerSideSession(SessionMixin):
     def _loaded(self) -> State:
         """Give the state with its content."""
         state = self._state
+        self.accessed = True
         if state.status is Status.UNLOADED:
             self._keeper.load(state)
-        self.accessed = True
         return state
 
     # The mapping

@@ -91,6 +91,10 @@ def test_the_defaults_are_the_documented_ones() -> None:
             " 'auto' or None.",
         ),
         (
+            {"SECRET_KEY": 12345},
+            "'SECRET_KEY' is a int that is not shown; expected a str or bytes.",
+        ),
+        (
             {"SESSION_COOKIE_SECURE": "yes"},
             "'SESSION_COOKIE_SECURE' is 'yes'; expected True, False or 'auto'.",
         ),

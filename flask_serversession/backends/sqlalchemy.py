@@ -291,7 +291,7 @@ class SQLAlchemyBackend(Backend):
         if self._run("delete", self._statements.delete, parameters).changed:
             return True
         for row in self._run("delete", self._statements.newer, parameters).rows:
-            check_format(row.head)
+            check_format(_to_bytes(row.head))
         return False
 
     def touch(self, key: str, touched_at: float, expires_at: float) -> bool:
@@ -375,7 +375,7 @@ class SQLAlchemyBackend(Backend):
                     connection.execute(statement)
                     if not self._is_owner:
                         connection.commit()
-            except exc.SQLAlchemyError as error:
+            except (exc.DBAPIError, exc.TimeoutError) as error:
                 # PostgreSQL finds out late that somebody else was quicker, and says
                 # so in three ways, one of them an IntegrityError.
                 if not _is_there_already(error):
@@ -415,7 +415,7 @@ class SQLAlchemyBackend(Backend):
                         # listener, as SQLAlchemy's documentation of SQLite shows.
                         connection.commit()
                     return _Reply(changed=changed, is_retried=is_retried)
-            except exc.SQLAlchemyError as error:
+            except (exc.DBAPIError, exc.TimeoutError) as error:
                 if not is_retried and _is_worth_a_retry(error):
                     is_retried = True
                     continue
@@ -703,12 +703,7 @@ def _to_record(row: _Row) -> Record:
             raise RecordError("The record's meta is not JSON.", "damaged") from error
         if isinstance(meta, list):
             user, meta = t.cast("tuple[str, dict[str, str]]", meta)
-    data: t.Any = row.data
-    if not isinstance(data, bytes):
-        try:
-            data = memoryview(data).tobytes()  # psycopg2 gives a memoryview
-        except TypeError as error:
-            raise RecordError("The record's data is not bytes.", "damaged") from error
+    data = _to_bytes(row.data)
     return Record(
         data=unframe(data) if data else b"",
         version=row.version,
@@ -718,6 +713,15 @@ def _to_record(row: _Row) -> Record:
         user=user,
         meta=meta,
     )
+
+
+def _to_bytes(value: t.Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    try:
+        return memoryview(value).tobytes()  # psycopg2 gives a memoryview
+    except TypeError as error:
+        raise RecordError("The record's data is not bytes.", "damaged") from error
 
 
 # -- errors
@@ -817,6 +821,11 @@ def _make_engine(url: str | sa.URL) -> sa.Engine:
     try:
         url = sa.make_url(url)
         dialect = url.get_dialect()
+        if dialect.is_async:
+            raise ValueError(
+                f"The URL names the asynchronous driver {dialect.driver!r}; expected a"
+                " synchronous one."
+            )
         arguments = {
             name: value
             for name, value in _CONNECT_ARGS.get(dialect.driver, {}).items()
@@ -843,11 +852,6 @@ def _make_engine(url: str | sa.URL) -> sa.Engine:
             " something like 'sqlite:///sessions.db' or"
             " 'postgresql+psycopg://user@host/database'."
         ) from error
-    if engine.dialect.is_async:
-        raise ValueError(
-            f"The URL names the asynchronous driver {engine.dialect.driver!r};"
-            " expected a synchronous one."
-        )
     # In AUTOCOMMIT there is nothing to roll back, and yet MySQL drivers would send
     # it. (The option skip_autocommit_rollback came with SQLAlchemy 2.0.43.)
     engine.dialect.do_rollback = _do_nothing  # type: ignore[method-assign]
