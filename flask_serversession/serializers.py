@@ -16,14 +16,10 @@ dict of its fields, anything with ``__html__`` as :class:`~markupsafe.Markup`.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import enum
 import functools
 import json
 import operator
 import struct
-import types
 import typing as t
 from datetime import date
 from datetime import datetime
@@ -33,7 +29,6 @@ from datetime import timezone
 from decimal import Decimal
 from itertools import chain
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import msgpack  # type: ignore[import-untyped] # pyright: ignore[reportMissingTypeStubs]
 from flask.json.tag import JSONTag
@@ -51,8 +46,19 @@ from markupsafe import Markup
 from .errors import ConfigurationError
 from .errors import RecordError
 from .errors import SerializationError
+from .moments import moment_text
+from .moments import parse_date
+from .moments import parse_datetime
+from .moments import parse_time
+from .moments import read_moment
+from .simplify import ATOMS
+from .simplify import JSON
+from .simplify import MSGPACK
+from .simplify import qualified
+from .simplify import type_name
+from .simplify import with_article
+from .simplify import write_simplified
 
-_Moment = t.TypeVar("_Moment", datetime, time)
 # type() itself; of a value of type Any, its result is of an unknown type to pyright.
 _class_of: t.Callable[[object], type] = type
 
@@ -144,7 +150,7 @@ class MsgpackSerializer:
             packed = b""
         if packed and not (_may_hold_impostor(packed) and _holds_impostor(data)):
             return packed
-        return _write_simplified(data, _MSGPACK, lambda plain: _packer().pack(plain))
+        return write_simplified(data, MSGPACK, lambda plain: _packer().pack(plain))
 
     def loads(self, data: bytes, /) -> dict[str, t.Any]:
         """Read what :meth:`dumps` wrote.
@@ -200,9 +206,9 @@ class JSONSerializer:
 
         :raises SerializationError: if it holds something that cannot be written.
         """
-        return _write_simplified(
+        return write_simplified(
             data,
-            _JSON,
+            JSON,
             # Escaped in ASCII, a lone surrogate could meet its other half.
             lambda plain: self._tagged.dumps(plain).encode("utf-8", "surrogatepass"),
         )
@@ -245,12 +251,12 @@ class CustomSerializer:
         except Exception as error:
             raise SerializationError(
                 f"flask.session could not be written by the serializer {self.name!r}:"
-                f" it raised {_type_name(error)}."
+                f" it raised {type_name(error)}."
             ) from error
         if not isinstance(written, bytes):
             raise SerializationError(
                 f"'dumps' of the serializer {self.name!r} gave"
-                f" {_a(_type_name(written))}; bytes are expected."
+                f" {with_article(type_name(written))}; bytes are expected."
             )
         return written
 
@@ -298,9 +304,9 @@ def serializer_for(value: str | bytes | Serializer) -> CodedSerializer:
         and callable(getattr(value, "loads", None))
     ):
         return CustomSerializer(value)
-    given = repr(value) if isinstance(value, str) else _a(_type_name(value))
+    given = repr(value) if isinstance(value, str) else with_article(type_name(value))
     if isinstance(value, type):
-        given = f"the class {_qualified(value)}, not an instance of it"
+        given = f"the class {qualified(value)}, not an instance of it"
     raise ConfigurationError(
         f"'SESSION_SERIALIZER' is {given}; expected 'json', 'msgpack' or an object"
         " with 'dumps' and 'loads'.",
@@ -317,7 +323,7 @@ _BUILT_IN: dict[str, t.Callable[[], CodedSerializer]] = {
 def _unreadable(name: str, error: Exception) -> RecordError:
     # The error's own message may quote what it stumbled over, a value of the session.
     return RecordError(
-        f"The payload cannot be read by the {name} serializer ({_type_name(error)}).",
+        f"The payload cannot be read by the {name} serializer ({type_name(error)}).",
         "unreadable",
     )
 
@@ -325,69 +331,11 @@ def _unreadable(name: str, error: Exception) -> RecordError:
 def _checked_dict(name: str, value: object) -> dict[str, t.Any]:
     if not isinstance(value, dict):
         raise RecordError(
-            f"The payload, read by the {name} serializer, is {_a(_type_name(value))};"
-            " a dict is expected.",
+            f"The payload, read by the {name} serializer, is"
+            f" {with_article(type_name(value))}; a dict is expected.",
             "unreadable",
         )
     return t.cast("dict[str, t.Any]", value)
-
-
-# Dates and times as text, for both serializers
-#
-# The classes' own functions are bound here, once: freezegun replaces the names of the
-# classes in this module while time is frozen, and what is read must be the real ones.
-
-_parse_datetime = datetime.fromisoformat
-_parse_date = date.fromisoformat
-_parse_time = time.fromisoformat
-
-
-def _moment_text(value: datetime | time) -> str:
-    zone = value.tzinfo
-    text = value.isoformat()
-    # The key is None for ZoneInfo.from_file().
-    if isinstance(zone, ZoneInfo) and zone.key:
-        text += f"[{zone.key}]"
-    elif isinstance(value, time) and zone is not None and value.utcoffset() is None:
-        # Other zones are kept by their offset, and here there is none.
-        raise _RefusedError("Give it a ZoneInfo or a fixed offset.")
-    elif isinstance(zone, timezone) and zone is not timezone.utc:
-        name = zone.tzname(None)
-        if name != timezone(zone.utcoffset(None)).tzname(None):
-            text += f"({name})"
-    return f"~{text}" if value.fold else text
-
-
-def _moment(text: str, parse: t.Callable[[str], _Moment]) -> _Moment:
-    fold = text.startswith("~")
-    if fold:
-        text = text[1:]
-    if text.endswith("]"):
-        iso, _, key = text[:-1].partition("[")
-        value = _iso_moment(iso, parse)
-        # Which zones there are differs from machine to machine; the offset, which is
-        # part of the text, remains where this one is unknown.
-        with contextlib.suppress(LookupError, ValueError, OSError, ImportError):
-            value = value.replace(tzinfo=ZoneInfo(key))
-    elif text.endswith(")"):
-        iso, _, name = text[:-1].partition("(")
-        value = _iso_moment(iso, parse)
-        offset = value.utcoffset()
-        if offset is None:
-            raise ValueError("a named offset without the offset")
-        value = value.replace(tzinfo=timezone(offset, name))
-    else:
-        value = _iso_moment(text, parse)
-    return value.replace(fold=1) if fold else value
-
-
-def _iso_moment(iso: str, parse: t.Callable[[str], _Moment]) -> _Moment:
-    value = parse(iso)
-    # CPython's own function takes an offset of less than a second for UTC.
-    if iso[-16:-7] in ("+00:00:00", "-00:00:00"):
-        offset = timedelta(microseconds=int(iso[-16] + iso[-6:]))
-        value = value.replace(tzinfo=timezone(offset))
-    return value
 
 
 # MessagePack
@@ -493,7 +441,7 @@ _unpack: t.Any = functools.partial(
 
 
 def _moment_bytes(value: datetime | time) -> bytes:
-    return _moment_text(value).encode("utf-8", "surrogatepass")
+    return moment_text(value).encode("utf-8", "surrogatepass")
 
 
 _READERS: dict[int, t.Callable[[bytes], t.Any]] = {
@@ -501,11 +449,11 @@ _READERS: dict[int, t.Callable[[bytes], t.Any]] = {
     _MARKUP: lambda data: Markup(data.decode("utf-8", "surrogatepass")),  # noqa: S704 - it was one
     _UUID: lambda data: UUID(bytes=data),
     _DECIMAL: lambda data: Decimal(data.decode("ascii")),
-    _DATETIME: lambda data: _moment(
-        data.decode("utf-8", "surrogatepass"), _parse_datetime
+    _DATETIME: lambda data: read_moment(
+        data.decode("utf-8", "surrogatepass"), parse_datetime
     ),
-    _DATE: lambda data: _parse_date(data.decode("ascii")),
-    _TIME: lambda data: _moment(data.decode("utf-8", "surrogatepass"), _parse_time),
+    _DATE: lambda data: parse_date(data.decode("ascii")),
+    _TIME: lambda data: read_moment(data.decode("utf-8", "surrogatepass"), parse_time),
     _TIMEDELTA: lambda data: timedelta(*_timedelta_struct.unpack(data)),
 }
 
@@ -552,10 +500,8 @@ class _MarkReader:
 _IMPOSTORS: frozenset[type] = frozenset(
     {bytearray, memoryview, _msgpack.ExtType, _msgpack.Timestamp}
 )
-_ATOMS = frozenset({str, int, bool, float, type(None), bytes})
 _STR = frozenset({str})
 _ITERATED = frozenset({list, tuple, set, frozenset})
-_CONTAINERS = _ITERATED | {dict}
 _values = operator.methodcaller("values")
 
 
@@ -587,7 +533,7 @@ def _holds_impostor(data: dict[str, t.Any]) -> bool:
             *chain.from_iterable(map(_values, dicts)),
             *chain.from_iterable(others),
         ]
-        if not _ATOMS.issuperset(map(type, chain.from_iterable(dicts))):
+        if not ATOMS.issuperset(map(type, chain.from_iterable(dicts))):
             items += chain.from_iterable(dicts)
         kinds = set(map(type, items))
         if not _IMPOSTORS.isdisjoint(kinds):
@@ -652,10 +598,10 @@ class _TagMoment(JSONTag):
         return isinstance(value, datetime)
 
     def to_json(self, value: t.Any) -> t.Any:
-        return _moment_text(value)
+        return moment_text(value)
 
     def to_python(self, value: t.Any) -> t.Any:
-        return _moment(value, _parse_datetime)
+        return read_moment(value, parse_datetime)
 
 
 class _TagDate(JSONTag):
@@ -669,7 +615,7 @@ class _TagDate(JSONTag):
         return value.isoformat()
 
     def to_python(self, value: t.Any) -> t.Any:
-        return _parse_date(value)
+        return parse_date(value)
 
 
 class _TagDecimal(JSONTag):
@@ -721,352 +667,4 @@ class _TaggedJSON(TaggedJSONSerializer):
         return json.loads(value, object_hook=self.untag)
 
 
-_JSON_ATOMS = _ATOMS - {bytes}
-
-
-# What both do with values of other types than those that they know exactly
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Form:
-    """What a serializer has no form for, and what to do instead."""
-
-    name: str
-    refused: t.Mapping[type, str]
-    refused_keys: t.Mapping[type, str]
-
-
-_LIST = "Keep a list, or use the default serializer."
-_KEY = "Use a string as the key, or use the default serializer."
-_MSGPACK = _Form("msgpack", {}, {})
-_JSON = _Form(
-    "json",
-    {
-        set: _LIST,
-        frozenset: _LIST,
-        time: "Keep its isoformat(), or use the default serializer.",
-        timedelta: "Keep its total_seconds(), or use the default serializer.",
-    },
-    {tuple: _KEY, frozenset: _KEY},
-)
-
-#: The deepest nesting that is simplified. The recursion needs three or four frames a
-#: level, of which Python allows 1000.
-_MAX_DEPTH = 200
-
-
-def _write_simplified(
-    data: dict[str, t.Any], form: _Form, write: t.Callable[[t.Any], bytes]
-) -> bytes:
-    """Write, and raise nothing but a SerializationError that says where and why."""
-    try:
-        return write(_Simplifier(form).simplify(data, None))
-    except SerializationError:
-        raise
-    except RecursionError as error:
-        raise _too_deep(form, None) from error
-    except Exception as error:
-        raise SerializationError(
-            f"flask.session could not be written by the {form.name} serializer:"
-            f" {_type_name(error)}."
-        ) from error
-
-
-class _Simplifier:
-    """Copies a session so that every value is of an exact type that is written.
-
-    It takes, in the same order, what Flask's own session takes
-    (:class:`~flask.json.tag.TaggedJSONSerializer`, then
-    :class:`~flask.json.provider.DefaultJSONProvider`).
-    """
-
-    def __init__(self, form: _Form) -> None:
-        self.form = form
-        #: The ids of the containers around the current value.
-        self.open: set[int] = set()
-
-    def simplify(self, value: t.Any, place: _Place) -> t.Any:
-        kind, convert = self.kind_of(value, place)
-        if kind in self.form.refused:
-            raise self.refusal(value, place, self.form.refused[kind])
-        converted = self.convert(value, convert, place)
-        if kind not in _CONTAINERS:
-            return converted
-        if id(value) in self.open:
-            path, _ = _describe(place)
-            raise SerializationError(
-                f"flask.{path} contains itself, which the {self.form.name} serializer"
-                " cannot write. Remove the circular reference.",
-                path,
-            )
-        if len(self.open) == _MAX_DEPTH:
-            raise _too_deep(self.form, place)
-        self.open.add(id(value))
-        simplified = self.simplify_items(value, kind, converted, place)
-        self.open.discard(id(value))
-        return simplified
-
-    def simplify_items(
-        self, value: t.Any, kind: t.Any, items: t.Any, place: _Place
-    ) -> t.Any:
-        if kind is dict:
-            lead = _ITEM if isinstance(value, dict) else _FIELD
-            # Most keys and values are atoms, which need no step, nor a call.
-            simplified: dict[t.Any, t.Any] = {}
-            for key, item in items:
-                simple_key = key
-                if type(key) not in _ATOMS:
-                    simple_key = self.simplify_hashed(key, _Step(place, _IN_KEYS))
-                if type(item) not in _ATOMS:
-                    item = self.simplify(item, _Step(place, lead, key))
-                simplified[simple_key] = item
-            return simplified
-        if kind is set or kind is frozenset:
-            step = _Step(place, _HOLDS)
-            members = [self.simplify_hashed(item, step) for item in items]
-            return set(members) if kind is set else frozenset(members)
-        listed = [
-            item
-            if type(item) in _ATOMS
-            else self.simplify(item, _Step(place, _ITEM, index))
-            for index, item in enumerate(items)
-        ]
-        return listed if kind is list else tuple(listed)
-
-    def simplify_hashed(self, value: t.Any, place: _Step) -> t.Any:
-        """Simplify a dict's key or a set's member, which must stay hashable."""
-        if type(value) in _ATOMS:
-            return value
-        kind, convert = self.kind_of(value, place)
-        if place.lead is _IN_KEYS and kind in self.form.refused_keys:
-            raise self.refusal(value, place, self.form.refused_keys[kind])
-        if kind in (dict, list, set):
-            remedy = f"It would become a {kind.__name__}, which cannot be hashed."
-            raise self.refusal(value, place, remedy)
-        if kind is tuple:
-            items = self.convert(value, convert, place)
-            return tuple([self.simplify_hashed(item, place) for item in items])
-        return self.simplify(value, place)
-
-    def kind_of(self, value: t.Any, place: _Place) -> _Kind:
-        try:
-            for kind in _KINDS_BEFORE_HTML:
-                if isinstance(value, kind[0]):
-                    return kind
-            if not isinstance(value, type):
-                if callable(getattr(value, "__html__", None)):
-                    return _HTML
-                for kind in _KINDS_AFTER_HTML:
-                    if isinstance(value, kind[0]):
-                        return kind
-                if dataclasses.is_dataclass(value):
-                    return _DATACLASS
-        except Exception as error:
-            raise self.failure(value, place, error) from error
-        raise self.refusal(value, place, _remedy(value))
-
-    def convert(
-        self, value: t.Any, convert: t.Callable[[t.Any], t.Any], place: _Place
-    ) -> t.Any:
-        try:
-            return convert(value)
-        except _RefusedError as error:
-            raise self.refusal(value, place, error.remedy) from error
-        except Exception as error:
-            raise self.failure(value, place, error) from error
-
-    def refusal(self, value: t.Any, place: _Place, remedy: str) -> SerializationError:
-        path, relation = _describe(place)
-        what = _a(_type_name(value))
-        error = SerializationError(
-            f"flask.{path} {relation} {what}, which the {self.form.name} serializer"
-            f" cannot write. {remedy}",
-            path,
-        )
-        error.__cause__ = TypeError(f"{what} cannot be written")
-        return error
-
-    def failure(
-        self, value: t.Any, place: _Place, cause: Exception
-    ) -> SerializationError:
-        """Explain an exception of the value's own code, such as its ``__html__``."""
-        if isinstance(cause, RecursionError) and len(self.open) > _MAX_DEPTH / 4:
-            return _too_deep(self.form, place)  # just where the stack came to its end
-        path, relation = _describe(place)
-        return SerializationError(
-            f"flask.{path} {relation} {_a(_type_name(value))}, which raised"
-            f" {_type_name(cause)} while the {self.form.name} serializer wrote it.",
-            path,
-        )
-
-
-class _RefusedError(TypeError):
-    """One value of a type that is written otherwise cannot be."""
-
-    def __init__(self, remedy: str) -> None:
-        super().__init__(remedy)
-        self.remedy = remedy
-
-
-def _items_of_dict(value: t.Any) -> list[tuple[t.Any, t.Any]]:
-    return list(value.items())
-
-
-def _items_of_dataclass(value: t.Any) -> list[tuple[t.Any, t.Any]]:
-    # dataclasses.asdict gives the same in the end, but copies every value, and fails
-    # for those that cannot be copied.
-    return [
-        (field.name, getattr(value, field.name)) for field in dataclasses.fields(value)
-    ]
-
-
-def _base_datetime(value: t.Any, base: type[datetime] = datetime) -> datetime:
-    moment = base(
-        value.year,
-        value.month,
-        value.day,
-        value.hour,
-        value.minute,
-        value.second,
-        value.microsecond,
-        value.tzinfo,
-        fold=value.fold,
-    )
-    _moment_text(moment)  # runs the tzinfo's code here, where its errors have a place
-    return moment
-
-
-def _base_date(value: t.Any, base: type[date] = date) -> date:
-    return base(value.year, value.month, value.day)
-
-
-def _base_time(value: t.Any, base: type[time] = time) -> time:
-    moment = base(
-        value.hour,
-        value.minute,
-        value.second,
-        value.microsecond,
-        value.tzinfo,
-        fold=value.fold,
-    )
-    _moment_text(moment)
-    return moment
-
-
-#: A type, and how to give a value of a subclass as that type; for a container, how to
-#: give its items.
-_Kind = tuple[t.Any, t.Callable[[t.Any], t.Any]]
-
-# The base classes' own methods, since those of the subclass may mean something else:
-# str() of an enum member that is a str is not the string.
-_KINDS_BEFORE_HTML: tuple[_Kind, ...] = (
-    (dict, _items_of_dict),
-    (tuple, list),
-    (list, list),
-    (bytes, lambda value: bytes(memoryview(value))),
-)
-_HTML: _Kind = (Markup, lambda value: Markup(str(value.__html__())))  # noqa: S704 - by its own word
-_KINDS_AFTER_HTML: tuple[_Kind, ...] = (
-    (UUID, lambda value: UUID(int=value.int)),
-    (datetime, _base_datetime),
-    (str, str.__str__),
-    (int, int.__int__),
-    (float, float.__float__),
-    (date, _base_date),
-    (Decimal, Decimal),
-    (time, _base_time),
-    (timedelta, lambda value: timedelta(value.days, value.seconds, value.microseconds)),
-    (set, list),
-    (frozenset, list),
-)
-_DATACLASS: _Kind = (dict, _items_of_dataclass)
-
-
-# The wording of errors
-
-_ITEM = "[]"
-_FIELD = "."
-_IN_KEYS = "has in its keys"
-_HOLDS = "holds"
-
-
-class _Step(t.NamedTuple):
-    """A place in the session, which is put into words only if it is needed.
-
-    :param before: The place that this one is in; ``None`` for the session itself.
-    :param lead: How this one is reached from there.
-    :param name: The key, index or field, if that is how.
-    """
-
-    before: _Step | None
-    lead: str
-    name: object = None
-
-
-_Place: t.TypeAlias = "_Step | None"
-
-
-def _describe(place: _Place) -> tuple[str, str]:
-    """Give the path of a place, and how what is there relates to that path."""
-    steps: list[_Step] = []
-    while place is not None:
-        steps.append(place)
-        place = place.before
-    path = "session"
-    for step in reversed(steps):
-        if step.lead is _ITEM:
-            path += f"[{_show_key(step.name)}]"
-        elif step.lead is _FIELD:
-            path += f".{step.name}"
-        else:
-            return path, step.lead
-    return path, "is"
-
-
-def _too_deep(form: _Form, place: _Place) -> SerializationError:
-    while place is not None and place.before is not None:
-        place = place.before
-    path, _ = _describe(place)
-    return SerializationError(
-        f"flask.{path} is nested too deeply for the {form.name} serializer. Keep a"
-        " flatter structure.",
-        path,
-    )
-
-
-def _show_key(key: t.Any) -> str:
-    kind = _class_of(key)
-    if kind is tuple:
-        inside = ", ".join(map(_show_key, key))
-        shown = f"({inside},)" if len(key) == 1 else f"({inside})"
-    elif isinstance(key, str):
-        shown = str.__repr__(key)
-    elif kind in _ATOMS or kind in _WRITERS:
-        shown = repr(key)
-    else:  # whose repr may say, or do, anything
-        shown = f"<{_type_name(key)}>"
-    return shown if len(shown) <= 60 else f"{shown[:58]}…{shown[-1]}"
-
-
-def _type_name(value: object) -> str:
-    return _qualified(type(value))
-
-
-def _qualified(kind: type) -> str:
-    if kind.__module__ == "builtins":
-        return kind.__qualname__
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "AEIOaeio" else f"a {noun}"
-
-
-def _remedy(value: object) -> str:
-    if isinstance(value, enum.Enum):
-        return "Keep its value."
-    if isinstance(value, (bytearray, memoryview)):
-        return "Keep bytes."
-    if isinstance(value, (type, types.ModuleType)) or callable(value):
-        return "Keep its name."
-    return "Keep plain data that identifies or describes it."
+_JSON_ATOMS = ATOMS - {bytes}
