@@ -589,11 +589,8 @@ def _prune(
     if dialect.name in ("mysql", "mariadb"):
         # No LIMIT in a subquery, and SQLAlchemy 2.0.36 has none in a DELETE. The
         # order makes it safe to replicate by statement.
-        quote = dialect.identifier_preparer
-        return sa.text(
-            f"DELETE FROM {quote.format_table(table)} WHERE expires_at <= :now"  # noqa: S608
-            " ORDER BY expires_at LIMIT :limit"
-        ).bindparams(now, limit)
+        text = sa.text("expires_at <= :now ORDER BY expires_at LIMIT :limit")
+        return sa.delete(table).where(text.bindparams(now, limit))
     expired = sa.select(key).where(expires_at <= now).order_by(expires_at).limit(limit)
     if dialect.name == "postgresql":
         # A CTE that locks is run once. A subquery could be run again for each row,
@@ -652,6 +649,8 @@ def _define_table(metadata: sa.MetaData, name: str, schema: str | None) -> sa.Ta
         ),
         schema=schema,
         info={_MARK: True},
+        mysql_engine="InnoDB",
+        mariadb_engine="InnoDB",
     )
 
 
@@ -699,10 +698,10 @@ def _to_record(row: _Row) -> Record:
     if row.meta:
         try:
             meta = json.loads(row.meta)
+            if isinstance(meta, list):
+                user, meta = t.cast("tuple[str, dict[str, str]]", meta)
         except ValueError as error:
-            raise RecordError("The record's meta is not JSON.", "damaged") from error
-        if isinstance(meta, list):
-            user, meta = t.cast("tuple[str, dict[str, str]]", meta)
+            raise RecordError("The record's meta is damaged.", "damaged") from error
     data = _to_bytes(row.data)
     return Record(
         data=unframe(data) if data else b"",
@@ -755,7 +754,7 @@ def _is_worth_a_retry(error: exc.SQLAlchemyError) -> bool:
 
 def _is_overdue(error: exc.SQLAlchemyError) -> bool:
     # What PyMySQL, psycopg and libpq say, and _prepare_psycopg.
-    text = str(getattr(error, "orig", "")).lower()
+    text = str(error.orig) if isinstance(error, exc.OperationalError) else ""
     return "timed out" in text or "timeout expired" in text
 
 
@@ -911,16 +910,16 @@ def _prepare_psycopg(dbapi_connection: t.Any, _: t.Any) -> None:
 def _hardly_waiting(connection: sa.Connection) -> t.Generator[None]:
     """Let SQLite give up quickly where somebody else holds the lock."""
     cursor = connection.connection.cursor()
+    cursor.execute("PRAGMA busy_timeout")
+    before = int(t.cast("tuple[int]", cursor.fetchone())[0])
     try:
-        cursor.execute("PRAGMA busy_timeout")
-        before = int(t.cast("tuple[int]", cursor.fetchone())[0])
         cursor.execute(f"PRAGMA busy_timeout={min(before, _TOUCH_LOCK_TIMEOUT)}")
-        try:
-            yield
-        finally:
-            cursor.execute(f"PRAGMA busy_timeout={before}")
+        yield
     finally:
-        cursor.close()
+        # SQLAlchemy closes it when the program is interrupted.
+        if not connection.invalidated:
+            cursor.execute(f"PRAGMA busy_timeout={before}")
+            cursor.close()
 
 
 def _is_memory(url: sa.URL) -> bool:
