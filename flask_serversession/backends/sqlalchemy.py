@@ -855,6 +855,7 @@ def _make_engine(url: str | sa.URL) -> sa.Engine:
     # it. (The option skip_autocommit_rollback came with SQLAlchemy 2.0.43.)
     engine.dialect.do_rollback = _do_nothing  # type: ignore[method-assign]
     if engine.dialect.name == "sqlite":
+        event.listen(engine, "do_connect", _create_private_file)
         event.listen(engine, "connect", _prepare_sqlite)
     if engine.dialect.driver == "psycopg":
         event.listen(engine, "connect", _prepare_psycopg)
@@ -864,6 +865,21 @@ def _make_engine(url: str | sa.URL) -> sa.Engine:
 
 def _do_nothing(dbapi_connection: t.Any) -> None:
     pass
+
+
+def _create_private_file(
+    dialect: t.Any, record: t.Any, arguments: list[t.Any], options: dict[str, t.Any]
+) -> None:
+    """Create a missing database for its owner alone; SQLite would let others read it.
+
+    Its WAL and shared-memory files get the same mode.
+    """
+    path = arguments[0]
+    if options.get("uri") or path in ("", ":memory:"):
+        return
+    # Where it exists, it is somebody's decision; what else is wrong SQLite will say.
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _prepare_sqlite(dbapi_connection: t.Any, _: t.Any) -> None:

@@ -1411,3 +1411,16 @@ def test_its_capabilities() -> None:
     assert SQLAlchemyBackend.name == "sqlalchemy"
     assert Capability.EXPIRES not in SQLAlchemyBackend.capabilities
     assert ~SQLAlchemyBackend.capabilities == Capability.EXPIRES
+
+
+def test_a_new_sqlite_file_is_for_its_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        backend = SQLAlchemyBackend.from_url(f"sqlite:///{tmp_path / 'sessions.db'}")
+        backend.count()
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    backend.close()
+    assert set(modes.values()) == {0o600}
+    assert "sessions.db" in modes
