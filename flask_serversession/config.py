@@ -13,6 +13,7 @@ import warnings
 
 from .envelope import parse_encryption_key
 from .errors import ConfigurationError
+from .session import MAX_DURATION
 
 if t.TYPE_CHECKING:
     from flask import Flask
@@ -61,6 +62,16 @@ _FOREIGN_KEYS = frozenset(
         "SESSION_PEEWEE_TABLE",
     }
 )
+
+
+# Who sets one of these has a backend in mind.
+_BACKEND_OF_KEY = {
+    "SESSION_REDIS": "redis",
+    "SESSION_REDIS_URL": "redis",
+    "SESSION_SQLALCHEMY": "sqlalchemy",
+    "SESSION_SQLALCHEMY_URL": "sqlalchemy",
+    "SESSION_CACHELIB": "cachelib",
+}
 
 
 class ConfigurationWarning(UserWarning):
@@ -121,6 +132,7 @@ def _seconds(value: t.Any, what: str, *, zero: bool = False) -> float:
         or not isinstance(value, (int, float))
         or not math.isfinite(value)
         or value < 0
+        or value > MAX_DURATION
         or (value == 0 and not zero)
     ):
         kind = "timedelta or number of seconds"
@@ -190,7 +202,10 @@ def _encryption_keys(value: t.Any) -> tuple[bytes, ...]:
             parse_encryption_key(item) for item in t.cast("list[t.Any]", values)
         )
     except ValueError as error:
-        raise _Invalid(str(error).rstrip(".")) from error
+        raise _Invalid(
+            "32 bytes or their URL-safe base64, as Fernet.generate_key() of the"
+            " cryptography package gives, or a list of such keys with the newest first"
+        ) from error
 
 
 def _serializer(value: t.Any) -> t.Any:
@@ -434,6 +449,14 @@ def _check_lifetime(config: cabc.Mapping[str, t.Any], problems: Problems) -> Non
 
 def _warn_of_misspellings(config: cabc.Mapping[str, t.Any]) -> None:
     known = {*KEYS, *_FLASK_KEYS}
+    for key, backend in _BACKEND_OF_KEY.items():
+        if config.get(key) is not None and "SESSION_BACKEND" not in config:
+            warnings.warn(
+                f"{key!r} has no effect, because 'SESSION_BACKEND' is not set and"
+                f" therefore 'filesystem'. Set it to {backend!r}.",
+                ConfigurationWarning,
+                stacklevel=5,
+            )
     for key in config:
         if not key.startswith("SESSION_") or key in known:
             continue

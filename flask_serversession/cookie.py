@@ -47,6 +47,12 @@ class CookieState:
     #: Whether a secret other than the newest signed it.
     is_stale: bool = False
 
+    def says(self, is_permanent: bool, lifetime: float | None) -> bool:
+        """Whether the cookie knows how long its session lives."""
+        return self.is_permanent is is_permanent and _milliseconds(
+            self.lifetime
+        ) == _milliseconds(lifetime)
+
 
 def generate_id() -> str:
     """Give a new id: 256 random bits, as 43 characters.
@@ -93,7 +99,7 @@ class CookieSigner:
             f"{math.ceil(state.touched_at):x}-{int(state.created_at):x}"
         )
         if state.lifetime is not None:
-            text += f"-{math.ceil(state.lifetime * 1000):x}"
+            text += f"-{_milliseconds(state.lifetime):x}"
         return self._newest.sign(text).decode("ascii")
 
     def verify(self, value: str) -> CookieState | None:
@@ -133,6 +139,10 @@ def claims_permanent(value: str) -> bool:
     """
     parts = value[:_MAX_LENGTH].rsplit(".", 2)
     return len(parts) == 3 and parts[1].startswith("p")
+
+
+def _milliseconds(seconds: float | None) -> int:
+    return 0 if seconds is None else math.ceil(seconds * 1000)
 
 
 def _derive(secret: str | bytes) -> bytes:

@@ -83,7 +83,9 @@ class BackendUnavailableError(BackendError, ServiceUnavailable):
         retry_after: int = 5,
     ) -> None:
         BackendError.__init__(self, message, backend=backend, operation=operation)
-        ServiceUnavailable.__init__(self, retry_after=retry_after)
+        # BackendError's super() has made the message the page's text meanwhile.
+        text = ServiceUnavailable.description
+        ServiceUnavailable.__init__(self, text, retry_after=retry_after)
         # HTTPException.__init__ resets the arguments that tracebacks print.
         self.args = (message,)
 

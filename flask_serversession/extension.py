@@ -15,7 +15,9 @@ import warnings
 from flask import Flask
 from flask import current_app
 from flask import has_request_context
+from flask import session as flask_session
 from flask.globals import request_ctx
+from flask.sessions import SessionMixin
 
 from .backends import Refused
 from .backends import Setting
@@ -29,6 +31,7 @@ from .config import read_config
 from .errors import BackendError
 from .errors import ConfigurationError
 from .errors import NotSupportedError
+from .errors import RecordError
 from .errors import ServerSessionError
 from .interface import ServerSessionInterface
 from .keeper import SUCCESSOR
@@ -36,10 +39,12 @@ from .keeper import BackendKeeper
 from .record import Record
 from .session import ServerSideSession
 from .session import state_of
+from .template import TEMPLATE_SESSION
 
 logger = logging.getLogger("flask_serversession")
 
 _KEY = "serversession"
+_COMMAND = "sessions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +80,25 @@ class AppState:
         if re.fullmatch(r"[0-9a-f]{64}", handle) is None:
             return None
         return self.config.key_prefix + handle
+
+    def is_own(self, key: str) -> bool:
+        """Whether a key belongs to this application: others may share the store."""
+        prefix = self.config.key_prefix
+        return (
+            key.startswith(prefix)
+            and self.key_of_handle(key[len(prefix) :]) is not None
+        )
+
+    def keys_of_user(self, user: object) -> list[str]:
+        """Give the keys of a user's live sessions; nobody (``None``) has none.
+
+        :raises NotSupportedError: if the backend keeps no index of users.
+        """
+        if Capability.USER_INDEX not in self.backend.capabilities:
+            raise NotSupportedError(self.backend.name, "keys_of_user")
+        if user is None:
+            return []
+        return [key for key in self.backend.keys_of_user(str(user)) if self.is_own(key)]
 
     def info(self, key: str, record: Record, *, is_current: bool) -> SessionInfo:
         """Give the public view of a record."""
@@ -138,8 +162,8 @@ class ServerSession:
         )
         try:
             backend, warning = build_backend(setting)
-        except Refused as error:
-            problems.add(error.option, str(error))
+        except (Refused, ConfigurationError) as error:
+            problems.add(error.option or "SESSION_BACKEND", str(error))
             raise problems.error() from error
         if (
             config.max_per_user is not None
@@ -166,6 +190,12 @@ class ServerSession:
         app.extensions[_KEY] = AppState(config, backend, interface)
         app.session_interface = interface
         app.teardown_request(_warn_if_unsaved)
+        app.context_processor(_template_context)
+        # An application's own command of this name stays.
+        if _COMMAND not in app.cli.commands:
+            from .cli import sessions
+
+            app.cli.add_command(sessions, _COMMAND)
 
     @property
     def backend(self) -> Backend:
@@ -183,8 +213,7 @@ class ServerSession:
         :raises NotSupportedError: if the backend keeps no index of users.
         """
         state = _current_state()
-        keys = state.backend.keys_of_user(str(user))
-        records = state.backend.load_many(keys)
+        records = state.backend.load_many(state.keys_of_user(user))
         current = _current_key(state)
         return sorted(
             (
@@ -216,7 +245,8 @@ class ServerSession:
         state = _current_state()
         current = _current_key(state)
         for key, record in state.backend.iterate():
-            yield state.info(key, record, is_current=key == current)
+            if state.is_own(key):
+                yield state.info(key, record, is_current=key == current)
 
     def revoke(self, handle: str) -> bool:
         """End a session of the current application, whoever is using it.
@@ -226,6 +256,7 @@ class ServerSession:
 
         :param handle: Its :attr:`.ServerSideSession.handle`.
         :return: ``False`` if there was no such session.
+        :raises RecordError: if a later version of the library wrote the record.
         """
         state = _current_state()
         key = state.key_of_handle(handle)
@@ -233,15 +264,22 @@ class ServerSession:
         for _ in range(10):
             if key is None:
                 return False
-            record = state.backend.load(key)
-            if record is None:
-                return False
-            if not record.is_tombstone and state.backend.delete(key):
-                state.interface.keeper.send_destroyed(key, record.user)
+            user: str | None = None
+            try:
+                record = state.backend.load(key)
+            except RecordError:
+                pass  # nobody can use it, but it is not absent either
+            else:
+                if record is None:
+                    return False
+                if record.is_tombstone:
+                    key = state.key_of_handle(record.meta.get(SUCCESSOR, ""))
+                    continue
+                user = record.user
+            if state.backend.delete(key):
+                state.interface.keeper.send_destroyed(key, user)
                 return True
-            if not record.is_tombstone:
-                continue  # rotated or ended between the two steps
-            key = state.key_of_handle(record.meta.get(SUCCESSOR, ""))
+            # Rotated or ended between the two steps.
         return False
 
     def revoke_user(self, user: object, except_current: bool = False) -> int:
@@ -251,20 +289,38 @@ class ServerSession:
         :param except_current: Leave the session of the current request alone.
         :return: How many were ended.
         :raises NotSupportedError: if the backend keeps no index of users.
+        :raises RecordError: if a later version of the library wrote one of the
+            records; the others are ended.
         """
         state = _current_state()
-        spared = _current_key(state) if except_current else None
-        ended: set[str] = set()
-        # Again until none is left: a session whose id was rotated after it was listed
-        # goes by another key.
-        for _ in range(10):
-            keys = set(state.backend.keys_of_user(str(user))) - {spared} - ended
-            if not keys:
-                break
-            for key in keys:
-                if state.backend.delete(key):
-                    ended.add(key)
-                    state.interface.keeper.send_destroyed(key, str(user))
+        current = _current_key(state) if except_current else None
+        ended: list[str] = []
+        failures: dict[str, RecordError] = {}
+        try:
+            is_empty = False
+            # Again until none is left: a session whose id was rotated after it was
+            # listed goes by another key.
+            for _ in range(10):
+                keys = set(state.keys_of_user(user))
+                keys -= _keys_of_current(state, current, keys)
+                keys -= {*ended, *failures}
+                if is_empty and not keys:
+                    break
+                # Not at once: an engine that lists in several steps can miss the old
+                # and the new id of a session that is rotated between them.
+                is_empty = not keys
+                for key in keys:
+                    try:
+                        if state.backend.delete(key):
+                            ended.append(key)
+                    except RecordError as error:
+                        failures[key] = error
+        finally:
+            # Only now: a receiver that raises must not leave sessions behind.
+            for key in ended:
+                state.interface.keeper.send_destroyed(key, str(user))
+        for failure in failures.values():
+            raise failure
         return len(ended)
 
     def count(self) -> int:
@@ -284,7 +340,10 @@ class ServerSession:
         :param batch: How many at a time; :data:`SESSION_CLEANUP_BATCH` by default.
         :param progress: Called after each batch with how many it deleted.
         :return: How many were deleted; 0 if the engine removes them by itself.
+        :raises NotSupportedError: if the backend can do neither.
         """
+        if batch is not None and batch < 1:
+            raise ValueError("A batch has at least one record.")
         state = _current_state()
         if Capability.PRUNE not in state.backend.capabilities:
             if Capability.EXPIRES in state.backend.capabilities:
@@ -313,12 +372,53 @@ def _current_state() -> AppState:
 
 def _current_key(state: AppState) -> str | None:
     """Give the key of the current request's session, without asking the backend."""
-    session = getattr(request_ctx, "_session", None) if has_request_context() else None
+    # An app context may have been pushed inside another application's request.
+    if not has_request_context() or request_ctx.app.extensions.get(_KEY) is not state:
+        return None
+    session = _opened_session()
     if not isinstance(session, ServerSideSession):
         return None
+    # What is made of the answer depends on the cookie.
+    session.accessed = True
     own = state_of(session)
     state.interface.keeper.verify(own)
     return own.key or None
+
+
+def _keys_of_current(
+    state: AppState, current: str | None, keys: cabc.Set[str]
+) -> set[str | None]:
+    """Give the key that the cookie stands for, and those the session has got since.
+
+    :param keys: Known to be live, and so not to have been rotated away.
+    """
+    found = {current}
+    # As many rotations as fit into one grace period, and no endless loop.
+    for _ in range(10):
+        if current is None or current in keys:
+            break
+        current = _successor(state, current)
+        found.add(current)
+    return found
+
+
+def _successor(state: AppState, key: str) -> str | None:
+    try:
+        record = state.backend.load(key)
+    except RecordError:
+        return None
+    if record is None or not record.is_tombstone:
+        return None
+    return state.key_of_handle(record.meta.get(SUCCESSOR, ""))
+
+
+def _opened_session() -> SessionMixin | None:
+    """Give the session of the current request; ``None`` if opening it failed.
+
+    Does not count as access to it, as ``request_ctx.session`` does since Flask 3.1.3.
+    """
+    name = "_session" if hasattr(request_ctx, "_session") else "session"
+    return t.cast("SessionMixin | None", getattr(request_ctx, name))
 
 
 class Cleanup:
@@ -349,17 +449,24 @@ class Cleanup:
         # Two threads here at one moment at worst delete a batch each.
         self._due_at = self._next()
         try:
-            self._backend.prune(self._batch)
+            self._backend.sweep(self._batch)
         except BackendError as error:
             logger.warning("Expired sessions could not be deleted: %s", error)
 
 
 def _warn_if_unsaved(error: BaseException | None) -> None:
-    # Not request_ctx.session: that asserts that opening the session did not fail.
-    session = getattr(request_ctx, "_session", None)
+    session = _opened_session()
     interface = request_ctx.app.session_interface
     if session is not None and isinstance(interface, ServerSessionInterface):
         interface.warn_if_unsaved(session)
+
+
+def _template_context() -> dict[str, t.Any]:
+    # Macros that are imported without context see the globals only.
+    names: dict[str, t.Any] = current_app.jinja_env.globals
+    if names.get("session") is flask_session:
+        names["session"] = TEMPLATE_SESSION
+    return {"session": TEMPLATE_SESSION}
 
 
 def _engine_finder(
@@ -368,7 +475,7 @@ def _engine_finder(
     """Give a function that finds engine and metadata in what the user configured."""
 
     def find(value: t.Any, bind_key: str | None) -> tuple[t.Any, t.Any]:
-        if not hasattr(value, "engines"):  # no Flask-SQLAlchemy object
+        if not hasattr(type(value), "engines"):  # no Flask-SQLAlchemy object
             return value, None
         if "sqlalchemy" not in app.extensions:
             raise ValueError(
@@ -380,7 +487,8 @@ def _engine_finder(
         if bind_key not in engines:
             names = ", ".join(repr(name) for name in engines)
             raise ValueError(
-                f"'SESSION_SQLALCHEMY_BIND_KEY' is {bind_key!r}; there are {names}."
+                f"'SESSION_SQLALCHEMY_BIND_KEY' is {bind_key!r}; the keys of"
+                f" 'SQLALCHEMY_BINDS' and the default are {names}."
             )
         return engines[bind_key], value.metadatas[bind_key]
 

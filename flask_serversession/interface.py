@@ -48,6 +48,7 @@ from .cookie import CookieSigner
 from .cookie import CookieState
 from .cookie import claims_permanent
 from .errors import BackendUnavailableError
+from .errors import SerializationError
 from .keeper import BackendKeeper
 from .keeper import Outcome
 from .session import ServerSideSession
@@ -144,7 +145,7 @@ class ServerSessionInterface(SessionInterface):
         candidates: cabc.Sequence[str] = ()
         if "HTTP_COOKIE" in request.environ:
             candidates = request.cookies.getlist(self.get_cookie_name(app))
-        state = State(signer, candidates)
+        state = State(signer, candidates, seen_at=self.keeper.clock())
         if self.config.track:
             state.meta = self._meta(request)
         return self.session_class(state, self.keeper)
@@ -170,7 +171,9 @@ class ServerSessionInterface(SessionInterface):
         """
         state = state_of(t.cast(ServerSideSession, session))
         if state.is_closed:
-            # Flask calls a second time when the first call has raised.
+            # Flask calls a second time when the first call has raised. Nothing is
+            # stored then, but an id that has changed must reach the browser.
+            self._set_due_cookie(app, session, state, response)
             return
         failure = state.failure
         try:
@@ -179,6 +182,7 @@ class ServerSessionInterface(SessionInterface):
                 # raise, Flask answers with a 500 and brings here.
                 state.is_closed = True
                 _answer_unavailable(app, response, failure)
+                _vary_by_cookie(response)
                 return
             cookie = self._settle(app, state, response)
             if state.is_new and state.status is Status.STORED:
@@ -188,7 +192,12 @@ class ServerSessionInterface(SessionInterface):
             # An error page is the application's answer to a failure it was told of.
             if failure is None or response.status_code < 500:
                 _answer_unavailable(app, response, error)
+            _vary_by_cookie(response)
+            self._set_due_cookie(app, session, state, response)
             return
+        except BaseException:
+            state.is_abandoned = True
+            raise
         finally:
             state.is_closed = True
             if not response.is_streamed:
@@ -204,6 +213,9 @@ class ServerSessionInterface(SessionInterface):
 
     def _settle(self, app: Flask, state: State, response: Response) -> Cookie:
         if not self.config.save_on_error and response.status_code >= 500:
+            state.is_abandoned = True
+            if state.is_cookie_due and state.status is Status.STORED:
+                return Cookie.SET
             return Cookie.DELETE if self._is_ended(state) else Cookie.NONE
         if state.status is Status.UNLOADED:
             if not state.is_written:
@@ -217,7 +229,10 @@ class ServerSessionInterface(SessionInterface):
         if state.status is Status.STORED:
             return self._settle_stored(app, state)
         if state.status is Status.LOST:
-            self.keeper.drop(state)
+            if state.is_cleared and not state.data:
+                self.keeper.clear(state)
+            else:
+                self.keeper.drop(state)
         elif state.failure is not None and (
             state.is_cleared
             or (state.is_written and self.config.on_backend_error == "raise")
@@ -243,16 +258,18 @@ class ServerSessionInterface(SessionInterface):
         if state.cookie is None or not (state.cookie.is_permanent or state.is_touched):
             return Cookie.NONE
         touched_at = self.keeper.renew_unseen(state)
-        if touched_at is None or not (is_refreshed and state.cookie.is_permanent):
+        if touched_at is None:
             return Cookie.NONE
-        state.cookie = _touched(state.cookie, touched_at)
-        return Cookie.SET
+        cookie, state.cookie = state.cookie, _touched(state.cookie, touched_at)
+        # Without being told, a browser session's cookie would have every touch() done.
+        is_sent = cookie.is_permanent and is_refreshed
+        return Cookie.SET if is_sent or touched_at != cookie.touched_at else Cookie.NONE
 
     def _settle_new(self, state: State) -> Cookie:
         """Settle a session that is not stored."""
         if self._is_ended(state) and not state.data:
             return Cookie.DELETE
-        if not state.data and not (
+        if not (state.data and state.is_written) and not (
             self.config.save_uninitialized and not state.is_cleared
         ):
             return Cookie.NONE
@@ -264,6 +281,7 @@ class ServerSessionInterface(SessionInterface):
         keeper = self.keeper
         change = keeper.change_reason(state)
         is_refreshed = _is_refreshed(app)
+        is_sent_again = is_refreshed and keeper.is_permanent(state)
         if (
             change is not None
             or self.config.resave
@@ -274,26 +292,35 @@ class ServerSessionInterface(SessionInterface):
                 return Cookie.DELETE if state.cookie is not None else Cookie.NONE
             if outcome is Outcome.LOST:
                 return Cookie.NONE
-        elif (
-            is_refreshed or state.is_touched or not keeper.is_permanent(state)
-        ) and not keeper.renew(state):
+        elif keeper.is_retired(state.key) or (
+            (is_refreshed or state.is_touched or not keeper.is_permanent(state))
+            and not keeper.renew(state, is_sent_again)
+        ):
             return Cookie.NONE
         is_permanent = keeper.is_permanent(state)
-        is_due = (
-            state.is_cookie_due
-            or state.cookie is None
+        is_changed = change is not None or state.is_saved
+        is_due = state.failure is None and (
+            state.cookie is None
             # Signed with a secret that will be removed one day.
             or state.cookie.is_stale
-            or state.cookie.is_permanent != is_permanent
-            or (is_permanent and (is_refreshed or change is not None))
+            or not state.cookie.says(is_permanent, state.lifetime)
+            or (is_permanent and (is_refreshed or is_changed))
         )
-        return Cookie.SET if is_due else Cookie.NONE
+        return Cookie.SET if is_due or state.is_cookie_due else Cookie.NONE
 
     def _is_ended(self, state: State) -> bool:
         """Whether this request has ended the session that its cookie names."""
         return state.is_destroyed and state.cookie is not None
 
     # The cookie
+
+    def _set_due_cookie(
+        self, app: Flask, session: SessionMixin, state: State, response: Response
+    ) -> None:
+        """Send a new id with an error page: it was stored, and the old one is dead."""
+        if state.is_cookie_due and state.status is Status.STORED:
+            _vary_by_cookie(response)
+            self._set_cookie(app, session, state, response)
 
     def _set_cookie(
         self, app: Flask, session: SessionMixin, state: State, response: Response
@@ -310,6 +337,7 @@ class ServerSessionInterface(SessionInterface):
             )
         if cookie is None:
             return
+        state.is_cookie_due = False
         secure = self.get_cookie_secure(app)
         if secure and not self._warned_of_http and not current_request.is_secure:
             self._warned_of_http = True
@@ -351,11 +379,15 @@ class ServerSessionInterface(SessionInterface):
         state = state_of(session)
         if not state.is_closed or state.status not in (Status.NEW, Status.STORED):
             return
-        if state.failure is not None:
-            return  # which was reported
+        if state.failure is not None or state.is_abandoned:
+            return  # which was reported, or asked for
         if not (state.is_written or state.is_exposed):
             return
-        if state.is_written or self.keeper.change_reason(state) is not None:
+        try:
+            is_changed = self.keeper.change_reason(state) is not None
+        except SerializationError:
+            is_changed = True
+        if is_changed:
             logger.warning(
                 "Session %s was changed after the response was begun, so the change is"
                 " not saved. Call session.save() after such a change, or make it"
@@ -406,4 +438,3 @@ def _answer_unavailable(
     response.status = answer.status
     response.headers.clear()
     response.headers.extend(answer.headers)
-    _vary_by_cookie(response)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections.abc as cabc
-import contextlib
 import dataclasses
 import enum
+import functools
 import itertools
 import logging
 import random
+import threading
 import time
 import typing as t
 
@@ -33,6 +34,7 @@ from .errors import SessionTooLargeError
 from .merge import merge
 from .record import Record
 from .record import key_of
+from .serializers import Serializer
 from .serializers import serializer_for
 from .session import PERMANENT_KEY
 from .session import ServerSideSession
@@ -63,8 +65,13 @@ _BUILT_IN = {
 _MAX_TRIES = 100
 # The longest pause between two tries, in seconds.
 _MAX_PAUSE = 0.05
+# For how long what a request has seen of its session is taken for true when an
+# unchanged cookie is sent again, in seconds.
+_TRUSTED = 0.1
 # How often a custom generator may return an id that is taken.
 _MAX_TAKEN = 5
+# How many ended keys one process remembers.
+_MAX_RETIRED = 10_000
 # The user is kept in columns and index names; longer ones are somebody's mistake.
 _MAX_USER = 255
 
@@ -78,6 +85,16 @@ class Outcome(enum.Enum):
     EMPTIED = enum.auto()
     #: Another request had ended it; this one's changes were dropped.
     LOST = enum.auto()
+
+
+@dataclasses.dataclass(slots=True)
+class _Rotation:
+    """A change of the id that is under way."""
+
+    #: The session as it will be under its new id.
+    heir: State | None = None
+    #: What is stored under the new id, until it is known whether it will be needed.
+    record: Record | None = None
 
 
 class BackendKeeper:
@@ -99,6 +116,7 @@ class BackendKeeper:
         self._sealer = Sealer(config.encryption_key)
         self._reported: dict[str, None] = {}
         self._retired: dict[str, float] = {}
+        self._retired_lock = threading.Lock()
         self.backend = backend
         self.clock = clock
 
@@ -124,6 +142,7 @@ class BackendKeeper:
         if not state.key:
             self._begin(state)
             return
+        state.seen_at = self.clock()
         try:
             record = self.backend.load(state.key)
         except BackendUnavailableError as error:
@@ -154,39 +173,36 @@ class BackendKeeper:
                 self._take_unreadable(state, error)
                 return
             state.status = Status.STORED
-            if state.is_cleared:
+            if self._is_idle(state):
+                self._reject(state.key, "unknown")
+                self._begin(state)
+            elif state.is_cleared:
                 state.data.clear()
 
     def _adopt(self, state: State, record: Record) -> None:
         """Make a record the one that changes are compared with."""
-        envelope, data = self._open(state.key, record)
+        envelope, writer = self._open(state.key, record)
+        state.data = writer.loads(envelope.payload)
         state.record = record
-        state.data = data
-        state.payload = self._payload_of(envelope, data)
+        state.payload = envelope.payload
+        state.writer = writer
         state.lifetime = state.stored_lifetime = envelope.lifetime
         state.issued_at = envelope.issued_at
         state.stored_user = record.user
 
-    def _open(self, key: str, record: Record) -> tuple[Envelope, dict[str, t.Any]]:
+    def _open(self, key: str, record: Record) -> tuple[Envelope, Serializer]:
+        """Give what is in a record, and the serializer that wrote it."""
         envelope = self._sealer.open(record.data, key)
-        serializer = self._serializer
-        if envelope.serializer != serializer.code:
-            # Written before SESSION_SERIALIZER was changed.
-            if envelope.serializer not in _BUILT_IN:
-                raise RecordError(
-                    "The session was written with another serializer than"
-                    " 'SESSION_SERIALIZER'.",
-                    "unreadable",
-                )
-            serializer = _BUILT_IN[envelope.serializer]
-        return envelope, serializer.loads(envelope.payload)
-
-    def _payload_of(self, envelope: Envelope, data: dict[str, t.Any]) -> bytes:
-        if envelope.serializer != self._serializer.code:
-            # What the new serializer cannot write is refused when it is saved.
-            with contextlib.suppress(SerializationError):
-                return self._serializer.dumps(data)
-        return envelope.payload
+        if envelope.serializer == self._serializer.code:
+            return envelope, self._serializer
+        # Written before SESSION_SERIALIZER was changed.
+        if envelope.serializer not in _BUILT_IN:
+            raise RecordError(
+                "The session was written with another serializer than"
+                " 'SESSION_SERIALIZER'.",
+                "unreadable",
+            )
+        return envelope, _BUILT_IN[envelope.serializer]
 
     def _take_unreadable(self, state: State, error: RecordError) -> None:
         key = state.key
@@ -221,6 +237,15 @@ class BackendKeeper:
     def _is_too_old(self, record: Record) -> bool:
         limit = self._config.absolute_timeout
         return limit is not None and self.clock() >= record.created_at + limit
+
+    def _is_idle(self, state: State) -> bool:
+        """Whether the session was unused for longer than its own lifetime.
+
+        Its record is there for longer if a request that did not know of the lifetime
+        yet has touched it.
+        """
+        lifetime = state.lifetime or self.idle_timeout(self.is_permanent(state))
+        return self.clock() >= state.stored.touched_at + lifetime
 
     # What a session tells of itself
 
@@ -261,7 +286,9 @@ class BackendKeeper:
         """Whether the session outlives the browser."""
         if state.status is Status.UNLOADED:
             return state.cookie is not None and state.cookie.is_permanent
-        default = self._config.permanent and state.status is Status.NEW
+        default = self._config.permanent and (
+            state.status is Status.NEW or state.is_restarted
+        )
         return bool(state.data.get(PERMANENT_KEY, default))
 
     def idle_timeout(self, is_permanent: bool) -> float:
@@ -301,9 +328,11 @@ class BackendKeeper:
         if state.lifetime != state.stored_lifetime:
             return "lifetime changed"
         if state.is_exposed:
-            encoded = self._serializer.dumps(state.data)
+            writer = state.writer or self._serializer
+            encoded = writer.dumps(state.data)
             if encoded != state.payload:
-                state.encoded = encoded
+                if writer is self._serializer:
+                    state.encoded = encoded
                 return "nested change"
         return None
 
@@ -316,6 +345,8 @@ class BackendKeeper:
             return "the user changed"
         if (
             config.renewal_interval is not None
+            # The browser cannot be told any more; the next request will do.
+            and not state.is_closed
             and self.clock() - state.issued_at >= config.renewal_interval
         ):
             return "it is as old as 'SESSION_RENEWAL_INTERVAL'"
@@ -330,12 +361,7 @@ class BackendKeeper:
             return self._create(state)
         if state.status is not Status.STORED:
             return self._lose(state, change is not None)
-        is_emptied = not state.data and not self._was_empty(state)
-        if is_emptied and state.is_cleared:
-            return self._delete_stored(state)
-        if not is_emptied and (rotation := self.rotation_reason(state)) is not None:
-            return self._rotate(state, rotation, change is not None)
-        return self._replace(state, change, is_emptied)
+        return self._write_stored(state, change, functools.partial(self._merge, state))
 
     def _create(self, state: State) -> Outcome:
         if self._config.permanent:
@@ -345,6 +371,7 @@ class BackendKeeper:
         self.id(state)
         record = self._store_new(state, payload, now, now)
         self._written(state, record, payload)
+        logger.debug("Session %s saved: new", self.handle(state))
         self._send(signals.session_created, state.key, state.stored_user)
         self._limit_user(state)
         return Outcome.STORED
@@ -356,6 +383,7 @@ class BackendKeeper:
         for _ in range(_MAX_TAKEN):
             record = self._record(state, payload, now, created_at)
             if self._asked(state, "create", self.backend.create, state.key, record):
+                self._retired.pop(state.key, None)
                 return record
             self._issue_id(state)
         raise BackendError(
@@ -365,23 +393,62 @@ class BackendKeeper:
             operation="create",
         )
 
-    def _replace(self, state: State, change: str | None, is_emptied: bool) -> Outcome:
-        for tries in itertools.count(1):
-            result = self._try_replace(state, is_emptied)
-            if result is Outcome.LOST:
-                return self._lose(state, change is not None)
-            if isinstance(result, Outcome):
-                return result
-            self._merge(state, result, tries)
-        raise AssertionError  # pragma: no cover
+    def _write_stored(
+        self,
+        state: State,
+        change: str | None,
+        resolve: cabc.Callable[[Record], None],
+    ) -> Outcome:
+        """Write a stored session, until no other request is in the way.
 
-    def _try_replace(self, state: State, is_emptied: bool = False) -> Outcome | Record:
+        :param change: What changed; ``None`` if it is written for another reason.
+        :param resolve: Brings the session together with what another request stored.
+        """
+        rotation = _Rotation()
+        outcome = Outcome.LOST
+        key = state.key
+        try:
+            for tries in itertools.count(1):
+                result = self._try_write(state, rotation)
+                if isinstance(result, Outcome):
+                    outcome = result
+                    break
+                current = self._pause(state, result, tries)
+                if current is None:
+                    break
+                resolve(current)
+                if state.status is not Status.STORED:  # atomic()'s function ended it
+                    break
+        except BackendUnavailableError:
+            # It may have done what it did not acknowledge; and nobody waits twice.
+            rotation.record = None
+            raise
+        finally:
+            if rotation.heir is not None and rotation.record is not None:
+                unused = rotation.heir.key
+                self._asked(state, "delete", self.backend.delete, unused)
+        if outcome is Outcome.LOST and state.status is Status.STORED:
+            return self._lose(state, change is not None)
+        if outcome is Outcome.STORED and state.key == key:
+            logger.debug("Session %s saved: %s", self.handle(state), change or "resave")
+        return outcome
+
+    def _try_write(self, state: State, rotation: _Rotation) -> Outcome | Record:
         """Write once; another request's record comes back if that was in the way."""
+        if state.is_cleared and not state.data:
+            return self._delete_stored(state)
+        is_emptied = not state.data and not self._was_empty(state)
+        reason = self.rotation_reason(state)
+        if is_emptied or (reason is None and rotation.record is None):
+            return self._try_replace(state, is_emptied)
+        return self._try_rotate(state, rotation, reason or "it was begun")
+
+    def _try_replace(self, state: State, is_emptied: bool) -> Outcome | Record:
         key, stored = state.key, state.stored
         now = self.clock()
         payload = self._dumps(state)
         record = self._record(state, payload, now, stored.created_at)
-        if is_emptied and not state.data:
+        if is_emptied:
             # Expired at once, which deletes it only if nobody else has written to
             # it: a key that another request just added is not lost.
             record = dataclasses.replace(record, expires_at=now)
@@ -391,20 +458,25 @@ class BackendKeeper:
             )
         except RecordError:
             return Outcome.LOST
+        if isinstance(result, Conflict) and result.current.data == record.data:
+            # No two writes are alike: an acknowledgement was lost, and a driver that
+            # asked again met what it had already written.
+            result = Replaced(result.current.version)
         if isinstance(result, Replaced):
             if record.expires_at <= now:
                 return self._ended(state)
             self._written(
                 state, dataclasses.replace(record, version=result.version), payload
             )
-            logger.debug("Session %s saved", self._handle_of(key))
             self._send(signals.session_saved, key, state.stored_user)
+            if stored.user != record.user:
+                self._limit_user(state)
             return Outcome.STORED
         if isinstance(result, Conflict) and not result.current.is_tombstone:
             return result.current
         return Outcome.LOST
 
-    def _merge(self, state: State, current: Record, tries: int) -> None:
+    def _merge(self, state: State, current: Record) -> None:
         """Bring another request's version and this one's changes together."""
         policy = self._config.conflict
         if policy == "raise":
@@ -412,24 +484,32 @@ class BackendKeeper:
                 "Another request changed the session while this one ran, and"
                 " 'SESSION_CONFLICT' is 'raise'. The other request's version is kept."
             )
-        self._pause(tries)
+        mine, lifetime = state.data, state.lifetime
+        self._rebase(state, current, state.payload, mine)
         if policy == "overwrite" or state.is_restarted:
-            mine = state.data
-            self._rebase(state, current, state.payload, mine)
-            state.data = mine
-        else:
-            self._rebase(state, current, state.payload, state.data)
+            state.data, state.lifetime = mine, lifetime
 
-    def _pause(self, tries: int) -> None:
-        """Wait before another try, or give up."""
+    def _pause(self, state: State, current: Record, tries: int) -> Record | None:
+        """Wait before another try, or give up.
+
+        :param current: What was in the way.
+        :return: What is stored now; ``None`` if the session is gone.
+        """
         if tries >= _MAX_TRIES:
             raise ConflictError(
                 f"The session was changed by other requests {tries} times in a row"
                 " while this one tried to save it. Write less often to one session."
             )
-        if tries >= 2:
-            # Jitter: requests that collided once would collide again in step.
-            time.sleep(random.uniform(0, min(_MAX_PAUSE, 0.001 * 2**tries)))  # noqa: S311
+        if tries < 2:
+            return current
+        # Jitter: requests that collided once would collide again in step.
+        time.sleep(random.uniform(0, min(_MAX_PAUSE, 0.001 * 2**tries)))  # noqa: S311
+        # The others went on meanwhile, so what was in the way is of no use any more.
+        try:
+            record = self._asked(state, "load", self.backend.load, state.key)
+        except RecordError:
+            return None
+        return None if record is None or record.is_tombstone else record
 
     def _rebase(
         self, state: State, current: Record, base: bytes, mine: dict[str, t.Any]
@@ -437,6 +517,7 @@ class BackendKeeper:
         """Put what changed from ``base`` to ``mine`` on top of another record."""
         lifetime = state.lifetime
         is_lifetime_mine = lifetime != state.stored_lifetime
+        writer = state.writer or self._serializer
         try:
             self._adopt(state, current)
         except RecordError as error:
@@ -449,14 +530,16 @@ class BackendKeeper:
         if is_lifetime_mine:
             state.lifetime = lifetime
         if base != state.payload:
-            mine = merge(self._serializer.loads(base), mine, state.data, self._is_equal)
+            mine = merge(writer.loads(base), mine, state.data, self._is_equal)
         state.data = mine
 
     def _is_equal(self, a: t.Any, b: t.Any) -> bool:
         # As they would be stored: 1, 1.0 and True are equal to Python only.
         return self._serializer.dumps({"": a}) == self._serializer.dumps({"": b})
 
-    def _rotate(self, state: State, reason: str, has_changes: bool) -> Outcome:
+    def _try_rotate(
+        self, state: State, rotation: _Rotation, reason: str
+    ) -> Outcome | Record:
         """Move the session to a new id, and leave a tombstone under the old one.
 
         The new record exists before the old one goes, and the old one goes by
@@ -471,68 +554,75 @@ class BackendKeeper:
                 " request."
             )
         old_key, old_record = state.key, state.stored
+        if state.is_restarted and self._config.permanent:
+            state.data.setdefault(PERMANENT_KEY, True)
         payload = self._dumps(state)
         now = self.clock()
         created_at = now if state.is_restarted else old_record.created_at
-        self._issue_id(state)
-        record = self._store_new(state, payload, now, created_at)
+        heir = dataclasses.replace(state)
+        if rotation.heir is None or rotation.record is None:
+            self._issue_id(heir)
+            try:
+                record = self._store_new(heir, payload, now, created_at)
+            except BackendUnavailableError as error:
+                state.failure = error
+                raise
+        else:
+            heir.id, heir.key = rotation.heir.id, rotation.heir.key
+            heir.issued_at = rotation.heir.issued_at
+            record = self._record(heir, payload, now, created_at)
+            replaced = self._asked(
+                state,
+                "replace",
+                self.backend.replace,
+                heir.key,
+                record,
+                rotation.record.version,
+            )
+            if not isinstance(replaced, Replaced):  # revoked before anybody knew it
+                return Outcome.LOST
+            record = dataclasses.replace(record, version=replaced.version)
+        rotation.heir, rotation.record = heir, record
         # Tells revoke() where the session went, and us our own tombstone should the
         # acknowledgement of it get lost.
-        successor = self._handle_of(state.key)
+        successor = self._handle_of(heir.key)
         meta = {SUCCESSOR: successor}
         if old_record.user == record.user and not state.is_restarted:
             meta[SAME_USER] = "yes"
-        for tries in itertools.count(1):
-            now = self.clock()
-            tombstone = Record(
-                data=b"",
-                version=0,
-                created_at=now,
-                touched_at=now,
-                expires_at=now + self._config.rotation_grace,
-                meta=meta,
+        now = self.clock()
+        tombstone = Record(
+            data=b"",
+            version=0,
+            created_at=now,
+            touched_at=now,
+            expires_at=now + self._config.rotation_grace,
+            meta=meta,
+        )
+        try:
+            result = self._asked(
+                state,
+                "replace",
+                self.backend.replace,
+                old_key,
+                tombstone,
+                old_record.version,
             )
-            try:
-                result = self._asked(
-                    state,
-                    "replace",
-                    self.backend.replace,
-                    old_key,
-                    tombstone,
-                    old_record.version,
-                )
-            except RecordError:
-                result = None
-            if isinstance(result, Replaced):
-                break
-            if (
-                isinstance(result, Conflict)
-                and result.current.meta.get(SUCCESSOR) == successor
-            ):
-                break
-            if not isinstance(result, Conflict) or result.current.is_tombstone:
-                # Ended or rotated by another request: take the new one back.
-                self._asked(state, "delete", self.backend.delete, state.key)
-                state.key = old_key
-                return self._lose(state, has_changes)
-            old_record = result.current
-            new_key, state.key = state.key, old_key
-            try:
-                self._merge(state, old_record, tries)
-            finally:
-                state.key = new_key
-            payload = self._dumps(state)
-            merged = self._record(state, payload, now, created_at)
-            replaced = self._asked(
-                state, "replace", self.backend.replace, new_key, merged, record.version
-            )
-            if not isinstance(replaced, Replaced):  # revoked before anybody knew it
-                return self._lose(state, has_changes)
-            record = dataclasses.replace(merged, version=replaced.version)
-        self._retire(old_key, now)
-        state.is_cookie_due = True
-        state.is_rotating = state.is_restarted = False
-        self._written(state, record, payload)
+        except RecordError:
+            return Outcome.LOST
+        except BackendUnavailableError:
+            # Perhaps the old id is dead now, perhaps not; the new one lives for sure.
+            self._move(state, heir, record, payload)
+            raise
+        if isinstance(result, Conflict):
+            if not result.current.is_tombstone:
+                return result.current
+            if result.current.meta.get(SUCCESSOR) != successor:
+                return Outcome.LOST  # rotated by another request
+        elif not isinstance(result, Replaced):
+            return Outcome.LOST  # ended
+        rotation.record = None
+        self._retire(old_key)
+        self._move(state, heir, record, payload)
         logger.debug(
             "Session %s rotated to %s: %s",
             self._handle_of(old_key),
@@ -549,6 +639,13 @@ class BackendKeeper:
             self._limit_user(state)
         return Outcome.STORED
 
+    def _move(self, state: State, heir: State, record: Record, payload: bytes) -> None:
+        """Continue under the new id."""
+        state.id, state.key, state.issued_at = heir.id, heir.key, heir.issued_at
+        state.is_cookie_due = True
+        state.is_rotating = state.is_restarted = False
+        self._written(state, record, payload)
+
     def _limit_user(self, state: State) -> None:
         """End the oldest sessions of a user who has just logged in once too often."""
         limit, user = self._config.max_per_user, state.stored_user
@@ -563,15 +660,26 @@ class BackendKeeper:
         oldest = sorted(records, key=lambda key: records[key].created_at)
         for key in oldest[: max(0, len(oldest) - limit + 1)]:
             if self._asked(state, "delete", self.backend.delete, key):
-                self._send(signals.session_destroyed, key, user)
+                self.send_destroyed(key, user)
 
-    def _retire(self, key: str, now: float) -> None:
-        for old in [old for old, until in self._retired.items() if until <= now]:
-            self._retired.pop(old, None)
-        self._retired[key] = now + self._config.rotation_grace
+    def _retire(self, key: str) -> None:
+        """Remember that a session was ended, or has another id now.
+
+        For as long as another request's cookie for it can look as if it needed no
+        touch, which would tell.
+        """
+        now = self.clock()
+        kept = max(self._config.rotation_grace, self._config.touch_interval)
+        with self._retired_lock:
+            self._retired.pop(key, None)
+            self._retired[key] = now + kept
+            # The oldest come first.
+            for old, until in [*itertools.islice(self._retired.items(), 2)]:
+                if until <= now or len(self._retired) > _MAX_RETIRED:
+                    del self._retired[old]
 
     def is_retired(self, key: str) -> bool:
-        """Whether this process has rotated the key away within the grace."""
+        """Whether this process has ended the session, or rotated its id away."""
         return self._retired.get(key, 0.0) > self.clock()
 
     def _written(self, state: State, record: Record, payload: bytes) -> None:
@@ -581,6 +689,8 @@ class BackendKeeper:
         state.status = Status.STORED
         state.record = record
         state.payload = payload
+        state.writer = self._serializer
+        state.is_saved = True
         state.stored_lifetime = state.lifetime
         state.stored_user = record.user
         state.is_written = state.is_cleared = False
@@ -588,7 +698,7 @@ class BackendKeeper:
         state.is_exposed = True
 
     def _was_empty(self, state: State) -> bool:
-        return state.payload == self._serializer.dumps({})
+        return state.payload == (state.writer or self._serializer).dumps({})
 
     def _delete_stored(self, state: State) -> Outcome:
         try:
@@ -617,7 +727,7 @@ class BackendKeeper:
                 return
             key = self._config.key_prefix + handle
             if self._asked(state, "delete", self.backend.delete, key):
-                self._send(signals.session_destroyed, key, None)
+                self.send_destroyed(key, None)
                 return
             found = self._asked(state, "load", self.backend.load, key)
             if found is None or not found.is_tombstone:
@@ -625,6 +735,7 @@ class BackendKeeper:
             tombstone = found
 
     def _ended(self, state: State) -> Outcome:
+        self._retire(state.key)
         self._send(signals.session_destroyed, state.key, state.stored_user)
         logger.debug("Session %s ended", self.handle(state))
         self._begin(state)
@@ -642,12 +753,14 @@ class BackendKeeper:
         state.status = Status.LOST
         state.is_written = state.is_exposed = state.is_rotating = False
         if has_changes:
-            logger.info(
-                "Session %s was ended or rotated by another request; the changes of"
-                " this one are dropped.",
-                self.handle(state),
-            )
-            self._send(signals.session_lost, state.key, state.stored_user)
+            if not state.is_loss_told:
+                state.is_loss_told = True
+                logger.info(
+                    "Session %s was ended or rotated by another request; the changes"
+                    " of this one are dropped.",
+                    self.handle(state),
+                )
+                self._send(signals.session_lost, state.key, state.stored_user)
             if self._config.on_lost == "raise":
                 raise SessionLostError(
                     "Another request ended the session, or gave it a new id, while"
@@ -663,17 +776,20 @@ class BackendKeeper:
             return Outcome.LOST
         return self._delete_stored(state)
 
-    def renew(self, state: State) -> bool:
+    def renew(self, state: State, is_sent_again: bool = False) -> bool:
         """Record that a stored session was used, if that is due.
 
         A failure is logged and nothing more.
 
+        :param is_sent_again: Whether the cookie will be sent: see :meth:`_is_old_news`.
         :return: ``False`` if the session turns out to be gone.
         """
         record = state.stored
         now = self.clock()
         lifetime = state.lifetime or self.idle_timeout(self.is_permanent(state))
-        if not self.is_touch_due(record.touched_at, lifetime):
+        if not self.is_touch_due(record.touched_at, lifetime) and not (
+            is_sent_again and self._is_old_news(state)
+        ):
             return True
         expires_at = self._limit(now + lifetime, record.created_at)
         if (touched := self._touch(state, now, expires_at)) is True:
@@ -691,11 +807,21 @@ class BackendKeeper:
         if cookie is None:
             return None
         lifetime = cookie.lifetime or self.idle_timeout(cookie.is_permanent)
-        if not self.is_touch_due(cookie.touched_at, lifetime):
+        if not self.is_touch_due(cookie.touched_at, lifetime) and not self._is_old_news(
+            state
+        ):
             return None if self.is_retired(state.key) else cookie.touched_at
         now = self.clock()
         expires_at = self._limit(now + lifetime, cookie.created_at)
         return now if self._touch(state, now, expires_at) else None
+
+    def _is_old_news(self, state: State) -> bool:
+        """Whether an unchanged cookie must not be sent without asking for the session.
+
+        While a slow request ran, another one on another machine may have logged in and
+        given the browser a new id, which the old cookie would throw away.
+        """
+        return self.clock() - state.seen_at > _TRUSTED
 
     def _touch(self, state: State, now: float, expires_at: float) -> bool | None:
         """Touch; ``None`` if the backend failed."""
@@ -723,10 +849,11 @@ class BackendKeeper:
         if not keep_data:
             state.data.clear()
             state.lifetime = None
-            state.is_new = state.is_restarted = True
+            state.is_new = True
         state.is_written = True
         if state.status is Status.STORED:
             state.is_rotating = True
+            state.is_restarted = state.is_restarted or not keep_data
         elif state.status is Status.NEW:
             state.id = state.key = ""
 
@@ -738,8 +865,12 @@ class BackendKeeper:
             raise state.failure
         state.data.clear()
         state.is_written = state.is_cleared = state.is_exposed = False
-        state.is_rotating = False
-        if state.key and state.status in (Status.UNLOADED, Status.STORED):
+        state.is_rotating = state.is_restarted = False
+        if state.key and state.status in (
+            Status.UNLOADED,
+            Status.STORED,
+            Status.LOST,
+        ):
             self._delete_stored(state)
         elif state.status in (Status.UNLOADED, Status.NEW):
             self._begin(state)
@@ -747,7 +878,7 @@ class BackendKeeper:
     def reload(self, state: State) -> None:
         """Forget local changes and load again."""
         state.is_written = state.is_exposed = state.is_cleared = False
-        state.is_rotating = False
+        state.is_rotating = state.is_restarted = False
         if state.status is Status.STORED:
             # As this request last left it, also when it has rotated the id already.
             try:
@@ -764,6 +895,8 @@ class BackendKeeper:
             self.load(state)
         elif state.status is Status.NEW:
             self._begin(state)
+        else:
+            state.data = {}
 
     def save(self, state: State) -> None:
         """Write now."""
@@ -812,36 +945,44 @@ class BackendKeeper:
             result = function(session)
             self.save(state)
             return result
-        key = state.key
+        was_written = state.is_written
+        flags = state.is_rotating, state.is_restarted, state.is_cleared
         base, mine = state.payload, self._serializer.dumps(state.data)
-        current = self._asked(state, "load", self.backend.load, key)
-        for tries in itertools.count(1):
-            if current is None or current.is_tombstone:
-                state.data.clear()
-                self._lose(state, False)
-                state.is_written = True
-                return function(session)
+        lifetime = state.lifetime
+        is_lifetime_mine = lifetime != state.stored_lifetime
+        results: list[T] = []
+
+        def start_from(current: Record) -> None:
+            state.is_rotating, state.is_restarted, state.is_cleared = flags
+            state.lifetime = lifetime if is_lifetime_mine else state.stored_lifetime
+            state.encoded = None
             self._rebase(state, current, base, self._serializer.loads(mine))
-            try:
-                result = function(session)
-            except BaseException:
-                self._rebase(state, current, base, self._serializer.loads(mine))
-                state.is_written = mine != base
-                raise
-            if state.status is not Status.STORED:  # the function has ended it
-                return result
-            if self.rotation_reason(state) is not None or not state.data:
-                # Not in one step with the comparison: later changes are merged.
-                self.write(state, "atomic() was called")
-                return result
-            outcome = self._try_replace(state)
-            if outcome is Outcome.LOST:
-                self._lose(state, True)
-            if isinstance(outcome, Outcome):
-                return result
-            current = outcome
-            self._pause(tries)
-        raise AssertionError  # pragma: no cover
+
+        def run(current: Record) -> None:
+            start_from(current)
+            results[:] = [function(session)]
+
+        try:
+            current = self._asked(state, "load", self.backend.load, state.key)
+        except RecordError:
+            current = None
+        if current is None or current.is_tombstone:
+            state.data.clear()
+            self._lose(state, False)
+            state.is_written = True
+            return function(session)
+        try:
+            run(current)
+            if state.status is Status.STORED:  # and not ended by the function
+                self._write_stored(state, "atomic() was called", run)
+        except BaseException:
+            if state.status is Status.STORED:
+                start_from(state.stored)
+                state.is_written = (
+                    was_written or mine != base or state.failure is not None
+                )
+            raise
+        return results[0]
 
     # Helpers
 
@@ -924,6 +1065,7 @@ class BackendKeeper:
 
     def send_destroyed(self, key: str, user: str | None) -> None:
         """Tell that a session was ended from outside of it."""
+        self._retire(key)
         self._send(signals.session_destroyed, key, user)
 
     def _send(

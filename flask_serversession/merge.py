@@ -57,9 +57,11 @@ def merge(
 def _merge_value(
     base: t.Any, mine: t.Any, theirs: t.Any, equal: t.Callable[[t.Any, t.Any], bool]
 ) -> t.Any:
+    if _is_same(theirs, mine, equal):
+        return mine  # which somebody may hold on to, and change in place
     if _is_same(mine, base, equal):
         return theirs
-    if _is_same(theirs, base, equal) or _is_same(theirs, mine, equal):
+    if _is_same(theirs, base, equal):
         return mine
     start: t.Any = [] if base is _ABSENT else base
     if _is_list(start):

@@ -37,6 +37,10 @@ TIMES_SLICE = slice(16, 36)
 FLAGS_OFFSET = 2
 #: Value of the flags byte of a tombstone.
 TOMBSTONE_FLAG = _TOMBSTONE
+#: Where the length of the user lies: 2 bytes, big-endian. The user follows the header.
+USER_LENGTH_SLICE = slice(44, 46)
+#: The length that stands for no user.
+NO_USER = _NO_USER
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ def encode_version(version: int) -> bytes:
 
 def encode_record(record: Record) -> bytes:
     """Lay a whole record out in bytes, for backends that keep one value a session."""
-    user = b"" if record.user is None else record.user.encode("utf-8", "surrogatepass")
+    user = b"" if record.user is None else encode_user(record.user)
     meta = json.dumps(dict(record.meta)).encode() if record.meta else b""
     if len(user) >= _NO_USER or len(meta) > 0xFFFF:
         raise RecordError("The record's user or meta is longer than 64 KiB.", "damaged")
@@ -147,14 +151,13 @@ def decode_record(buffer: bytes) -> Record:
         raise RecordError("The record's checksum does not match.", "damaged")
     user_end = HEADER_SIZE + (0 if user_length == _NO_USER else user_length)
     data_start = user_end + meta_length
-    user = (
-        None
-        if user_length == _NO_USER
-        else buffer[HEADER_SIZE:user_end].decode("utf-8", "surrogatepass")
-    )
     meta: dict[str, str] = {}
-    if meta_length:
-        meta = json.loads(buffer[user_end:data_start])
+    try:
+        user = decode_user(buffer)
+        if meta_length:
+            meta = dict(json.loads(buffer[user_end:data_start]))
+    except (ValueError, TypeError):
+        raise RecordError("The record's header makes no sense.", "damaged") from None
     return Record(
         data=buffer[data_start:],
         version=version,
@@ -180,6 +183,40 @@ def decode_times(header: bytes) -> tuple[float, float]:
         )
     touched_at, expires_at = _TIMES.unpack_from(header, 16)
     return touched_at, expires_at
+
+
+def encode_user(user: str) -> bytes:
+    """Give the bytes that follow the header of a record of this user."""
+    return user.encode("utf-8", "surrogatepass")
+
+
+def decode_user(start: bytes) -> str | None:
+    """Read whom a record belongs to, from an encoded record or from its beginning.
+
+    :param start: The header and what follows it, at least as much as the user has.
+    :raises RecordError: as :func:`decode_record`, but for the checksum of the data.
+    """
+    size = size_with_user(start)
+    if size == HEADER_SIZE and start[USER_LENGTH_SLICE] != b"\0\0":
+        return None
+    if len(start) < size:
+        raise RecordError("The record is truncated.", "damaged")
+    try:
+        return start[HEADER_SIZE:size].decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        raise RecordError("The record's user is no text.", "damaged") from None
+
+
+def size_with_user(header: bytes) -> int:
+    """Give the length of a record's header and user.
+
+    :raises RecordError: as :func:`decode_user`.
+    """
+    check_format(header)
+    if len(header) < HEADER_SIZE:
+        raise RecordError("The record is truncated.", "damaged")
+    length = int.from_bytes(header[USER_LENGTH_SLICE], "big")
+    return HEADER_SIZE + (0 if length == _NO_USER else length)
 
 
 def frame(data: bytes) -> bytes:

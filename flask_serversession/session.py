@@ -9,6 +9,7 @@ import decimal
 import enum
 import typing as t
 import uuid
+from copy import deepcopy
 
 from flask.sessions import SessionMixin
 from markupsafe import Markup
@@ -17,8 +18,12 @@ from .cookie import CookieSigner
 from .cookie import CookieState
 from .errors import BackendUnavailableError
 from .record import Record
+from .serializers import Serializer
 
 T = t.TypeVar("T")
+
+#: The longest duration that dates and cookies can express, in seconds: 1000 years.
+MAX_DURATION = 1000 * 365.25 * 86400
 
 #: Key under which Flask keeps :attr:`ServerSideSession.permanent`.
 PERMANENT_KEY = "_permanent"
@@ -71,6 +76,8 @@ class State:
     candidates: cabc.Sequence[str]
     #: What to record about the browser: see :data:`SESSION_TRACK`.
     meta: cabc.Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    #: When what is known of the session was seen, in seconds since the epoch.
+    seen_at: float = 0.0
     status: Status = Status.UNLOADED
     #: Whether the candidates were verified; ``cookie`` is meaningless before.
     is_verified: bool = False
@@ -84,6 +91,8 @@ class State:
     record: Record | None = None
     #: The serialized content of ``record``: what changes are compared with.
     payload: bytes = b""
+    #: What wrote ``payload``, if that is not the configured serializer.
+    writer: Serializer | None = None
     #: The content.
     data: dict[str, t.Any] = dataclasses.field(default_factory=dict[str, t.Any])
     #: ``data`` as serialized while looking for changes, to be used once.
@@ -110,12 +119,18 @@ class State:
     is_rotating: bool = False
     #: The session starts over when it gets its new id: nothing is merged into it.
     is_restarted: bool = False
+    #: ``session_lost`` was sent.
+    is_loss_told: bool = False
     #: How the backend has failed this request, which does not ask it again.
     failure: BackendUnavailableError | None = None
     #: ``touch()`` was called.
     is_touched: bool = False
     #: The browser has to be told about a new id, whatever else happens.
     is_cookie_due: bool = False
+    #: It was saved before the end of the request.
+    is_saved: bool = False
+    #: Settling it has failed, or was not wanted.
+    is_abandoned: bool = False
     #: The response was settled; what changes from now on needs ``save()``.
     is_closed: bool = False
 
@@ -269,10 +284,36 @@ class ServerSideSession(SessionMixin):
         state.is_written = True
         state.data.clear()
 
+    def popitem(self) -> tuple[str, t.Any]:
+        """Remove the last key, and give it and its value."""
+        state = self._loaded()
+        item = state.data.popitem()
+        state.is_written = True
+        return item
+
+    def __reversed__(self) -> cabc.Iterator[str]:
+        return reversed(self._loaded().data)
+
+    def __or__(self, other: cabc.Mapping[str, t.Any]) -> dict[str, t.Any]:
+        return self.copy() | dict(other)
+
+    def __ror__(self, other: cabc.Mapping[str, t.Any]) -> dict[str, t.Any]:
+        return dict(other) | self.copy()
+
+    def __ior__(
+        self, other: cabc.Mapping[str, t.Any] | cabc.Iterable[tuple[str, t.Any]]
+    ) -> ServerSideSession:
+        self.update(other)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, t.Any]) -> dict[str, t.Any]:
+        return deepcopy(self.copy(), memo)
+
     def copy(self) -> dict[str, t.Any]:
         """Give the content as a plain dict; changes to it are not saved."""
-        self._state.is_exposed = True
-        return dict(self._loaded().data)
+        state = self._loaded()
+        state.is_exposed = True
+        return dict(state.data)
 
     def __repr__(self) -> str:
         state = self._state
@@ -361,10 +402,10 @@ class ServerSideSession(SessionMixin):
     def lifetime(self, value: dt.timedelta | float | None) -> None:
         if isinstance(value, dt.timedelta):
             value = value.total_seconds()
-        if value is not None and not 0 < value < float("inf"):
+        if value is not None and not 0 < value <= MAX_DURATION:
             raise ValueError(
-                "session.lifetime takes a positive timedelta or number of seconds, or"
-                " None for the app's lifetime."
+                "session.lifetime takes a positive timedelta or number of seconds, of"
+                " 1000 years at most, or None for the app's lifetime."
             )
         state = self._loaded()
         state.lifetime = value
@@ -426,7 +467,8 @@ class ServerSideSession(SessionMixin):
 
         If another request saves meanwhile, the function runs again on what that one
         saved, so that counters and balances come out right. It should do nothing
-        but change the session. What this request changed before is saved with it.
+        but change the session. What this request changed before is saved with it;
+        lists and dicts that it took out of the session before are copies afterwards.
 
         :return: What the function returned when its result was saved.
         :raises ConflictError: if others were faster very many times in a row.

@@ -307,6 +307,44 @@ def test_a_wrong_redis_client_is_refused_and_never_replaced(client: t.Any) -> No
         state_of(SESSION_BACKEND="redis", SESSION_REDIS=client)
 
 
+@pytest.mark.parametrize("engine", ["sqlite://", object()])
+def test_a_wrong_engine_is_refused(engine: t.Any) -> None:
+    with pytest.raises(ConfigurationError, match="expected a sqlalchemy"):
+        state_of(SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY=engine)
+
+
+def test_a_flask_sqlalchemy_object_is_taken_in_an_application_factory() -> None:
+    from flask_sqlalchemy import SQLAlchemy
+
+    db = SQLAlchemy()
+    app = Flask("site")
+    app.config.update(
+        SECRET_KEY="a secret",
+        SQLALCHEMY_DATABASE_URI="sqlite://",
+        SESSION_BACKEND="sqlalchemy",
+        SESSION_SQLALCHEMY=db,
+    )
+    with pytest.raises(ConfigurationError, match="is not initialized"):
+        ServerSession(app)
+    db.init_app(app)
+    ServerSession(app)
+    assert "sessions" in db.metadata.tables
+
+
+def test_a_prefix_that_the_backend_cannot_take_is_one_of_the_problems() -> None:
+    error = refused(
+        SESSION_BACKEND="filesystem", SESSION_KEY_PREFIX="%" * 90, SESSION_RESAVE=1
+    )
+    assert "2 settings are wrong" in str(error)
+
+
+def test_a_url_without_its_backend_is_warned_of() -> None:
+    app = Flask("site")
+    app.config.update(SECRET_KEY="a secret", SESSION_REDIS_URL="redis://localhost")
+    with pytest.warns(ConfigurationWarning, match="Set it to 'redis'"):
+        ServerSession(app)
+
+
 def test_a_cache_that_evicts_live_sessions_is_warned_of() -> None:
     with pytest.warns(ConfigurationWarning, match="threshold"):
         state_of(SESSION_BACKEND="cachelib", SESSION_CACHELIB=SimpleCache())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import logging
 import typing as t
@@ -17,6 +18,8 @@ from flask.globals import request_ctx
 from flask.sessions import SecureCookieSessionInterface
 from werkzeug.http import parse_date
 
+from flask_serversession import BackendUnavailableError
+from flask_serversession import SerializationError
 from flask_serversession import ServerSession
 from flask_serversession import ServerSessionError
 from flask_serversession import ServerSideSession
@@ -466,6 +469,15 @@ def test_the_session_behaves_like_a_dict(site: Site) -> None:
         assert session.setdefault("c", 3) == 3
         with pytest.raises(KeyError):
             session["a"]
+        assert session | {"d": 4} == {"b": [2], "c": 3, "d": 4}
+        assert {"d": 4} | session == {"d": 4, "b": [2], "c": 3}
+        own = t.cast(t.Any, session)._get_current_object()
+        own |= {"d": 4}
+        assert list(reversed(own)) == ["d", "c", "b"]
+        assert session.popitem() == ("d", 4)
+        duplicate = copy.deepcopy(own)
+        duplicate["b"].append(3)
+        assert session["b"] == [2]
         assert isinstance(
             t.cast(t.Any, session)._get_current_object(), ServerSideSession
         )
@@ -491,7 +503,7 @@ def test_lifetime_overrides_the_apps_and_is_kept(site: Site) -> None:
     assert browser.read() == {}
 
 
-@pytest.mark.parametrize("lifetime", [0, -1, dt.timedelta(0), float("inf")])
+@pytest.mark.parametrize("lifetime", [0, -1, dt.timedelta(0), float("inf"), 1e13])
 def test_a_lifetime_that_is_not_positive_is_refused(
     site: Site, lifetime: t.Any
 ) -> None:
@@ -687,6 +699,279 @@ def test_atomic_creates_a_session(site: Site) -> None:
     browser = site.browser()
     browser.visit(lambda: typed_session.atomic(lambda own: own.update(n=1)))
     assert browser.read() == {"n": 1}
+
+
+# Templates
+
+
+def test_in_a_template_a_key_comes_before_a_member_of_the_session(site: Site) -> None:
+    browser = site.browser()
+    browser.set(user="bob", id=7, items="method", cart={"n": 1})
+    template = (
+        "{{ session.user }} {{ session.id }} {{ session.cart.n }} {{ 'id' in session }}"
+        " {{ session['items'] }} {{ session.get('id') }} {{ session.permanent }}"
+    )
+    page = browser.visit(lambda: flask.render_template_string(template))
+    assert page.text == "bob 7 1 True method 7 False"
+    assert page.headers["Vary"] == "Cookie"
+
+
+def test_a_template_cannot_show_the_id(site: Site) -> None:
+    browser = site.browser()
+    browser.set(n=1)
+    for template in (
+        "[{{ session.id }}]{{ session.handle|length }}",
+        "{% macro show() %}[{{ session.id }}]{{ session.handle|length }}{% endmacro %}"
+        "{{ show() }}",
+    ):
+
+        def show(template: str = template) -> str:
+            return flask.render_template_string(template)
+
+        assert browser.visit(show).text == "[]64"
+
+
+def test_a_template_without_the_session_costs_nothing(site: Site) -> None:
+    browser = site.browser()
+    browser.set(n=1)
+    assert browser.costs(lambda: flask.render_template_string("hello")) == ({}, "none")
+    page = browser.visit(lambda: flask.render_template_string("hello"))
+    assert "Vary" not in page.headers
+
+
+# What a request that fails leaves behind
+
+
+def test_a_new_id_reaches_the_browser_also_when_the_request_fails(site: Site) -> None:
+    site.app.testing = False
+    browser = site.browser()
+    browser.set(n=1)
+
+    def log_in_and_fail() -> None:
+        session["_user_id"] = "ada"
+        typed_session.save()
+        session["bad"] = object()
+
+    assert browser.visit(log_in_and_fail).status_code == 500
+    assert browser.read() == {"n": 1, "_user_id": "ada"}
+
+
+def test_a_new_id_reaches_the_browser_also_without_save_on_error() -> None:
+    site = make_site(SESSION_SAVE_ON_ERROR=False)
+    browser = site.browser()
+    browser.set(n=1)
+
+    def log_in_and_fail() -> Response:
+        session["_user_id"] = "ada"
+        typed_session.save()
+        return Response(status=500)
+
+    browser.visit(log_in_and_fail)
+    assert browser.read() == {"n": 1, "_user_id": "ada"}
+
+
+def test_a_new_id_reaches_the_browser_also_when_its_burial_is_not_acknowledged(
+    site: Site,
+) -> None:
+    browser = site.browser()
+    browser.set(n=1)
+
+    def lose_the_answer() -> None:
+        del site.backend.after["replace"]
+        raise BackendUnavailableError("lost", backend="memory", operation="replace")
+
+    site.backend.after["replace"] = lose_the_answer
+    assert browser.visit(lambda: session.update(_user_id="ada")).status_code == 503
+    assert browser.read() == {"n": 1, "_user_id": "ada"}
+
+
+def test_a_failed_save_is_not_also_warned_of_as_a_late_change(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(SerializationError):
+        site.browser().visit(lambda: session.update(n=object()))
+    assert not caplog.records
+
+
+def test_a_late_change_that_cannot_be_stored_is_warned_of(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    browser = site.browser()
+    browser.set(n=1, list=[])
+    change = stream(lambda: session["list"].append(object()))
+    assert browser.visit(change, buffered=True).text == "None"
+    assert "session.save()" in caplog.text
+
+
+# Two workers
+
+
+def two_workers(**settings: t.Any) -> tuple[Site, Site]:
+    """Give two sites that share a store and a clock, as two processes would."""
+    clock = FakeClock()
+    config = {"SESSION_BACKEND": MemoryBackend(clock)}
+    return Site(config, clock, **settings), Site(config, clock, **settings)
+
+
+@pytest.mark.parametrize("look", [lambda: session.get("n"), lambda: None])
+def test_a_slow_request_does_not_bring_back_an_id_that_another_worker_rotated(
+    look: Callable[[], t.Any],
+) -> None:
+    one, two = two_workers(SESSION_PERMANENT=True)
+    browser, late = one.browser(), two.browser()
+    browser.set(n=1)
+    late.cookie = browser.cookie
+
+    def slow() -> None:
+        look()
+        browser.set(_user_id="ada")
+        t.cast(FakeClock, two.clock).advance(0.2)
+
+    assert cookie_of(late.visit(slow), two) == "none"
+
+
+def test_a_lifetime_is_told_to_the_browser(site: Site) -> None:
+    clock = t.cast(FakeClock, site.clock)
+    browser = site.browser()
+    browser.set(n=1)
+
+    def shorten() -> None:
+        typed_session.lifetime = 600
+
+    assert browser.costs(shorten)[1] == "set"
+    clock.advance(61)
+    browser.visit(lambda: typed_session.touch())
+    clock.advance(600)
+    assert browser.read() == {}
+
+
+def test_a_heartbeat_keeps_a_short_session_alive(site: Site) -> None:
+    clock = t.cast(FakeClock, site.clock)
+    browser = site.browser()
+
+    def begin() -> None:
+        session["n"] = 1
+        typed_session.lifetime = 50
+
+    browser.visit(begin)
+    for _ in range(20):
+        clock.advance(10)
+        browser.visit(lambda: typed_session.touch())
+    assert browser.read() == {"n": 1}
+
+
+def test_a_renewal_that_is_due_does_not_stop_a_stream_from_saving() -> None:
+    site = make_site(SESSION_RENEWAL_INTERVAL=600)
+    clock = t.cast(FakeClock, site.clock)
+    browser = site.browser()
+    browser.set(n=1)
+
+    def change() -> None:
+        clock.advance(600)
+        session["n"] = 2
+        typed_session.save()
+
+    assert browser.visit(stream(change), buffered=True).text == "None"
+    assert browser.read() == {"n": 2}
+
+
+def test_a_session_stays_readable_when_the_serializer_changes() -> None:
+    clock = FakeClock()
+    config = {"SESSION_BACKEND": MemoryBackend(clock)}
+    old, new = Site(config, clock), Site(config, clock, SESSION_SERIALIZER="json")
+    browser, later = old.browser(), new.browser()
+    browser.set(set={1}, list=[1])
+    later.cookie = browser.cookie
+    assert later.costs(lambda: session["list"]) == ({"load": 1}, "none")
+    with pytest.raises(SerializationError, match="Keep a list"):
+        later.set(n=1)
+
+    def repair() -> None:
+        session["set"] = sorted(session["set"])
+
+    later.visit(repair)
+    assert later.read() == {"set": [1], "list": [1]}
+    assert browser.read() == {"set": [1], "list": [1]}
+
+
+def test_regenerate_without_data_starts_permanent_if_configured() -> None:
+    browser = make_site(SESSION_PERMANENT=True).browser()
+    browser.set(n=1)
+
+    def start_over() -> None:
+        typed_session.regenerate(keep_data=False)
+        session["m"] = 1
+
+    assert "Expires" in browser.visit(start_over).headers["Set-Cookie"]
+    assert browser.read() == {"m": 1, "_permanent": True}
+
+
+def test_a_permanent_session_that_was_saved_early_sends_its_cookie() -> None:
+    site = make_site(SESSION_REFRESH_EACH_REQUEST=False, SESSION_PERMANENT=True)
+    browser = site.browser()
+    browser.set(n=1)
+
+    def change() -> None:
+        session["n"] = 2
+        typed_session.save()
+
+    assert browser.costs(change)[1] == "set"
+
+
+def test_a_list_held_over_a_save_that_met_a_conflict_is_still_the_sessions(
+    site: Site,
+) -> None:
+    browser, other = site.browser(), site.browser()
+    browser.set(list=[1])
+    other.cookie = browser.cookie
+
+    def view() -> None:
+        held = session["list"]
+        session["mine"] = 1
+        other.set(theirs=1)
+        typed_session.save()
+        held.append(2)
+
+    browser.visit(view)
+    assert browser.read() == {"list": [1, 2], "theirs": 1, "mine": 1}
+
+
+def test_a_session_that_was_unmodified_by_hand_is_not_stored(site: Site) -> None:
+    def change_mind() -> None:
+        session["n"] = 1
+        session.modified = False
+
+    assert site.browser().costs(change_mind) == ({}, "none")
+
+
+def test_clearing_a_session_that_is_stored_empty_ends_it() -> None:
+    browser = make_site(SESSION_SAVE_UNINITIALIZED=True).browser()
+    browser.ignore()
+
+    def clear() -> None:
+        assert len(session) == 0
+        session.clear()
+
+    assert browser.costs(clear) == ({"load": 1, "delete": 1}, "deleted")
+
+
+def test_the_log_says_why_a_session_was_saved(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "flask_serversession")
+    browser = site.browser()
+    browser.set(n=[])
+    browser.set(m=1)
+    browser.visit(lambda: session["n"].append(1))
+    browser.set(_user_id="ada")
+    handle = browser.visit(lambda: typed_session.handle).text
+    messages = [record.message.split(" ", 2)[2] for record in caplog.records]
+    assert messages == [
+        "saved: new",
+        "saved: key changed",
+        "saved: nested change",
+        f"rotated to {handle}: the user changed",
+    ]
 
 
 # After the response

@@ -104,7 +104,8 @@ def test_a_permanent_session_is_left_alone_without_refresh(make_site: MakeSite) 
 def test_touch_counts_as_activity_without_loading(site: Site) -> None:
     browser = start(site)
     t.cast(FakeClock, site.clock).advance(MINUTE)
-    assert browser.costs(lambda: typed_session.touch()) == ({"touch": 1}, "none")
+    assert browser.costs(lambda: typed_session.touch()) == ({"touch": 1}, "set")
+    assert browser.costs(lambda: typed_session.touch()) == ({}, "none")
 
 
 # only read

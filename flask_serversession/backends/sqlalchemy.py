@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 import typing as t
@@ -168,6 +169,11 @@ class SQLAlchemyBackend(Backend):
         prefix: str = "",
         clock: t.Callable[[], float] = time.time,
     ) -> None:
+        if not isinstance(t.cast("object", engine), sa.Engine):
+            raise TypeError(
+                f"expected a sqlalchemy.Engine or a Flask-SQLAlchemy object, not a"
+                f" {type(engine).__name__}; use 'SESSION_SQLALCHEMY_URL'."
+            )
         if len(prefix) > _PREFIX_LENGTH:
             raise ValueError(
                 f"The prefix of the keys has {len(prefix)} characters; the 'sqlalchemy'"
@@ -331,13 +337,12 @@ class SQLAlchemyBackend(Backend):
             rows = self._run("iterate", self._statements.page, {"after": after}).rows
             now = self._clock()
             for row in rows:
-                if row.expires_at <= now or not row.data:
-                    continue
                 try:
                     record = _to_record(row)
                 except RecordError as error:
                     _logger.debug("A record is skipped: %s", error)
-                else:
+                    continue
+                if record.expires_at > now and not record.is_tombstone:
                     yield self._from_column(row.key), record
             if len(rows) < _PAGE:
                 return
@@ -702,6 +707,17 @@ def _to_record(row: _Row) -> Record:
                 user, meta = t.cast("tuple[str, dict[str, str]]", meta)
         except ValueError as error:
             raise RecordError("The record's meta is damaged.", "damaged") from error
+    # No checksum covers these columns. SQLite takes a text for a number, and
+    # PostgreSQL has numbers that are none.
+    times = (row.created_at, row.touched_at, row.expires_at)
+    if (
+        not isinstance(row.version, int)
+        or not all(isinstance(moment, (int, float)) for moment in times)
+        or not all(map(math.isfinite, times))
+        or not (user is None or isinstance(user, str))
+        or not isinstance(meta, dict)
+    ):
+        raise RecordError("The record's columns make no sense.", "damaged")
     data = _to_bytes(row.data)
     return Record(
         data=unframe(data) if data else b"",

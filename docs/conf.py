@@ -1,0 +1,51 @@
+"""Settings of Sphinx. No network is needed; see ``INTERSPHINX`` below."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# Read from the sources, whether the package is installed or not.
+sys.path.insert(0, str(ROOT))
+
+project = "flask-serversession"
+author = "The flask-serversession maintainers"
+copyright = "2026, the flask-serversession maintainers"
+release = re.search(r'(?m)^version = "(.+)"', (ROOT / "pyproject.toml").read_text())[1]
+version = ".".join(release.split(".")[:2])
+
+extensions = ["sphinx.ext.autodoc", "pallets_sphinx_themes"]
+exclude_patterns = ["_build"]
+default_role = "code"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+
+html_theme = "flask"
+html_title = f"flask-serversession {release}"
+html_theme_options = {"index_sidebar_logo": False}
+html_sidebars = {
+    "index": ["localtoc.html", "searchbox.html"],
+    "**": ["localtoc.html", "relations.html", "searchbox.html"],
+}
+html_show_sourcelink = False
+
+# Links into the documentation of Flask and Python need their inventories, which are on
+# the network. Without them those names are left as text.
+if os.environ.get("INTERSPHINX"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3/", None),
+        "flask": ("https://flask.palletsprojects.com/", None),
+        "werkzeug": ("https://werkzeug.palletsprojects.com/", None),
+    }
+
+nitpick_ignore_regex = [
+    ("py:.*", r"(cabc|collections|datetime|markupsafe|os|pathlib|t|zoneinfo)\..*"),
+    ("py:.*", r"(cachelib|flask|sa|sqlalchemy)\..*"),
+    # A type variable, and the values of a t.Literal.
+    ("py:class", r"flask_serversession\.session\.T|'\w+'"),
+]

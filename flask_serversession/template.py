@@ -1,0 +1,69 @@
+"""What templates see as ``session``."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import typing as t
+
+import flask
+
+# What Flask's own session, a dict, has as attributes: as there, they come before a key
+# of the same name.
+_FLASKS = frozenset(
+    {
+        *("get", "keys", "values", "items", "pop", "popitem", "setdefault", "update"),
+        *("clear", "copy", "new", "permanent", "modified", "accessed"),
+    }
+)
+# What a template may ask of our sessions besides: nothing that changes them, and not
+# the id, which would end up in a page.
+_OURS = frozenset({"handle", "created_at", "expires_at", "lifetime", "user"})
+
+
+class TemplateSession:
+    """The session, seen so that ``session.name`` is its key wherever it has that key.
+
+    Jinja looks for an attribute before it looks for a key. In a template that was
+    written for Flask's own sessions, ``{{ session.user }}`` and ``{{ session.id }}``
+    would name our attributes: the first would show somebody else's value, the second
+    put the secret into the page. Here a key comes first, the id is never shown, and
+    what changes the session as a whole is not there.
+    """
+
+    def __getattr__(self, name: str) -> t.Any:
+        session: t.Any = flask.session
+        if name in _FLASKS:
+            return getattr(session, name)
+        if not name.startswith("__"):
+            if name in session:
+                return session[name]
+            if name in _OURS:
+                return getattr(session, name)
+        raise AttributeError(name)
+
+    def __getitem__(self, key: str) -> t.Any:
+        return flask.session[key]
+
+    def __setitem__(self, key: str, value: t.Any) -> None:
+        flask.session[key] = value
+
+    def __contains__(self, key: object) -> bool:
+        return key in flask.session
+
+    def __iter__(self) -> cabc.Iterator[str]:
+        return iter(flask.session)
+
+    def __len__(self) -> int:
+        return len(flask.session)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(flask.session == other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(flask.session)
+
+
+#: There is one for all requests: it asks :data:`flask.session` each time.
+TEMPLATE_SESSION = TemplateSession()

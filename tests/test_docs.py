@@ -1,0 +1,752 @@
+"""Runs what README.rst and docs/ show, and compares what they say with the code.
+
+Every ``.. code-block:: python`` is executed, in a folder of its own. Comments, which
+nobody sees on the pages, say how:
+
+``.. listing: NAME``
+    before a listing: listings of one page with the same name are run one after the
+    other, in one namespace. Every other listing has a namespace of its own.
+``.. file: NAME.py``
+    before a listing: it is saved under that name, where the other listings of its
+    page can import it.
+``.. config``
+    before a listing that configures an application: it finds an ``app``, which then
+    gets its :class:`.ServerSession` and has to keep a value between two requests.
+    ``.. config: unserved`` leaves out the requests, for what needs servers of its own.
+``.. skip: REASON``, ``.. fails: REASON``
+    before a listing: it is not run, or it does not work as yet.
+``.. check``
+    after a listing: Python that is run in its namespace.
+``.. raises``, ``.. warns``, ``.. logs``, ``.. prints``
+    after a ``.. code-block::`` of another language: Python that has to raise, warn
+    of, log or print exactly that text, whatever its spaces are.
+
+A listing that defines tests is handed to pytest, with those that have its name.
+The addresses of :data:`SERVERS` are those of running servers. There are no blocks
+without a language, so that no listing hides from this module.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import datetime as dt
+import gc
+import importlib
+import inspect
+import logging
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import typing as t
+import warnings
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask import session
+from werkzeug.test import Client
+
+import flask_serversession
+from flask_serversession import Capability
+from flask_serversession import ServerSession
+from flask_serversession import ServerSideSession
+from flask_serversession import config
+from flask_serversession import errors
+from flask_serversession import signals
+from flask_serversession.backends.base import Backend
+from flask_serversession.backends.cachelib import CachelibBackend
+from flask_serversession.backends.filesystem import FilesystemBackend
+from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.backends.redis import RedisBackend
+from flask_serversession.backends.sqlalchemy import SQLAlchemyBackend
+from flask_serversession.config import KEYS
+from flask_serversession.config import SessionConfig
+from flask_serversession.merge import merge
+from flask_serversession.testing import BackendContract
+
+from .servers import PostgresServer
+from .servers import ValkeyServer
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+README = ROOT / "README.rst"
+
+#: What a listing says, and the fixture of the server that it means.
+SERVERS = {
+    "redis://localhost:6379/0": "docs_redis_url",
+    "postgresql+psycopg://shop:secret@localhost/shop": "docs_postgres_url",
+}
+#: Keys of Flask's own that mean something for sessions.
+FLASK_KEYS = {
+    "SECRET_KEY",
+    "SECRET_KEY_FALLBACKS",
+    "PERMANENT_SESSION_LIFETIME",
+    "SESSION_REFRESH_EACH_REQUEST",
+    "SESSION_COOKIE_NAME",
+    "SESSION_COOKIE_DOMAIN",
+    "SESSION_COOKIE_PATH",
+    "SESSION_COOKIE_HTTPONLY",
+    "SESSION_COOKIE_SECURE",
+    "SESSION_COOKIE_SAMESITE",
+    "SESSION_COOKIE_PARTITIONED",
+}
+BACKENDS: dict[str, type[Backend]] = {
+    "memory": MemoryBackend,
+    "filesystem": FilesystemBackend,
+    "redis": RedisBackend,
+    "sqlalchemy": SQLAlchemyBackend,
+    "cachelib": CachelibBackend,
+}
+
+Namespace = dict[str, t.Any]
+
+
+# -- what is in the files
+
+
+@dataclasses.dataclass
+class Block:
+    """A directive or a steering comment, and what is indented under it."""
+
+    page: Path
+    line: int
+    kind: str
+    argument: str
+    source: str
+    indent: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    def compiled(self, source: str | None = None) -> t.Any:
+        # Lines in tracebacks are those of the page.
+        padded = "\n" * (self.line - 1) + (self.source if source is None else source)
+        return compile(padded, str(self.page), "exec", dont_inherit=True)
+
+
+_BEFORE = ("listing", "file", "config", "skip", "fails")
+_AFTER = ("check", "raises", "warns", "logs", "prints")
+_START = re.compile(
+    rf"(?P<indent> *)\.\. (?P<kind>code-block(?=::)|{'|'.join(_BEFORE + _AFTER)})"
+    r"(?:$|::? +(?P<argument>\S.*)$)"
+)
+
+
+def read_blocks(page: Path) -> list[Block]:
+    """Give the directives and comments of a page that this module knows."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    blocks: list[Block] = []
+    for number, line in enumerate(lines):
+        match = _START.match(line)
+        if match is None:
+            continue
+        indent = len(match["indent"])
+        content: list[str] = []
+        for following in lines[number + 1 :]:
+            if following.strip() and len(following) - len(following.lstrip()) <= indent:
+                break
+            content.append(following)
+        first = 1
+        while content and content[0].strip():  # options of the directive
+            content.pop(0)
+            first += 1
+        while content and not content[0].strip():
+            content.pop(0)
+            first += 1
+        source = textwrap.dedent("\n".join(content)).rstrip() + "\n"
+        blocks.append(
+            Block(
+                page,
+                number + 1 + first,
+                match["kind"],
+                (match["argument"] or "").strip(),
+                source,
+                indent,
+            )
+        )
+    return blocks
+
+
+@dataclasses.dataclass
+class Listing:
+    """A listing of Python, with the comments that belong to it."""
+
+    block: Block
+    name: str = ""
+    file: str = ""
+    config: str | None = None
+    skip: str = ""
+    fails: str = ""
+    checks: list[Block] = dataclasses.field(default_factory=list[Block])
+
+
+@dataclasses.dataclass
+class Message:
+    """A text that the library says, and what has to be done to hear it."""
+
+    text: Block
+    how: Block
+
+
+def read_page(page: Path) -> tuple[list[Listing], list[Message]]:
+    listings: list[Listing] = []
+    messages: list[Message] = []
+    before: list[Block] = []
+    last: Block | None = None
+    for block in read_blocks(page):
+        if block.kind in _BEFORE:
+            before.append(block)
+            continue
+        if block.kind == "code-block":
+            last = block
+            if block.argument == "python":
+                listing = Listing(block)
+                for comment in before:
+                    assert comment.source.strip() == "", comment.place
+                    setattr(
+                        listing,
+                        "name" if comment.kind == "listing" else comment.kind,
+                        comment.argument,
+                    )
+                listings.append(listing)
+                before = []
+        elif block.kind == "check":
+            listings[-1].checks.append(block)
+        else:
+            assert last is not None, block.place
+            assert last.argument != "python", block.place
+            messages.append(Message(last, block))
+        assert not before, f"{before[0].place} is not before a listing"
+    assert not before, f"{before[0].place} is not before a listing"
+    return listings, messages
+
+
+PAGES = [README, *sorted(DOCS.rglob("*.rst"))]
+READ = {page: read_page(page) for page in PAGES if "_build" not in page.parts}
+
+
+def groups() -> Iterator[list[Listing]]:
+    """Give the listings that are run together."""
+    for listings, _ in READ.values():
+        named: dict[str, list[Listing]] = {}
+        for listing in listings:
+            if listing.name:
+                named.setdefault(listing.name, []).append(listing)
+            else:
+                yield [listing]
+        yield from named.values()
+
+
+# -- running them
+
+
+@pytest.fixture
+def docs_redis_url(valkey_server: ValkeyServer) -> Iterator[str]:
+    from redis import Redis
+
+    # A database that no other test uses, and a server of the tests' own.
+    url = valkey_server.url.removesuffix("/0") + "/9"
+    yield url
+    with Redis.from_url(url) as client:
+        client.flushdb()
+
+
+@pytest.fixture
+def docs_postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(postgres_server.url, poolclass=sa.NullPool)
+    before = set(sa.inspect(engine).get_table_names())
+    yield postgres_server.url
+    with engine.begin() as connection:
+        for name in set(sa.inspect(connection).get_table_names()) - before:
+            sa.Table(name, sa.MetaData()).drop(connection)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Callable[[list[Listing]], Namespace]]:
+    """Give a function that runs listings, and gives their namespace."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    modules = set(sys.modules)
+    logger = logging.getLogger("flask_serversession")
+    level, handlers = logger.level, list(logger.handlers)
+    namespace: Namespace = {"__name__": "listing"}
+
+    def localize(source: str) -> str:
+        for address, fixture in SERVERS.items():
+            if address in source:
+                source = source.replace(address, request.getfixturevalue(fixture))
+        return source
+
+    def run(group: list[Listing]) -> Namespace:
+        nonlocal namespace
+        for listing in READ[group[0].block.page][0]:
+            if listing.file:
+                (tmp_path / listing.file).write_text(localize(listing.block.source))
+        sources = [localize(listing.block.source) for listing in group]
+        if any(re.search(r"^(def test_|class Test)", s, re.MULTILINE) for s in sources):
+            run_tests(tmp_path, sources)
+            return namespace
+        for listing, source in zip(group, sources, strict=True):
+            if listing.config is not None:
+                namespace["app"] = Flask("listing")
+                namespace["app"].secret_key = "a secret"
+            if listing.file:
+                module = importlib.import_module(listing.file.removesuffix(".py"))
+                namespace = vars(module)
+            else:
+                exec(listing.block.compiled(source), namespace)
+            if listing.config is not None:
+                serve(namespace["app"], is_served=listing.config != "unserved")
+            for check in listing.checks:
+                exec(check.compiled(localize(check.source)), namespace)
+        return namespace
+
+    yield run
+    for value in list(namespace.values()):
+        if isinstance(value, Flask) and "serversession" in value.extensions:
+            value.extensions["serversession"].backend.close()
+        if isinstance(value, Backend):
+            value.close()
+    namespace.clear()
+    for name in set(sys.modules) - modules:
+        if getattr(sys.modules[name], "__file__", "") and str(tmp_path) in str(
+            sys.modules[name].__file__
+        ):
+            del sys.modules[name]
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+    gc.collect()
+
+
+def serve(app: Flask, *, is_served: bool) -> None:
+    """Initialize the application, and see whether its sessions keep something."""
+    if "serversession" not in app.extensions:
+        ServerSession(app)
+    if not is_served:
+        return
+
+    @app.get("/count-for-the-test")
+    def count() -> str:
+        session["n"] = session.get("n", 0) + 1
+        return str(session["n"])
+
+    client = app.test_client()
+    for number in ("1", "2"):
+        # Over HTTPS, for the sake of Secure cookies.
+        answer = client.get("/count-for-the-test", base_url="https://localhost")
+        assert answer.text == number
+
+
+def run_tests(folder: Path, sources: list[str]) -> None:
+    path = folder / "test_listing.py"
+    path.write_text("\n\n".join(sources))
+    result = subprocess.run(
+        [
+            *(sys.executable, "-W", "error", "-m", "pytest", "-q", "-rs", str(path)),
+            *("-p", "no:valkey", "-p", "no:cacheprovider", "--strict-markers"),
+        ],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    "group", list(groups()), ids=lambda listings: listings[0].block.place
+)
+def test_a_listing_runs(
+    group: list[Listing],
+    run: Callable[[list[Listing]], Namespace],
+    request: pytest.FixtureRequest,
+) -> None:
+    for listing in group:
+        if listing.skip:
+            pytest.skip(listing.skip)
+        if listing.fails:
+            request.applymarker(pytest.mark.xfail(reason=listing.fails))
+    run(group)
+
+
+def test_almost_every_listing_is_run() -> None:
+    listings = [listing for group in groups() for listing in group]
+    excused = [listing for listing in listings if listing.skip or listing.fails]
+    assert len(listings) > 40
+    assert len(excused) <= 2
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
+def test_no_listing_hides_in_a_block_without_a_language(page: Path) -> None:
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        assert not re.search(r"(?<!:)::$", line) or line.lstrip().startswith(".. "), (
+            f"{page.name}:{number}"
+        )
+        assert ".. code::" not in line
+        assert ".. sourcecode::" not in line
+
+
+# -- what the library says
+
+
+MESSAGES = [message for _, messages in READ.values() for message in messages]
+
+
+class Log(logging.Handler):
+    """Collects what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.text.place)
+def test_a_message_is_quoted_exactly(
+    message: Message,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = " ".join(message.text.source.split())
+    code = message.how.compiled()
+    namespace: Namespace = {"__name__": "listing", **HELPERS}
+    if message.how.kind == "raises":
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - compared below
+            exec(code, namespace)
+        found = [str(caught.value)]
+    elif message.how.kind == "warns":
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            exec(code, namespace)
+        found = [str(warning.message) for warning in given]
+    elif message.how.kind == "prints":
+        exec(code, namespace)
+        found = [capsys.readouterr().out]
+    else:
+        logger = logging.getLogger("flask_serversession")
+        log = Log()
+        level = logger.level
+        logger.addHandler(log)
+        logger.setLevel(logging.DEBUG)
+        try:
+            exec(code, namespace)
+        finally:
+            logger.removeHandler(log)
+            logger.setLevel(level)
+        found = log.texts
+    for value in namespace.values():
+        if isinstance(value, Flask) and "serversession" in value.extensions:
+            value.extensions["serversession"].backend.close()
+    # A handle is random; the pages have one for all.
+    found = [re.sub(r"\b[0-9a-f]{64}\b", "5f2b…", text) for text in found]
+    assert expected in [" ".join(text.split()) for text in found]
+
+
+def make_app(**settings: t.Any) -> Flask:
+    """Make an application with sessions, for the comments after messages."""
+    app = Flask("listing")
+    app.config.update(
+        SECRET_KEY="a secret", TESTING=True, SESSION_BACKEND="memory", **settings
+    )
+    ServerSession(app)
+    return app
+
+
+def visit(
+    app: Flask, action: Callable[[], t.Any], client: Client | None = None, **how: t.Any
+) -> Client:
+    """Run a function as a view."""
+    path = f"/{len(app.view_functions)}"
+    app._got_first_request = False
+
+    def view() -> t.Any:
+        result = action()
+        return "" if result is None else result
+
+    app.add_url_rule(path, endpoint=path, view_func=view)
+    client = client or app.test_client()
+    client.get(path, **how).get_data()
+    return client
+
+
+HELPERS: Namespace = {
+    "Flask": Flask,
+    "ServerSession": ServerSession,
+    "make_app": make_app,
+    "session": flask_serversession.session,
+    "visit": visit,
+}
+
+
+# -- the README
+
+
+def find_group(page: Path, text: str) -> list[Listing]:
+    (found,) = [
+        group
+        for group in groups()
+        if group[0].block.page == page
+        and any(text in listing.block.source for listing in group)
+    ]
+    return found
+
+
+def test_the_quickstart_is_short_and_counts_visits(
+    run: Callable[[list[Listing]], Namespace],
+) -> None:
+    listing = READ[README][0][0]
+    lines = [line for line in listing.block.source.splitlines() if line.strip()]
+    assert len(lines) < 15
+    app = run([listing])["app"]
+    client = app.test_client()
+    answers = [client.get("/") for _ in range(3)]
+    assert [answer.text for answer in answers] == ["Visit 1", "Visit 2", "Visit 3"]
+    assert answers[0].headers["Set-Cookie"].startswith("session=")
+    assert app.test_client().get("/").text == "Visit 1"
+
+
+def test_the_readmes_log_in_rotates_the_id_and_its_log_out_ends_it(
+    run: Callable[[list[Listing]], Namespace],
+) -> None:
+    app = run(find_group(README, "def log_in"))["app"]
+    client = app.test_client()
+    with client.session_transaction() as content:
+        content["cart"] = ["pen"]
+    before = client.get_cookie("session")
+    client.post("/log-in", data={"name": "ada", "password": "countess"})
+    after = client.get_cookie("session")
+    assert before is not None
+    assert after is not None
+    assert before.value.partition(".")[0] != after.value.partition(".")[0]
+    assert "ada" in client.get("/").text
+    client.post("/log-out")
+    assert client.get_cookie("session") is None
+    client.set_cookie("session", after.value)
+    assert "ada" not in client.get("/").text
+
+
+def table_rows(page: Path, *header: str) -> list[list[str]]:
+    """Give the cells of the list-table that has this header, with it."""
+    text = page.read_text(encoding="utf-8")
+    for table in re.findall(
+        r"^\.\. list-table::.*\n((?:(?: .*)?\n)+)", text, re.MULTILINE
+    ):
+        body = table[re.search(r"^ +\* - ", table, re.MULTILINE).start() :]
+        rows: list[list[str]] = []
+        for row in re.split(r"^ +\* - ", body, flags=re.MULTILINE)[1:]:
+            cells = re.split(r"^ +-(?: |$)", row, flags=re.MULTILINE)
+            rows.append([" ".join(cell.split()) for cell in cells])
+        if rows[0][: len(header)] == list(header):
+            return rows
+    raise AssertionError(f"{page.name} has no such table")
+
+
+def test_the_readmes_table_of_keys_names_real_keys() -> None:
+    rows = table_rows(README, "Key")
+    for key in re.findall(r"``([A-Z_]{6,})``", " ".join(" ".join(r) for r in rows)):
+        assert key in KEYS or key in FLASK_KEYS, key
+    named = {key for row in rows for key in re.findall(r"``(SESSION_\w+)``", row[0])}
+    assert {"SESSION_SECRET", "SESSION_RESAVE", "SESSION_SAVE_UNINITIALIZED"} <= named
+
+
+def test_the_readmes_table_of_calls_names_real_calls() -> None:
+    calls = [row[0] for row in table_rows(README, "Call")[1:]]
+    for call in calls:
+        name = re.search(r"session\.(\w+)", call)
+        assert name is not None
+        assert hasattr(ServerSideSession, name[1])
+    text = " ".join(calls)
+    for name in ("regenerate", "destroy", "reload", "save", "touch"):
+        assert f"session.{name}" in text
+
+
+@pytest.mark.parametrize(
+    "page", [README, DOCS / "backends/index.rst"], ids=lambda page: page.name
+)
+@pytest.mark.parametrize(
+    ("column", "title", "capability"),
+    [
+        (4, "Expires by itself", Capability.EXPIRES),
+        (5, "Compare-and-swap", Capability.COMPARE_AND_SWAP),
+    ],
+    ids=["expires", "swaps"],
+)
+def test_the_tables_of_backends_say_what_the_backends_declare(
+    page: Path, column: int, title: str, capability: Capability
+) -> None:
+    rows = table_rows(page, "Backend")
+    assert rows[0][column] == title
+    assert len(rows) == len(BACKENDS) + 1
+    for row in rows[1:]:
+        backend = BACKENDS[re.sub(r".*``(\w+)``.*", r"\1", row[0])]
+        assert row[column].startswith("yes") is (capability in backend.capabilities)
+
+
+def test_the_table_of_capabilities_says_what_the_backends_declare() -> None:
+    rows = table_rows(DOCS / "backends/index.rst", "Capability")
+    names = [re.sub(r"\W", "", cell) for cell in rows[0][1:]]
+    assert names == list(BACKENDS)
+    documented = {re.sub(r".*``(?:.*\.)?(\w+)``.*", r"\1", row[0]) for row in rows[1:]}
+    assert documented == {c.name for c in Capability if c}
+    for row in rows[1:]:
+        capability = Capability[re.sub(r".*``(?:.*\.)?(\w+)``.*", r"\1", row[0])]
+        for name, cell in zip(names, row[1:], strict=True):
+            is_yes = cell.startswith("yes")
+            assert is_yes is (capability in BACKENDS[name].capabilities), row
+
+
+# -- the configuration
+
+
+@dataclasses.dataclass
+class Documented:
+    key: str
+    accepts: str
+    default: str
+
+
+def documented_keys() -> dict[str, Documented]:
+    text = (DOCS / "config.rst").read_text(encoding="utf-8")
+    found: dict[str, Documented] = {}
+    for match in re.finditer(
+        r"^\.\. data:: (\w+)\n((?:(?: .*)?\n)*)", text, re.MULTILINE
+    ):
+        key, body = match.groups()
+        assert key not in found, f"{key} is there twice"
+        fields = dict(re.findall(r"^    :(\w+): (.+)$", body, re.MULTILINE))
+        found[key] = Documented(key, fields["Accepts"], fields["Default"])
+    return found
+
+
+def test_every_key_is_documented_and_no_other() -> None:
+    assert set(documented_keys()) == {*KEYS, *FLASK_KEYS}
+
+
+@pytest.mark.parametrize("key", sorted(KEYS))
+def test_the_documented_default_is_the_codes(key: str) -> None:
+    (field,) = [f for f in dataclasses.fields(SessionConfig) if f.name == KEYS[key]]
+    documented = default_in_docs(key)
+    assert field.metadata["parser"](documented) == field.default
+
+
+@pytest.mark.parametrize("key", sorted(FLASK_KEYS))
+def test_the_documented_default_is_flasks(key: str) -> None:
+    assert default_in_docs(key) == Flask("listing").config[key]
+
+
+def default_in_docs(key: str) -> t.Any:
+    match = re.match(r"``(.+?)``", documented_keys()[key].default)
+    assert match is not None
+    return eval(match[1], {"__builtins__": {}, "timedelta": dt.timedelta})
+
+
+def test_no_page_names_a_key_that_there_is_not() -> None:
+    known = {*KEYS, *FLASK_KEYS, *config._FOREIGN_KEYS}
+    known.add("SESSION_SAVE_UNINITIALISED")  # as an example of a misspelt one
+    for page in READ:
+        for key in re.findall(r"\bSESSION_[A-Z_]+\b", page.read_text("utf-8")):
+            assert key in known, f"{page.name}: {key}"
+
+
+# -- errors, signals, names
+
+
+def test_every_error_and_warning_is_documented() -> None:
+    text = (DOCS / "errors.rst").read_text(encoding="utf-8")
+    names = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.ServerSessionError)
+    }
+    documented = set(re.findall(r"^\.\. autoexception:: (?:\w+\.)*(\w+)", text, re.M))
+    assert documented == names | {"ConfigurationWarning"}
+
+
+def test_every_signal_is_documented() -> None:
+    text = (DOCS / "api.rst").read_text(encoding="utf-8")
+    for name in vars(signals):
+        if name.startswith("session_") or name == "backend_failed":
+            assert f".. autodata:: {name}" in text, name
+
+
+def test_every_public_name_is_documented() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in READ)
+    tree = ast.parse(inspect.getsource(flask_serversession))
+    names = [
+        alias.asname
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.level
+        for alias in node.names
+        if alias.asname
+    ]
+    assert "ServerSession" in names
+    for name in names:
+        assert re.search(
+            rf"^\.\. auto\w+:: (?:\w+\.)*{name}(\(.*\))?$", text, re.MULTILINE
+        ), name
+
+
+# -- promises and their tests
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    number = 0
+    for page in READ:
+        text = page.read_text(encoding="utf-8")
+        for path, name in re.findall(r"``(tests/[\w/]+\.py)::(\w+)``", text):
+            number += 1
+            source = (ROOT / path).read_text(encoding="utf-8")
+            assert re.search(rf"^ *def {name}\(", source, re.MULTILINE), name
+        for name in re.findall(r"``BackendContract\.(test_\w+)``", text):
+            number += 1
+            assert callable(getattr(BackendContract, name, None)), name
+        assert not re.search(r"(?<![:.\w])``test_", text), "name its file as well"
+    assert number > 60
+
+
+@pytest.mark.parametrize("page", ["security.rst", "reliability.rst"])
+def test_every_promise_names_a_test(page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    promises = re.split(r"^\.\. _promise-", text, flags=re.MULTILINE)[1:]
+    assert len(promises) >= 5
+    for promise in promises:
+        own = re.split(r"^[-=~]{4,}$", promise, flags=re.MULTILINE)[1]
+        assert "Held by" in own, promise[:80]
+
+
+# -- the merge rules
+
+
+def test_the_examples_of_merging_are_what_is_merged() -> None:
+    rows = table_rows(DOCS / "session.rst", "Was", "This request")
+    assert len(rows) > 6
+    for row in rows[1:]:
+        base, mine, theirs, merged = [
+            ast.literal_eval(cell.strip("`")) for cell in row[:4]
+        ]
+        assert merge(base, mine, theirs, lambda a, b: repr(a) == repr(b)) == merged
+
+
+# -- what a page must not say
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
+def test_lines_are_not_too_long(page: Path) -> None:
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        # The names of tests are sentences.
+        assert len(line) <= 100 or line.startswith("-   ``"), f"{page.name}:{number}"
