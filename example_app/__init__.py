@@ -6,7 +6,8 @@ Run it from the folder that holds ``example_app``::
     flask --app example_app run
 
 No set-up is needed: sessions are files in the instance folder, next to the users'
-database and the secret key. Log in as ``ada`` with the password ``countess``.
+database and the secret key. Log in as ``ada`` with the password ``countess``, and see
+"Your devices"; ``ada`` is the administrator, too.
 
 Another backend is one setting, from the environment or from a Python file of
 settings that ``EXAMPLE_CONFIG`` names::
@@ -32,15 +33,20 @@ import typing as t
 from pathlib import Path
 
 from flask import Flask
+from flask_login import current_user
 
 from . import account
+from . import admin
 from . import auth
+from . import devices
 from . import errors
 from . import notes
 from . import preferences
 from . import shop
+from . import words
 from .config import configure
 from .extensions import csrf
+from .extensions import login_manager
 from .extensions import server_session
 from .users import Users
 
@@ -62,18 +68,19 @@ def create_app(
     configure(app, config or {})
 
     server_session.init_app(app)
+    login_manager.init_app(app)
     csrf.init_app(app)
     errors.init_app(app)
     app.extensions["example_users"] = Users(Path(app.instance_path) / "users.sqlite3")
 
-    for module in (shop, notes, preferences, account, auth):
+    for module in (shop, notes, preferences, account, auth, devices, admin, words):
         app.register_blueprint(module.blueprint)
 
     @app.context_processor
     def add_to_templates() -> dict[str, t.Any]:
-        # Functions, so that a page that does not call them does not read the session.
+        # Functions and a proxy: a page that uses none of them reads no session.
         return {
-            "current_user": auth.current_user,
+            "current_user": current_user,
             "cart_count": shop.cart_count,
             "preferences": preferences.current,
             "backend_name": account.backend_name,

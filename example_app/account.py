@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from datetime import timedelta
 from datetime import timezone
 
 from flask import Blueprint
-from flask import abort
-from flask import current_app
 from flask import flash
 from flask import redirect
 from flask import render_template
@@ -17,12 +14,10 @@ from flask import request
 from flask import url_for
 from flask.typing import ResponseReturnValue
 
-from flask_serversession import NotSupportedError
-from flask_serversession import SessionInfo
 from flask_serversession import session
 
-from .auth import current_user
 from .extensions import server_session
+from .words import in_words
 
 blueprint = Blueprint("account", __name__)
 
@@ -32,8 +27,7 @@ SECRET_KEYS = {"csrf_token"}
 
 def backend_name() -> str:
     """Give the name of the backend in use."""
-    name: str = current_app.extensions["serversession"].backend.name
-    return name
+    return server_session.backend.name
 
 
 @blueprint.get("/session")
@@ -47,11 +41,10 @@ def show() -> ResponseReturnValue:
         is_new=session.new,
         is_permanent=session.permanent,
         created_at=session.created_at,
-        age=_in_words(now - session.created_at),
+        age=in_words(now - session.created_at),
         expires_at=session.expires_at,
-        time_left=_in_words(session.expires_at - now),
+        time_left=in_words(session.expires_at - now),
         is_touched="touched" in request.args,
-        others=_other_sessions(),
     )
 
 
@@ -94,61 +87,8 @@ def destroy() -> ResponseReturnValue:
     return redirect(url_for(".show"))
 
 
-@blueprint.post("/session/end")
-def end_one() -> ResponseReturnValue:
-    """End a session that the same user has elsewhere."""
-    handle = request.form.get("handle", "")
-
-    # A handle is no secret: whose session it names has to be checked.
-    if handle not in {info.handle for info in _other_sessions() or ()}:
-        abort(404)
-
-    server_session.revoke(handle)
-    flash("That session is ended.", "success")
-    return redirect(url_for(".show"))
-
-
-@blueprint.post("/session/end-others")
-def end_others() -> ResponseReturnValue:
-    """Log out everywhere else."""
-    user = current_user()
-
-    if user is None or _other_sessions() is None:
-        abort(404)
-
-    ended = server_session.revoke_user(user.id, except_current=True)
-    flash(f"Logged out everywhere else; sessions ended: {ended}.", "success")
-    return redirect(url_for(".show"))
-
-
-def _other_sessions() -> list[SessionInfo] | None:
-    """List what else the user has; ``None`` if the backend cannot tell."""
-    user = current_user()
-
-    if user is None:
-        return []
-
-    try:
-        found = server_session.sessions_of(user.id)
-    except NotSupportedError:  # it keeps no index of users
-        return None
-
-    return [info for info in found if not info.current]
-
-
 def _shown(key: str, value: object) -> str:
     if key in SECRET_KEYS:
         return "••••••••"
 
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
-
-
-def _in_words(duration: timedelta) -> str:
-    # To the minute: a second less than a day is a day to whoever has just set it.
-    minutes = round(duration.total_seconds() / 60)
-
-    for unit, size in (("day", 24 * 60), ("hour", 60), ("minute", 1)):
-        if (number := minutes // size) > 0:
-            return f"{number} {unit}{'s' if number > 1 else ''}"
-
-    return "less than a minute"

@@ -1,4 +1,4 @@
-"""Registration, log-in and log-out.
+"""Registration, log-in and log-out, through Flask-Login, and the change of a password.
 
 A shop on the internet would also limit how often somebody may try.
 """
@@ -9,15 +9,21 @@ import re
 
 from flask import Blueprint
 from flask import flash
-from flask import g
 from flask import redirect
 from flask import render_template
 from flask import request
 from flask import url_for
 from flask.typing import ResponseReturnValue
+from flask_login import current_user
+from flask_login import login_required
+from flask_login import login_user
+from flask_login import logout_user
 
+from flask_serversession import Capability
 from flask_serversession import session
 
+from .extensions import login_manager
+from .extensions import server_session
 from .users import DEMO_NAME
 from .users import DEMO_PASSWORD
 from .users import NameTakenError
@@ -26,21 +32,24 @@ from .users import users
 
 blueprint = Blueprint("auth", __name__)
 
-# What SESSION_USER_KEY is by default: the extension and its tools read it as well.
-USER_KEY = "_user_id"
-
 MIN_PASSWORD = 8
 MAX_PASSWORD = 200
+PASSWORD_RULE = f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters."
 
 
-def current_user() -> User | None:
-    """Give who is logged in, asked for once a request."""
-    if "user" not in g:
-        user_id = session.get(USER_KEY)
-        g.user = None if user_id is None else users().get(user_id)
+@login_manager.user_loader
+def load_user(user_id: str) -> User | None:
+    """Find who is logged in, once a request: ``current_user`` from then on."""
+    return users().get(user_id)
 
-    user: User | None = g.user
-    return user
+
+@login_manager.unauthorized_handler
+def ask_to_log_in() -> ResponseReturnValue:
+    """Lead from a page that needs a user to the log-in, and back."""
+    flash("Log in to see that page.", "info")
+    # A form is not sent again; the address that it was sent to may show nothing.
+    target = request.full_path.removesuffix("?") if request.method == "GET" else None
+    return redirect(url_for("auth.log_in", next=target))
 
 
 @blueprint.get("/log-in")
@@ -81,8 +90,7 @@ def register_post() -> ResponseReturnValue:
         return _register_page(name_error=message), 422
 
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
-        message = f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters."
-        return _register_page(password_error=message), 422
+        return _register_page(password_error=PASSWORD_RULE), 422
 
     try:
         user = users().add(name, password)
@@ -98,6 +106,7 @@ def register_post() -> ResponseReturnValue:
 @blueprint.post("/log-out")
 def log_out() -> ResponseReturnValue:
     """End the session: the old id is dead, and so is every copy of the cookie."""
+    logout_user()
     session.clear()
     session.destroy()
     # Goes into a new session, with a new id.
@@ -105,13 +114,67 @@ def log_out() -> ResponseReturnValue:
     return redirect(url_for("shop.home"))
 
 
+@blueprint.get("/password")
+@login_required
+def change_password() -> ResponseReturnValue:
+    """Show the form."""
+    return _password_page()
+
+
+@blueprint.post("/password")
+@login_required
+def change_password_post() -> ResponseReturnValue:
+    """Set another password, and log out everywhere else: who knew the old one too."""
+    old = request.form.get("old", "")[:MAX_PASSWORD]
+    new = request.form.get("new", "")
+
+    if users().authenticate(current_user.name, old) is None:
+        return _password_page(old_error="This is not your password."), 422
+
+    if not MIN_PASSWORD <= len(new) <= MAX_PASSWORD:
+        return _password_page(new_error=PASSWORD_RULE), 422
+
+    # First, so that a backend that is down leaves everything as it was; then again,
+    # for who has logged in with the old password in between.
+    ended = _end_others()
+    users().set_password(current_user, new)
+    ended += _end_others()
+    session.regenerate()
+
+    if Capability.USER_INDEX in server_session.backend.capabilities:
+        flash(
+            "Your password is changed, and you are logged out everywhere else;"
+            f" sessions ended: {ended}.",
+            "success",
+        )
+    else:
+        flash(
+            f"Your password is changed. The {server_session.backend.name} backend keeps"
+            " no index of users, so your other sessions go on: log out there.",
+            "warning",
+        )
+
+    return redirect(url_for("devices.show"))
+
+
+def _end_others() -> int:
+    if Capability.USER_INDEX not in server_session.backend.capabilities:
+        return 0
+
+    return server_session.revoke_user(current_user.id, except_current=True)
+
+
 def _start(user: User, is_remembered: bool) -> None:
-    """Make the session the user's. It gets a new id, because its user changes."""
+    """Make the session the user's. It gets a new id, because its user changes.
+
+    ``login_user(user, remember=True)`` would give another cookie, which logs in again
+    also where the session was ended on purpose; a permanent session does not.
+    """
     if session.user not in (None, str(user.id)):
         # Nothing of one user's session is for the next one.
         session.regenerate(keep_data=False)
 
-    session[USER_KEY] = str(user.id)
+    login_user(user)
     session.permanent = is_remembered
 
 
@@ -149,6 +212,16 @@ def _register_page(
         password_error=password_error,
         name=request.form.get("name", ""),
         next=request.values.get("next", ""),
+        min_password=MIN_PASSWORD,
+        max_password=MAX_PASSWORD,
+    )
+
+
+def _password_page(old_error: str | None = None, new_error: str | None = None) -> str:
+    return render_template(
+        "password.html",
+        old_error=old_error,
+        new_error=new_error,
         min_password=MIN_PASSWORD,
         max_password=MAX_PASSWORD,
     )

@@ -20,8 +20,8 @@ DEFAULTS: dict[str, t.Any] = {
     # A session that ends with the browser is forgotten after a day without a visit;
     # one that was made permanent lives for PERMANENT_SESSION_LIFETIME.
     "SESSION_IDLE_TIMEOUT": timedelta(days=1),
-    # Tells visitors which of their sessions is on which device.
-    "SESSION_TRACK": ("user_agent",),
+    # Tells users which of their sessions is on which device, and where.
+    "SESSION_TRACK": ("user_agent", "remote_addr"),
     # A form may be sent for as long as the session lives.
     "WTF_CSRF_TIME_LIMIT": None,
     "MAX_CONTENT_LENGTH": 256 * 1024,

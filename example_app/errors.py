@@ -26,6 +26,10 @@ HEADERS = {
 }
 
 TEXTS = {
+    403: (
+        "This page is not for everybody",
+        "It is for administrators. Log in as one to see it.",
+    ),
     404: (
         "There is no such page",
         "It may have moved, or the address has a typing mistake.",

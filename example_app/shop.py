@@ -15,11 +15,10 @@ from flask import render_template
 from flask import request
 from flask import url_for
 from flask.typing import ResponseReturnValue
+from flask_login import current_user
 
 from flask_serversession import ServerSideSession
 from flask_serversession import session
-
-from .auth import current_user
 
 blueprint = Blueprint("shop", __name__)
 
@@ -191,9 +190,7 @@ def remove_from_cart() -> ResponseReturnValue:
 @blueprint.post("/cart/order")
 def order() -> ResponseReturnValue:
     """Order what is in the cart."""
-    user = current_user()
-
-    if user is None:
+    if not current_user.is_authenticated:
         flash("Log in to order. Your cart will still be there.", "info")
         return redirect(url_for("auth.log_in", next=url_for(".cart")))
 
@@ -205,7 +202,8 @@ def order() -> ResponseReturnValue:
         flash("There was nothing left in your cart to order.", "warning")
         return redirect(url_for(".cart"))
 
-    flash(f"Thank you, {user.name}: ordered for {money(_total(lines))}.", "success")
+    total = money(_total(lines))
+    flash(f"Thank you, {current_user.name}: ordered for {total}.", "success")
     return redirect(url_for(".home"))
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flask import current_app
+from flask_login import UserMixin
 from werkzeug.security import check_password_hash
 from werkzeug.security import generate_password_hash
 
-#: Shown on the log-in page.
+#: Shown on the log-in page. This user is the administrator, too.
 DEMO_NAME, DEMO_PASSWORD = "ada", "countess"
 
 _SCHEMA = """
@@ -28,11 +29,16 @@ CREATE TABLE IF NOT EXISTS users (
 
 
 @dataclass(frozen=True)
-class User:
-    """Somebody who has registered."""
+class User(UserMixin):
+    """Somebody who has registered. The id is what Flask-Login puts into the session."""
 
     id: int
     name: str
+
+    @property
+    def is_administrator(self) -> bool:
+        """Whether the sessions of others may be seen and ended."""
+        return self.name == DEMO_NAME
 
 
 class NameTakenError(Exception):
@@ -53,7 +59,7 @@ class Users:
             connection.execute(_SCHEMA)
 
         with contextlib.suppress(NameTakenError):
-            if self._find(DEMO_NAME) is None:
+            if self.find(DEMO_NAME) is None:
                 self.add(DEMO_NAME, DEMO_PASSWORD)
 
     def get(self, user_id: str) -> User | None:
@@ -64,6 +70,18 @@ class Users:
             ).fetchone()
 
         return None if row is None else User(*row)
+
+    def find(self, name: str) -> User | None:
+        """Find a user by name."""
+        found = self._find(name)
+        return None if found is None else found[0]
+
+    def count(self) -> int:
+        """Give how many have registered."""
+        with self._connect() as connection:
+            (number,) = connection.execute("SELECT COUNT(*) FROM users").fetchone()
+
+        return int(number)
 
     def add(self, name: str, password: str) -> User:
         """Register somebody.
@@ -83,6 +101,15 @@ class Users:
 
         assert cursor.lastrowid is not None  # noqa: S101
         return User(cursor.lastrowid, name)
+
+    def set_password(self, user: User, password: str) -> None:
+        """Replace a password."""
+        hashed = generate_password_hash(password)
+
+        with self._connect() as connection:
+            connection.execute(
+                "UPDATE users SET password = ? WHERE id = ?", (hashed, user.id)
+            )
 
     def authenticate(self, name: str, password: str) -> User | None:
         """Find a user by name and password, or nobody, in the same time."""

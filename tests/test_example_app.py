@@ -11,6 +11,9 @@ import sys
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterator
+from datetime import datetime
+from datetime import timedelta
+from datetime import timezone
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,8 @@ from example_app.notes import MAX_TEXT
 from example_app.shop import PRODUCTS
 from example_app.users import NameTakenError
 from example_app.users import Users
+from example_app.words import ago
+from example_app.words import device
 from flask_serversession import Capability
 from flask_serversession.testing import CountingBackend
 
@@ -185,15 +190,19 @@ class Page(html.parser.HTMLParser):
                 or control.get("aria-label")
             ), f"{control} has no label"
         for form, method in self.methods.items():
-            assert method == "post"
-            assert "csrf_token" in dict(self.fields[form])
+            # What is only looked for is in the address; a token must not be.
+            assert (method == "post") is ("csrf_token" in dict(self.fields[form]))
 
 
 class Browser:
     """A person with a browser: follows links, fills in forms, and keeps cookies."""
 
-    def __init__(self, app: Flask) -> None:
+    def __init__(
+        self, app: Flask, user_agent: str = "Shopper/1.0", address: str = "127.0.0.1"
+    ) -> None:
         self.client = app.test_client()
+        self.client.environ_base["HTTP_USER_AGENT"] = user_agent
+        self.client.environ_base["REMOTE_ADDR"] = address
         self.secrets: set[str] = set()
         self.page = Page("")
         self.address = ""
@@ -227,6 +236,10 @@ class Browser:
             fields[name] = [value]
         if button.name is not None:
             fields[button.name] = [button.value]
+        if self.page.methods[button.form] == "get":
+            response = self.client.get(self.address, query_string=fields)
+            self._take(response)
+            return response
         return self.post(self.page.actions[button.form] or self.address, fields)
 
     def post(self, address: str, fields: t.Mapping[str, t.Any]) -> TestResponse:
@@ -253,6 +266,24 @@ class Browser:
         self.page = Page(response.get_data(as_text=True))
 
     # What people do here
+
+    @property
+    def token(self) -> str:
+        """What the forms of the page have in them, for a forged one."""
+        return next(
+            dict(fields)["csrf_token"]
+            for form, fields in self.page.fields.items()
+            if self.page.methods.get(form) == "post"
+        )
+
+    @property
+    def is_logged_in(self) -> bool:
+        self.visit("/")
+        return "Log in" not in self.page.links
+
+    def register(self, name: str, password: str = "amazing grace") -> TestResponse:
+        self.visit("/register")
+        return self.submit("Register", name=name, password=password)
 
     def log_in(self, name: str = "ada", password: str = "countess") -> TestResponse:
         self.visit("/log-in")
@@ -676,60 +707,476 @@ def test_the_log_in_leads_to_pages_of_this_site_only(
     assert response.request.host == "localhost"
 
 
-# Other sessions of the same user
+# Your devices
+
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+SAFARI = (
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15"
+    " (KHTML, like Gecko) Version/18.6 Mobile/15E148 Safari/604.1"
+)
+EDGE = (
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko)"
+    " Chrome/141.0.0.0 Safari/537.36 Edg/141.0.0.0"
+)
 
 
-def test_a_user_sees_and_ends_the_sessions_elsewhere(
+def knows_users(app: Flask) -> bool:
+    backend = app.extensions["serversession"].backend
+    return Capability.USER_INDEX in backend.capabilities
+
+
+def test_a_user_sees_where_else_they_are_logged_in_and_ends_it(
     make_app: AppMaker, backend_config: Config
 ) -> None:
     app = make_app(backend_config)
-    browser, phone, tablet, other = (Browser(app) for _ in range(4))
-    for each in (browser, phone, tablet):
+    desktop = Browser(app, FIREFOX, "192.0.2.1")
+    phone = Browser(app, SAFARI, "198.51.100.7")
+    laptop, tablet = Browser(app, EDGE), Browser(app)
+    other = Browser(app)
+    for each in (desktop, phone, laptop, tablet):
         each.log_in()
-    other.visit("/register")
-    other.submit("Register", name="grace", password="amazing grace")
+    other.register("grace")
 
-    browser.visit("/session")
-    backend = app.extensions["serversession"].backend
-    if Capability.USER_INDEX not in backend.capabilities:
-        assert "keeps no index of users" in browser.page.text
-        token = dict(browser.page.fields["#0"])["csrf_token"]
-        browser.post("/session/end-others", {"csrf_token": token})
-        assert browser.status == 404
+    page = desktop.visit(desktop.visit("/").links["Your devices"])
+    assert "Firefox, Linux This device Last seen just now Address 192.0.2.1" in (
+        page.text
+    )
+    ends = [button.text for button in page.buttons if button.name == "handle"]
+    if not knows_users(app):
+        name = backend_config["SESSION_BACKEND"]
+        assert f"The {name} backend keeps no index of users" in page.text
+        assert "Safari" not in page.text
+        assert ends == []
+        desktop.post("/devices/end-others", {"csrf_token": desktop.token})
+        assert desktop.status == 404
+        assert phone.is_logged_in
         return
 
-    ends = [button for button in browser.page.buttons if button.name == "handle"]
-    assert len(ends) == 2
-    browser.submit(ends[0].text)
-    assert browser.page.messages == [("success", "That session is ended.")]
-    browser.submit("Log out everywhere else")
-    assert "sessions ended: 1." in browser.page.messages[0][1]
-    assert not [button for button in browser.page.buttons if button.name == "handle"]
+    assert "Safari, iPhone Last seen just now Address 198.51.100.7 Since" in page.text
+    assert sorted(ends) == [
+        "End session on Edge, Windows",
+        "End session on Safari, iPhone",
+        "End session on Shopper",
+    ]
+    desktop.submit("End session on Safari, iPhone")
+    assert desktop.page.messages == [
+        ("success", "The session on Safari, iPhone is ended.")
+    ]
+    assert "Safari" not in desktop.visit("/devices").text
+    assert not phone.is_logged_in
+    assert laptop.is_logged_in
 
-    for each in (phone, tablet):
-        each.visit("/")
-        assert "Log in" in each.page.links
+    desktop.visit("/devices")
+    desktop.submit("Log out everywhere else")
+    assert "sessions ended: 2." in desktop.page.messages[0][1]
+    assert "You are logged in nowhere else." in desktop.page.text
+    for each in (laptop, tablet):
+        assert not each.is_logged_in
+    for each in (desktop, other):
+        assert each.is_logged_in
+
+
+def test_a_new_password_logs_out_everywhere_else(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    app = make_app(backend_config)
+    desktop, phone, other = Browser(app), Browser(app), Browser(app)
+    for each in (desktop, phone):
+        each.log_in()
+    other.register("grace")
+    desktop.add_to_cart("pen")
+    before = desktop.id
+
+    desktop.visit("/password")
+    desktop.submit("Change password", old="countess", new="enchantress")
+    assert desktop.address == "/devices"
+    category, message = desktop.page.messages[0]
+    if knows_users(app):
+        assert category == "success"
+        assert message.endswith("logged out everywhere else; sessions ended: 1.")
+        assert not phone.is_logged_in
+    else:
+        assert category == "warning"
+        assert "keeps no index of users, so your other sessions go on" in message
+    assert desktop.is_logged_in
+    assert desktop.id != before
+    assert desktop.cart == {"pen": "1"}
+    assert other.is_logged_in
+
+    phone = Browser(app)
+    phone.log_in()
+    assert phone.status == 422
+    phone.log_in("ada", "enchantress")
+    assert phone.status == 200
+
+
+def test_a_password_is_not_changed_while_the_backend_is_down(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    app = make_counted_app(make_app, backend_config)
+    browser = Browser(app)
+    browser.log_in()
+    browser.visit("/password")
+    failing = backend_of(app).failing
+    operation = "keys_of_user" if knows_users(app) else "load"
+    with failing(operation):
+        browser.submit("Change password", old="countess", new="enchantress")
+        assert browser.status == 503
+    assert Browser(app).log_in().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("baroness", "enchantress", "This is not your password."),
+        ("", "enchantress", "This is not your password."),
+        ("countess", "short", "A password has 8 to 200 characters."),
+        ("countess", "x" * (MAX_PASSWORD + 1), "A password has 8 to 200 characters."),
+    ],
+)
+def test_a_password_that_cannot_be_changed_says_why(
+    app: Flask, old: str, new: str, message: str
+) -> None:
+    browser, other = Browser(app), Browser(app)
     for each in (browser, other):
-        each.visit("/")
-        assert "Log in" not in each.page.links
+        each.log_in()
+    browser.visit("/password")
+    browser.submit("Change password", old=old, new=new)
+    assert browser.status == 422
+    assert message in browser.page.text
+    assert other.is_logged_in
+    assert Browser(app).log_in().status_code == 200
 
 
-def test_nobody_ends_the_sessions_of_others(app: Flask) -> None:
+def test_nobody_ends_the_sessions_of_others(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    app = make_app(backend_config)
     victim, attacker, stranger = (Browser(app) for _ in range(3))
     victim.log_in()
-    victim.visit("/session")
-    handle = victim.page.text.split("Handle ")[1].split()[0]
-    attacker.visit("/register")
-    attacker.submit("Register", name="mallory", password="malicious")
-    for each in (attacker, stranger):
-        each.visit("/session")
-        token = dict(each.page.fields["#0"])["csrf_token"]
-        each.post("/session/end", {"csrf_token": token, "handle": handle})
-        assert each.status == 404
-    each.post("/session/end-others", {"csrf_token": token})
-    assert each.status == 404
-    victim.visit("/")
-    assert "ada" in victim.page.text
+    handle = victim.visit("/session").text.split("Handle ")[1].split()[0]
+    attacker.register("mallory")
+
+    attacker.visit("/devices")
+    fields = {"csrf_token": attacker.token, "handle": handle}
+    attacker.post("/devices/end", fields)
+    assert attacker.status == 404
+    assert "There is no such session of yours." in attacker.page.text
+    attacker.post("/devices/end-others", fields)
+    for address in ("/admin/end", "/admin/log-out"):
+        attacker.post(address, {**fields, "name": "ada"})
+        assert attacker.status == 403
+
+    stranger.visit("/session")
+    for address in (
+        "/devices/end",
+        "/devices/end-others",
+        "/admin/end",
+        "/admin/log-out",
+    ):
+        stranger.post(address, {**fields, "csrf_token": stranger.token, "name": "ada"})
+        assert stranger.address == "/log-in"
+    assert victim.is_logged_in
+
+
+@pytest.mark.parametrize("handle", ["", "x", "0" * 64, "é", "../" * 10, "a" * 5000])
+def test_a_session_that_does_not_exist_cannot_be_ended(app: Flask, handle: str) -> None:
+    browser, other = Browser(app, FIREFOX), Browser(app)
+    for each in (browser, other):
+        each.log_in()
+    browser.visit("/devices")
+    fields = {"csrf_token": browser.token, "handle": handle}
+    for _ in range(2):
+        browser.post("/devices/end", fields)
+        assert browser.status == 404
+        # The list is there, to choose again.
+        assert "End session on Shopper" in [b.text for b in browser.page.buttons]
+    browser.post("/admin/end", fields)
+    assert browser.status == 404
+    assert other.is_logged_in
+
+
+def test_ending_this_session_is_logging_out(browser: Browser) -> None:
+    browser.log_in()
+    handle = browser.visit("/session").text.split("Handle ")[1].split()[0]
+    browser.visit("/devices")
+    browser.post("/devices/end", {"csrf_token": browser.token, "handle": handle})
+    assert browser.page.messages == [("info", "You are logged out.")]
+    assert not browser.is_logged_in
+
+
+def test_a_double_click_ends_a_session_once(app: Flask) -> None:
+    browser, other = Browser(app, FIREFOX), Browser(app)
+    for each in (browser, other):
+        each.log_in()
+    browser.visit("/devices")
+    (end,) = (b for b in browser.page.buttons if b.name == "handle")
+    fields = {"csrf_token": browser.token, "handle": end.value}
+    browser.post("/devices/end", fields)
+    assert browser.status == 200
+    browser.post("/devices/end", fields)
+    assert browser.status == 404
+    assert "It may have ended." in browser.page.text
+
+
+def test_the_devices_that_were_seen_last_are_shown(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("example_app.devices.MAX_SHOWN", 3)
+    others = [Browser(app) for _ in range(4)]
+    browser = Browser(app, FIREFOX)
+    for each in (*others, browser):
+        each.log_in()
+    page = browser.visit("/devices")
+    assert page.text.index("This device") < page.text.index("Shopper")
+    assert "These are the 3 that were seen last, of 5." in page.text
+    browser.submit("Log out everywhere else")
+    assert "sessions ended: 4." in browser.page.messages[0][1]
+
+
+@pytest.mark.parametrize("address", ["/devices", "/password", "/admin?name=grace"])
+def test_a_page_for_users_leads_to_the_log_in_and_back(
+    browser: Browser, address: str
+) -> None:
+    browser.visit(address)
+    assert browser.address == "/log-in"
+    assert browser.page.messages == [("info", "Log in to see that page.")]
+    response = browser.submit("Log in", name="ada", password="countess")
+    assert response.request.full_path.removesuffix("?") == address
+
+
+def test_logging_in_gives_no_cookie_but_the_session(browser: Browser) -> None:
+    browser.visit("/log-in")
+    response = browser.submit("Log in", name="ada", password="countess", remember="yes")
+    for each in (*response.history, response):
+        for cookie in each.headers.getlist("Set-Cookie"):
+            assert cookie.startswith("session=")
+    with browser.client.session_transaction() as session:
+        assert session["_user_id"] == "1"
+
+
+def test_what_a_browser_says_of_itself_is_shown_as_text(app: Flask) -> None:
+    admin, browser = Browser(app), Browser(app, "<script>alert(1)</script>/1.0")
+    for each in (admin, browser):
+        each.log_in()
+    for each, address in ((browser, "/devices"), (admin, "/admin?name=ada")):
+        assert "Unknown browser" in each.visit(address).text
+    odd = Browser(app, "Br<b>ow</b>ser/1 (Windows)", "&lt;b&gt;")
+    odd.log_in()
+    assert "Unknown browser, Windows" in odd.visit("/devices").text
+    assert "Address &lt;b&gt;" in odd.page.text
+
+
+@pytest.mark.parametrize(
+    ("user_agent", "name"),
+    [
+        (FIREFOX, "Firefox, Linux"),
+        (SAFARI, "Safari, iPhone"),
+        (EDGE, "Edge, Windows"),
+        (
+            "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/537.36 (KHTML,"
+            " like Gecko) Chrome/141.0.0.0 Safari/537.36",
+            "Chrome, macOS",
+        ),
+        (
+            "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15"
+            " (KHTML, like Gecko) Version/18.6 Safari/605.1.15",
+            "Safari, macOS",
+        ),
+        (
+            "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X)"
+            " AppleWebKit/605.1.15 (KHTML, like Gecko)"
+            " CriOS/141.0.0.0 Mobile/15E148 Safari/604.1",
+            "Chrome, iPhone",
+        ),
+        (
+            "Mozilla/5.0 (iPad; CPU OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML,"
+            " like Gecko) FxiOS/140.0 Mobile/15E148 Safari/605.1.15",
+            "Firefox, iPad",
+        ),
+        (
+            "Mozilla/5.0 (Linux; Android 15; SM-S931B) AppleWebKit/537.36 (KHTML, like"
+            " Gecko) SamsungBrowser/28.0 Chrome/130.0.0.0 Mobile Safari/537.36",
+            "Samsung Internet, Android",
+        ),
+        (
+            "Mozilla/5.0 (Android 15; Mobile; rv:140.0) Gecko/140.0 Firefox/140.0",
+            "Firefox, Android",
+        ),
+        (
+            "Mozilla/5.0 (X11; CrOS x86_64 14541.0.0) AppleWebKit/537.36 (KHTML, like"
+            " Gecko) Chrome/141.0.0.0 Safari/537.36",
+            "Chrome, ChromeOS",
+        ),
+        (
+            "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko)"
+            " Chrome/141.0.0.0 Safari/537.36 OPR/125.0.0.0",
+            "Opera, Linux",
+        ),
+        (
+            "Mozilla/5.0 (Windows NT 10.0; Trident/7.0; rv:11.0) like Gecko",
+            "Internet Explorer, Windows",
+        ),
+        ("curl/8.5.0", "curl"),
+        ("python-requests/2.32.3", "python-requests"),
+        ("Mozilla/5.0", "Unknown browser"),
+        ("Mozilla/5.0 (Windows NT 10.0)", "Unknown browser, Windows"),
+        ("", "Unknown browser"),
+        ("\0\n<b>", "Unknown browser"),
+    ],
+)
+def test_devices_have_names(user_agent: str, name: str) -> None:
+    assert str(device(user_agent)) == name
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-60, "just now"),  # clocks differ
+        (0, "just now"),
+        (119, "just now"),
+        (130, "2 minutes ago"),
+        (3600, "1 hour ago"),
+        (47 * 3600, "1 day ago"),
+        (49 * 3600, "2 days ago"),
+    ],
+)
+def test_times_have_words(seconds: int, words: str) -> None:
+    assert ago(datetime.now(timezone.utc) - timedelta(seconds=seconds)) == words
+
+
+# Administration
+
+
+def test_an_administrator_sees_and_ends_the_sessions_of_all(
+    make_app: AppMaker, backend_config: Config
+) -> None:
+    app = make_app(backend_config)
+    capabilities = app.extensions["serversession"].backend.capabilities
+    admin, stranger = Browser(app, FIREFOX), Browser(app)
+    phone, tablet, laptop, other = (
+        Browser(app, SAFARI, "198.51.100.7"),
+        Browser(app),
+        Browser(app, EDGE),
+        Browser(app),
+    )
+    admin.log_in()
+    stranger.add_to_cart("pen")
+    phone.register("grace")
+    for each in (tablet, laptop):
+        each.log_in("grace", "amazing grace")
+    other.register("alan")
+
+    admin.visit("/")
+    page = admin.visit(admin.page.links["Admin"])
+    if Capability.COUNT in capabilities:
+        assert "Numbers Sessions 6 " in page.text
+    else:
+        assert "Numbers Sessions unknown " in page.text
+    if Capability.ITERATE in capabilities:
+        assert "Users logged in 3 Anonymous 1 Registered users 3" in page.text
+        assert "grace 3 just now" in page.text
+    else:
+        assert "cannot count or list sessions" in page.text
+        assert "Users logged in unknown Anonymous unknown Registered users 3" in (
+            page.text
+        )
+    if not knows_users(app):
+        name = backend_config["SESSION_BACKEND"]
+        assert f"The {name} backend keeps no index of users" in page.text
+        assert "Search" not in [button.text for button in page.buttons]
+        admin.visit("/admin?name=grace")
+        admin.post("/admin/log-out", {"csrf_token": admin.token, "name": "grace"})
+        assert admin.status == 404
+        assert laptop.is_logged_in
+        return
+
+    admin.submit("Search", name="nobody")
+    assert "Nobody is called nobody." in admin.page.text
+    admin.submit("Search", name=" Grace ")
+    assert "grace has 3 sessions." in admin.page.text
+    assert "Safari, iPhone Last seen just now Address 198.51.100.7" in admin.page.text
+    admin.submit("End session on Safari, iPhone")
+    assert admin.page.messages == [
+        ("success", "The session of grace on Safari, iPhone is ended.")
+    ]
+    assert "grace has 2 sessions." in admin.page.text
+    assert not phone.is_logged_in
+    assert laptop.is_logged_in
+
+    admin.visit("/admin?name=grace")
+    admin.submit("Log out grace everywhere")
+    assert admin.page.messages == [
+        ("success", "grace is logged out everywhere; sessions ended: 2.")
+    ]
+    assert "grace has no sessions." in admin.page.text
+    for each in (tablet, laptop):
+        assert not each.is_logged_in
+    for each in (admin, other):
+        assert each.is_logged_in
+    assert stranger.cart == {"pen": "1"}
+
+
+def test_an_administrator_stays_logged_in_here(app: Flask) -> None:
+    admin, elsewhere = Browser(app, FIREFOX), Browser(app)
+    for each in (admin, elsewhere):
+        each.log_in()
+    handle = admin.visit("/session").text.split("Handle ")[1].split()[0]
+    admin.visit("/admin?name=ada")
+    admin.post("/admin/end", {"csrf_token": admin.token, "handle": handle})
+    assert admin.status == 404
+    admin.visit("/admin?name=ada")
+    admin.submit("Log out ada everywhere else")
+    assert admin.page.messages[0][1].endswith("everywhere else; sessions ended: 1.")
+    assert admin.is_logged_in
+    assert not elsewhere.is_logged_in
+
+
+def test_the_session_of_nobody_is_nobodys_to_end(app: Flask) -> None:
+    admin, stranger = Browser(app), Browser(app)
+    admin.log_in()
+    stranger.add_to_cart("pen")
+    handle = stranger.visit("/session").text.split("Handle ")[1].split()[0]
+    admin.visit("/admin")
+    admin.post("/admin/end", {"csrf_token": admin.token, "handle": handle})
+    assert admin.status == 404
+    assert stranger.cart == {"pen": "1"}
+
+
+def test_nobody_else_is_an_administrator(app: Flask) -> None:
+    browser = Browser(app)
+    browser.register("grace")
+    assert "Admin" not in browser.visit("/").links
+    for address in ("/admin", "/admin?name=ada"):
+        browser.visit(address)
+        assert browser.status == 403
+        assert "This page is not for everybody" in browser.page.text
+    browser.visit("/devices")
+    fields = {"csrf_token": browser.token, "name": "grace"}
+    for address in ("/admin/end", "/admin/log-out"):
+        browser.post(address, fields)
+        assert browser.status == 403
+    # A name that only looks like another one is the same one, and taken.
+    stranger = Browser(app)
+    for name in ("Ada", "ADA", "\uff41\uff44\uff41"):
+        stranger.register(name)
+        assert stranger.status == 422
+        assert "This name is taken." in stranger.page.text
+
+
+def test_an_administrator_does_not_wait_for_too_many_sessions(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin = Browser(app)
+    admin.log_in()
+    for number in range(4):
+        Browser(app).register(f"user{number}")
+    monkeypatch.setattr("example_app.admin.MAX_LOOKED_AT", 2)
+    monkeypatch.setattr("example_app.admin.MAX_SHOWN", 2)
+    page = admin.visit("/admin")
+    assert "Sessions 5 Users logged in at least 3 Anonymous at least 0" in page.text
+    assert "There are too many sessions to look at all of them." in page.text
+    assert "These are the 2 who were seen last, of 3." in page.text
 
 
 # Forms
