@@ -20,6 +20,11 @@ nobody sees on the pages, say how:
 ``.. raises``, ``.. warns``, ``.. logs``, ``.. prints``
     after a ``.. code-block::`` of another language: Python that has to raise, warn
     of, log or print exactly that text, whatever its spaces are.
+``.. shows``
+    after a ``.. code-block:: console``, if need be: Python that prepares its ``app``.
+    Each ``$ flask`` of such a block is run, without it on :func:`make_shop`, and has to
+    print what follows, whatever the spaces are; a line of ``…`` stands for anything.
+    ``$ echo $?`` is the exit code of the one before.
 
 A listing that defines tests is handed to pytest, with those that have its name.
 The addresses of :data:`SERVERS` are those of running servers. There are no blocks
@@ -33,13 +38,17 @@ import dataclasses
 import datetime as dt
 import gc
 import importlib
+import importlib.util
 import inspect
+import itertools
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
+import types
 import typing as t
 import warnings
 from collections.abc import Callable
@@ -64,10 +73,12 @@ from flask_serversession.backends.filesystem import FilesystemBackend
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.backends.redis import RedisBackend
 from flask_serversession.backends.sqlalchemy import SQLAlchemyBackend
+from flask_serversession.cli import sessions
 from flask_serversession.config import KEYS
 from flask_serversession.config import SessionConfig
 from flask_serversession.merge import merge
 from flask_serversession.testing import BackendContract
+from flask_serversession.testing import FakeClock
 
 from .servers import PostgresServer
 from .servers import ValkeyServer
@@ -131,7 +142,7 @@ class Block:
 
 
 _BEFORE = ("listing", "file", "config", "skip", "fails")
-_AFTER = ("check", "raises", "warns", "logs", "prints")
+_AFTER = ("check", "raises", "warns", "logs", "prints", "shows")
 _START = re.compile(
     rf"(?P<indent> *)\.\. (?P<kind>code-block(?=::)|{'|'.join(_BEFORE + _AFTER)})"
     r"(?:$|::? +(?P<argument>\S.*)$)"
@@ -276,6 +287,8 @@ def run(
     """Give a function that runs listings, and gives their namespace."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    if importlib.util.find_spec("prometheus_client") is None:
+        monkeypatch.setitem(sys.modules, "prometheus_client", stand_in_for_prometheus())
     modules = set(sys.modules)
     logger = logging.getLogger("flask_serversession")
     level, handlers = logger.level, list(logger.handlers)
@@ -328,6 +341,31 @@ def run(
     gc.collect()
 
 
+def stand_in_for_prometheus() -> types.ModuleType:
+    """Give as much of prometheus_client as the pages use."""
+    values: dict[tuple[str, str], float] = {}
+
+    class Counter:
+        def __init__(self, name: str, documentation: str, labelnames: t.Any) -> None:
+            self.key = (name, "")
+
+        def labels(self, **labels: str) -> Counter:
+            child = Counter("", "", ())
+            child.key = (self.key[0], repr(labels))
+            return child
+
+        def inc(self) -> None:
+            values[self.key] = values.get(self.key, 0) + 1
+
+    class Registry:
+        def get_sample_value(self, name: str, labels: t.Any) -> float | None:
+            return values.get((name, repr(labels)))
+
+    module = types.ModuleType("prometheus_client")
+    vars(module).update(Counter=Counter, REGISTRY=Registry())
+    return module
+
+
 def serve(app: Flask, *, is_served: bool) -> None:
     """Initialize the application, and see whether its sessions keep something."""
     if "serversession" not in app.extensions:
@@ -364,6 +402,10 @@ def run_tests(folder: Path, sources: list[str]) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.filterwarnings(
+    # Flask-Login's own, from Python 3.12 on.
+    "ignore:datetime.datetime.utcnow:DeprecationWarning"
+)
 @pytest.mark.parametrize(
     "group", list(groups()), ids=lambda listings: listings[0].block.place
 )
@@ -400,7 +442,12 @@ def test_no_listing_hides_in_a_block_without_a_language(page: Path) -> None:
 # -- what the library says
 
 
-MESSAGES = [message for _, messages in READ.values() for message in messages]
+MESSAGES = [
+    message
+    for _, messages in READ.values()
+    for message in messages
+    if message.how.kind != "shows"
+]
 
 
 class Log(logging.Handler):
@@ -493,6 +540,106 @@ HELPERS: Namespace = {
 }
 
 
+# -- the command line
+
+
+CONSOLES = [
+    block
+    for page in READ
+    for block in read_blocks(page)
+    if block.kind == "code-block" and block.argument == "console"
+]
+PREPARED = {
+    message.text.place: message.how
+    for _, messages in READ.values()
+    for message in messages
+    if message.how.kind == "shows"
+}
+
+
+def make_shop(clock: FakeClock | None = None, **settings: t.Any) -> Flask:
+    """Make an application with four sessions, whose handles are always the same.
+
+    Two are ada's, one is bob's, one is nobody's.
+    """
+    clock = clock or FakeClock(1_767_254_400.0)  # 8:00 on 1 January 2026, in UTC
+    numbers = itertools.count(1)
+    app = Flask("shop")
+    app.config.update(
+        {
+            "SECRET_KEY": "x" * 32,
+            "SESSION_BACKEND": "filesystem",
+            "SESSION_FILESYSTEM_PATH": "var/sessions",
+            "SESSION_COOKIE_SECURE": True,
+            "SESSION_COOKIE_SAMESITE": "Lax",
+            "SESSION_TRACK": ("remote_addr",),
+            "SESSION_ID_GENERATOR": lambda: f"the-id-of-session-{next(numbers)}",
+            **settings,
+        }
+    )
+    ServerSession(app, clock=clock)
+
+    @app.get("/<name>")
+    def index(name: str) -> str:
+        session["name"] = name
+        if name != "nobody":
+            session["_user_id"] = name
+        return ""
+
+    phone = "Mozilla/5.0 (Android 15; Mobile; rv:140.0) Gecko/140.0 Firefox/140.0"
+    for name in ("ada", "nobody", "bob", "ada"):
+        app.test_client().get(
+            f"/{name}",
+            base_url="https://localhost",
+            headers={"User-Agent": phone},
+            environ_base={"REMOTE_ADDR": "192.0.2.7"},
+        )
+        clock.advance(3600)
+    return app
+
+
+@pytest.mark.parametrize("block", CONSOLES, ids=lambda block: block.place)
+def test_a_command_prints_what_a_page_shows(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: Namespace = {**HELPERS, "make_shop": make_shop}
+    if block.place in PREPARED:
+        exec(PREPARED[block.place].compiled(), namespace)
+    app: Flask = namespace.get("app") or make_shop()
+    runner = app.test_cli_runner()
+    code = 0
+    parts = re.split(r"^\$ (.+)\n", block.source, flags=re.MULTILINE)
+    assert not parts[0].strip(), block.place
+    for command, shown in zip(parts[1::2], parts[2::2], strict=True):
+        if command == "echo $?":
+            assert shown.strip() == str(code), block.place
+            continue
+        name, *arguments = shlex.split(command)
+        assert name == "flask", command
+        # Whoever is asked answers yes, which the page shows.
+        result = runner.invoke(args=arguments, input="y\n")
+        code = result.exit_code
+        pieces = re.split(r"^ *…$", shown, flags=re.MULTILINE)
+        expected = [re.escape(" ".join(piece.split())) for piece in pieces]
+        pattern = " ?.*? ?".join(expected)
+        found = " ".join(result.output.split())
+        assert re.fullmatch(pattern, found), result.output
+    app.extensions["serversession"].backend.close()
+
+
+def test_every_command_and_option_is_documented() -> None:
+    text = (DOCS / "cli.rst").read_text(encoding="utf-8")
+    for name, command in sessions.commands.items():
+        assert re.search(rf"^ +\$ flask sessions {name}\b", text, re.M), name
+        for parameter in command.params:
+            option = parameter.opts[-1]
+            if option.startswith("--") and option != "--help":
+                assert f"``{option}" in text, option
+    for code in range(5):
+        assert re.search(rf"^{code}  ", text, re.MULTILINE), code
+
+
 # -- the README
 
 
@@ -583,8 +730,9 @@ def test_the_readmes_table_of_calls_names_real_calls() -> None:
     [
         (4, "Expires by itself", Capability.EXPIRES),
         (5, "Compare-and-swap", Capability.COMPARE_AND_SWAP),
+        (6, "Lists a user's sessions", Capability.USER_INDEX),
     ],
-    ids=["expires", "swaps"],
+    ids=["expires", "swaps", "users"],
 )
 def test_the_tables_of_backends_say_what_the_backends_declare(
     page: Path, column: int, title: str, capability: Capability
@@ -727,6 +875,21 @@ def test_every_promise_names_a_test(page: str) -> None:
     for promise in promises:
         own = re.split(r"^[-=~]{4,}$", promise, flags=re.MULTILINE)[1]
         assert "Held by" in own, promise[:80]
+
+
+def test_the_figures_fit_the_tests_that_print_them() -> None:
+    text = (DOCS / "reliability.rst").read_text(encoding="utf-8")
+    kills = re.search(r"^KILLS = (\d+)", source_of("test_crash.py"), re.MULTILINE)
+    inputs = re.search(r'"HOSTILE_INPUTS", "(\d+)"', source_of("test_hostile.py"))
+    assert kills is not None
+    assert inputs is not None
+    times = "\N{MULTIPLICATION SIGN}"
+    assert f" {times} {kills[1]}\n" in text
+    assert f" {times} {inputs[1]} and more\n" in text
+
+
+def source_of(name: str) -> str:
+    return (ROOT / "tests" / name).read_text(encoding="utf-8")
 
 
 # -- the merge rules
