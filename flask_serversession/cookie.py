@@ -23,7 +23,11 @@ _SALT = b"flask_serversession.cookie"
 # What werkzeug writes into a cookie without quoting. The shortest length allows 64
 # bits of entropy in hex: OWASP Session Management Cheat Sheet, "Session ID Entropy".
 _ID = re.compile(r"[\w!#$%&'()*+\-./:<=>?@\[\]^`{|}~]{16,256}", re.ASCII)
-_STATE = re.compile(r"([pb])([0-9a-f]+)-([0-9a-f]+)(?:-([0-9a-f]+))?")
+# What we never sign is refused: bigger numbers than these make no dates. The lifetime
+# is in milliseconds, and 1000 years are 12 digits of which the first is 1.
+_STATE = re.compile(
+    r"([pb])([0-9a-f]{1,12})-([0-9a-f]{1,12})(?:-(1?[0-9a-f]{1,11}))?"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -34,6 +34,9 @@ from .errors import RecordError
 FORMAT = 1
 
 _ENCRYPTED = 1
+# A little more than session.lifetime takes. Nobody else can say how long it lives, and
+# dates end at some time.
+_LONGEST_LIFETIME = 1001 * 366 * 86_400.0
 _HEADER = struct.Struct(">BcBBQdd")
 _NONCE_SIZE = 12
 _TAG_SIZE = 16
@@ -139,7 +142,7 @@ class Sealer:
             format != FORMAT
             or flags & ~_ENCRYPTED
             or reserved
-            or math.isinf(lifetime)
+            or not (math.isnan(lifetime) or 0 < lifetime <= _LONGEST_LIFETIME)
             or not math.isfinite(issued_at)
         ):
             raise RecordError("The envelope's header makes no sense.", "damaged")

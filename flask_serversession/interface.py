@@ -383,6 +383,8 @@ class ServerSessionInterface(SessionInterface):
             return  # which was reported, or asked for
         if not (state.is_written or state.is_exposed):
             return
+        if state.status is Status.NEW and not state.data:
+            return  # there is nothing that could be kept
         try:
             is_changed = self.keeper.change_reason(state) is not None
         except SerializationError:

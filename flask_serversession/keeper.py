@@ -611,7 +611,10 @@ class BackendKeeper:
             return Outcome.LOST
         except BackendUnavailableError:
             # Perhaps the old id is dead now, perhaps not; the new one lives for sure.
-            self._move(state, heir, record, payload)
+            # Who logs out keeps the old one: its session may still be there to be
+            # ended, and nobody may believe that it was.
+            if old_record.user in (None, record.user):
+                self._move(state, heir, record, payload)
             raise
         if isinstance(result, Conflict):
             if not result.current.is_tombstone:

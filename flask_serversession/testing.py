@@ -48,10 +48,12 @@ _OPERATIONS = (
     "replace",
     "delete",
     "touch",
+    "load_many",
     "keys_of_user",
     "iterate",
     "count",
     "prune",
+    "sweep",
     "close",
 )
 
@@ -251,6 +253,11 @@ class CountingBackend(Backend):
         with self._asked_for("touch"):
             return self.backend.touch(key, touched_at, expires_at)
 
+    def load_many(self, keys: t.Sequence[str]) -> dict[str, Record]:
+        """Forward to the backend inside."""
+        with self._asked_for("load_many"):
+            return self.backend.load_many(keys)
+
     def keys_of_user(self, user: str) -> list[str]:
         """Forward to the backend inside."""
         with self._asked_for("keys_of_user"):
@@ -270,6 +277,11 @@ class CountingBackend(Backend):
         """Forward to the backend inside."""
         with self._asked_for("prune"):
             return self.backend.prune(limit)
+
+    def sweep(self, limit: int) -> int:
+        """Forward to the backend inside."""
+        with self._asked_for("sweep"):
+            return self.backend.sweep(limit)
 
     def close(self) -> None:
         """Forward to the backend inside."""
@@ -315,7 +327,7 @@ class Spoil(t.Protocol):
         """Make the stored record unreadable.
 
         :param key: Where it is stored.
-        :param reason: What :attr:`.RecordError.reason` shall be from then on.
+        :param reason: The reason of the :exc:`.RecordError` from then on.
         """
         ...
 
@@ -1068,6 +1080,14 @@ class BackendContract:
         assert info.value.operation == operation
         assert key not in str(info.value)
 
+    def test_a_dead_engine_is_unavailable_to_load_many_too(
+        self, dead_backend: Backend | None
+    ) -> None:
+        if dead_backend is None:
+            pytest.skip("no 'dead_backend' fixture")
+        with pytest.raises(BackendUnavailableError):
+            dead_backend.load_many([self.key()])
+
     @pytest.mark.parametrize("operation", ["keys_of_user", "iterate", "count", "prune"])
     def test_a_dead_engine_is_unavailable_to_the_operator_too(
         self, dead_backend: Backend | None, operation: str
@@ -1142,6 +1162,92 @@ class BackendContract:
         backend.replace(self.key("old"), self.tombstone(clock), 1)
         assert backend.keys_of_user(user) == [self.key("new")]
 
+    def test_keys_of_user_leaves_tombstones_out(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need(backend, Capability.USER_INDEX)
+        user = f"{self._token}-user"
+        backend.create(self.key("created"), self.tombstone(clock, user=user))
+        backend.create(self.key("rotated"), self.record(clock, user=user))
+        backend.replace(self.key("rotated"), self.tombstone(clock, user=user), 1)
+        assert backend.keys_of_user(user) == []
+        for name, version in (("created", 1), ("rotated", 2)):
+            backend.replace(self.key(name), self.record(clock, user=user), version)
+        expected = sorted([self.key("created"), self.key("rotated")])
+        assert sorted(backend.keys_of_user(user)) == expected
+
+    def test_keys_of_user_follows_a_user_who_changes_and_comes_back(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need(backend, Capability.USER_INDEX)
+        one, other = f"{self._token}-one", f"{self._token}-other"
+        backend.create(self.key(), self.record(clock, user=one))
+        for version, user in enumerate([other, one, None, one, one, other, other], 1):
+            record = self.record(clock, user=user)
+            assert isinstance(backend.replace(self.key(), record, version), Replaced)
+            for each in (one, other):
+                expected = [self.key()] if each == user else []
+                assert backend.keys_of_user(each) == expected
+
+    def test_keys_of_user_lists_a_record_for_as_long_as_it_is_used(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need(backend, Capability.USER_INDEX)
+        user = f"{self._token}-user"
+        short = self.record(clock, lives=self.short * 1.5, user=user)
+        backend.create(self.key("touched"), short)
+        backend.create(self.key("replaced"), short)
+        backend.create(self.key("neither"), short)
+        version = 1
+        for _ in range(4):
+            clock.advance(self.short / 2)
+            now = clock()
+            backend.touch(self.key("touched"), now, now + self.short * 1.5)
+            record = self.record(clock, lives=self.short * 1.5, user=user)
+            backend.replace(self.key("replaced"), record, version)
+            version += 1
+        expected = sorted([self.key("touched"), self.key("replaced")])
+        assert sorted(backend.keys_of_user(user)) == expected
+        clock.advance(self.short * 1.5)
+        assert backend.keys_of_user(user) == []
+
+    def test_keys_of_user_lists_what_cannot_be_read(
+        self, backend: Backend, clock: Clock, spoil: Spoil | None
+    ) -> None:
+        _need(backend, Capability.USER_INDEX)
+        if spoil is None:
+            pytest.skip("no 'spoil' fixture")
+        user = f"{self._token}-user"
+        for reason in ("damaged", "newer"):
+            backend.create(self.key(reason), self.record(clock, user=user))
+            spoil(self.key(reason), reason)
+        expected = sorted([self.key("damaged"), self.key("newer")])
+        assert sorted(backend.keys_of_user(user)) == expected
+        assert backend.load_many(expected) == {}
+
+    def test_keys_of_user_lists_everyone_who_logs_in_at_the_same_moment(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need(backend, Capability.USER_INDEX)
+        user = f"{self._token}-user"
+        record = self.record(clock, user=user)
+        kept: set[str] = set()
+
+        def log_in(thread: int) -> None:
+            for turn in range(self.rounds):
+                key = self.key(f"{thread}-{turn}")
+                assert backend.create(key, record) is True
+                if turn % 2:
+                    assert backend.delete(key) is True
+                else:
+                    kept.add(key)
+                assert (key in backend.keys_of_user(user)) is not bool(turn % 2)
+
+        _race([_call(log_in, thread) for thread in range(self.threads)])
+        keys = backend.keys_of_user(user)
+        assert set(keys) == kept
+        assert len(keys) == len(kept)
+
     def test_keys_of_user_follows_expiry(self, backend: Backend, clock: Clock) -> None:
         _need(backend, Capability.USER_INDEX)
         user, other = f"{self._token}-user", f"{self._token}-other"
@@ -1162,6 +1268,17 @@ class BackendContract:
     ) -> None:
         _need(backend, Capability.USER_INDEX)
         users = ["a", "A", "a ", "aa", "a%", "a_", "a*", "a:", "a/b", "\xe4", "a\u0308"]
+        users += [
+            "a/../a",
+            "a\\",
+            "a.",
+            "a'; --",
+            "{a}",
+            "[a]",
+            "a\n",
+            "a%20",
+            "\U0001f36a",
+        ]
         users = [f"{self._token}-{user}" for user in users] + [self._token + "u" * 150]
         for number, user in enumerate(users):
             backend.create(self.key(str(number)), self.record(clock, user=user))
@@ -1172,6 +1289,25 @@ class BackendContract:
         keys = backend.keys_of_user("")
         assert self.key("empty") in keys
         assert self.key("nobody's") not in keys
+
+    def test_load_many_gives_what_is_live_and_can_be_read(
+        self, backend: Backend, clock: Clock, spoil: Spoil | None
+    ) -> None:
+        records = {
+            self.key(f"{number} *%/☃"): self.record(clock, b"%d" % number, user="one")
+            for number in range(250)
+        }
+        for key, record in records.items():
+            backend.create(key, record)
+        absent = [self.key(name) for name in ("absent", "expired", "tombstone", "bad")]
+        backend.create(self.key("expired"), self.record(clock, lives=-10))
+        backend.create(self.key("tombstone"), self.tombstone(clock))
+        if spoil is not None:
+            backend.create(self.key("bad"), self.record(clock))
+            spoil(self.key("bad"), "newer")
+        assert backend.load_many([*absent, *records, *list(records)[:2]]) == records
+        assert backend.load_many(absent) == {}
+        assert backend.load_many([]) == {}
 
     def test_iterate_gives_all_live_records(
         self, backend: Backend, clock: Clock
@@ -1272,6 +1408,24 @@ class BackendContract:
             assert backend.load(key) == record
         for number in range(5):
             assert backend.create(self.key(str(number)), self.record(clock)) is True
+
+    def test_sweep_deletes_expired_records_up_to_the_limit(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        _need(backend, Capability.PRUNE)
+        while backend.prune(100) == 100:
+            pass
+        short = self.record(clock, lives=self.short)
+        for number in range(5):
+            backend.create(self.key(str(number)), short)
+        backend.create(self.key("live"), self.record(clock))
+        clock.advance(self.short)
+        batches = [backend.sweep(2) for _ in range(10)]
+        assert all(0 <= batch <= 2 for batch in batches)
+        if Capability.EXPIRES not in backend.capabilities:
+            assert sum(batches) + backend.prune(100) == 5
+        assert backend.sweep(2) == 0
+        assert backend.load(self.key("live")) is not None
 
     # -- private helpers
 

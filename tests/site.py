@@ -81,6 +81,12 @@ class Browser:
         self.site = site
         self.client = site.app.test_client()
 
+    def twin(self) -> Browser:
+        """Give another browser that has the same cookie."""
+        twin = self.site.browser()
+        twin.cookie = self.cookie
+        return twin
+
     def visit(self, action: Action, **options: t.Any) -> TestResponse:
         """Run a function as the view of a request of this browser."""
         return self.client.get(self.site.add(action), **options)

@@ -12,6 +12,7 @@ import time
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 
 import pytest
 
@@ -106,22 +107,26 @@ def test_it_counts_what_it_is_asked_for(
     assert counting.replace("key", make_record(clock), 1) == Replaced(2)
     assert counting.replace("absent", make_record(clock), 1) == Gone()
     assert counting.touch("key", now, now + 60) is True
+    assert counting.load_many(["key"]) == {"key": counting.backend.load("key")}
     assert counting.keys_of_user("one") == []
     assert [key for key, _ in counting.iterate()] == ["key"]
     assert counting.count() == 1
     assert counting.delete("key") is True
     assert counting.prune(1) == 0
+    assert counting.sweep(1) == 0
     counting.close()
     assert counting.calls == {
         "create": 1,
         "load": 2,
         "replace": 2,
         "touch": 1,
+        "load_many": 1,
         "keys_of_user": 1,
         "iterate": 1,
         "count": 1,
         "delete": 1,
         "prune": 1,
+        "sweep": 1,
         "close": 1,
     }
     assert counting.log[:4] == ["create", "load", "load", "replace"]
@@ -503,6 +508,74 @@ class ListingExpired(MemoryBackend):
         return list(self._keys_by_user.get(user, ()))
 
 
+class ListingTombstones(MemoryBackend):
+    def keys_of_user(self, user: str) -> list[str]:
+        keys = self._keys_by_user.get(user, ())
+        now = self._clock()
+        return [key for key in keys if self._entries[key].record.expires_at > now]
+
+
+class ForgettingWhoComesBack(MemoryBackend):
+    def replace(
+        self, key: str, record: Record, expected: int
+    ) -> Replaced | Conflict | Gone:
+        was = self.load(key)
+        result = super().replace(key, record, expected)
+        if was is not None and was.user is None and record.user is not None:
+            self._keys_by_user[record.user].pop(key, None)
+            self._keys_by_user[record.user][f"other {key}"] = None
+        return result
+
+    def keys_of_user(self, user: str) -> list[str]:
+        keys = self._keys_by_user.get(user, ())
+        return [key for key in keys if key in self._entries]
+
+
+class IndexingForOneLifetime(MemoryBackend):
+    """Never learns of a later expiry."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self._first_expiries: dict[str, float] = {}
+
+    def create(self, key: str, record: Record) -> bool:
+        self._first_expiries[key] = record.expires_at
+        return super().create(key, record)
+
+    def keys_of_user(self, user: str) -> list[str]:
+        keys = super().keys_of_user(user)
+        return [key for key in keys if self._first_expiries[key] > self._clock()]
+
+
+class IndexingByReadingAndWriting(MemoryBackend):
+    """Keeps a list for each user, as is often done with a cache."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self._lists: dict[str, list[str]] = {}
+
+    def create(self, key: str, record: Record) -> bool:
+        is_new = super().create(key, record)
+        if is_new and record.user is not None:
+            keys = [*self._lists.get(record.user, ()), key]
+            time.sleep(0.002)
+            self._lists[record.user] = keys
+        return is_new
+
+    def keys_of_user(self, user: str) -> list[str]:
+        return [key for key in self._lists.get(user, ()) if self.load(key)]
+
+
+class LoadingManyTombstones(MemoryBackend):
+    def load_many(self, keys: Sequence[str]) -> dict[str, Record]:
+        return {key: record for key in keys if (record := self.load(key)) is not None}
+
+
+class SweepingWithoutALimit(MemoryBackend):
+    def sweep(self, limit: int) -> int:
+        return self.prune(10_000)
+
+
 class CountingTombstones(MemoryBackend):
     def count(self) -> int:
         return len(self._entries)
@@ -658,6 +731,21 @@ MISTAKES: list[tuple[type[MemoryBackend], list[str]]] = [
     (ForgettingOnClose, ["close_lets_the_backend_be_used_again"]),
     (IndexingOnCreateOnly, ["keys_of_user_follows_what_happens_to_records"]),
     (ListingExpired, ["keys_of_user_follows_expiry"]),
+    (ListingTombstones, ["keys_of_user_leaves_tombstones_out"]),
+    (
+        ForgettingWhoComesBack,
+        ["keys_of_user_follows_a_user_who_changes_and_comes_back"],
+    ),
+    (
+        IndexingForOneLifetime,
+        ["keys_of_user_lists_a_record_for_as_long_as_it_is_used"],
+    ),
+    (
+        IndexingByReadingAndWriting,
+        ["keys_of_user_lists_everyone_who_logs_in_at_the_same_moment"],
+    ),
+    (LoadingManyTombstones, ["load_many_gives_what_is_live_and_can_be_read"]),
+    (SweepingWithoutALimit, ["sweep_deletes_expired_records_up_to_the_limit"]),
     (
         CountingTombstones,
         [
@@ -708,6 +796,8 @@ def run_contract(backend_class: type[MemoryBackend], name: str) -> None:
         arguments: dict[str, t.Any] = {"backend": backend_class(clock), **parameters}
         if "clock" in inspect.signature(test).parameters:
             arguments["clock"] = clock
+        if "spoil" in inspect.signature(test).parameters:
+            arguments["spoil"] = None
         test(BackendContract(), **arguments)
 
 

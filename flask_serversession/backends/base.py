@@ -58,7 +58,7 @@ class Backend(abc.ABC):
     Every method is safe to call from several threads at once, and, where the
     engine is shared, from several processes and machines.
 
-    ``None``, ``False`` and :class:`Gone` always mean *absent*. An engine that
+    ``None``, ``False`` and :class:`.Gone` always mean *absent*. An engine that
     fails, refuses or times out raises :exc:`.BackendUnavailableError`; the two are
     never mixed up. A stored value that cannot be read raises :exc:`.RecordError`.
 
@@ -135,6 +135,7 @@ class Backend(abc.ABC):
 
         For listing. Asks one by one unless the backend knows better.
 
+        :return: The records by their keys, in no special order.
         :raises BackendUnavailableError: if the engine did not answer in time.
         """
         found: dict[str, Record] = {}
@@ -149,6 +150,9 @@ class Backend(abc.ABC):
 
     def keys_of_user(self, user: str) -> list[str]:
         """Give the keys of all live records of a user, tombstones left out.
+
+        What is known to be the user's and cannot be read is among them: whoever ends
+        all sessions of a user has to learn of it.
 
         :raises NotSupportedError: without :attr:`Capability.USER_INDEX`.
         """
@@ -171,10 +175,24 @@ class Backend(abc.ABC):
     def prune(self, limit: int) -> int:
         """Delete at most ``limit`` expired records.
 
-        :return: How many were deleted; fewer than ``limit`` when none is left.
+        :return: How many were deleted; fewer than ``limit`` only when nothing is left
+            that had expired when this was called.
         :raises NotSupportedError: without :attr:`Capability.PRUNE`.
         """
         raise NotSupportedError(self.name, "prune")
+
+    def sweep(self, limit: int) -> int:
+        """Delete at most ``limit`` expired records at a bounded cost.
+
+        For the automatic cleanup, which a visitor waits for. The same as :meth:`prune`
+        unless the backend would have to look at very many records to find that few;
+        then it may stop earlier, and the next call looks elsewhere.
+
+        :return: How many were deleted; fewer than ``limit`` does not mean that nothing
+            is left.
+        :raises NotSupportedError: without :attr:`Capability.PRUNE`.
+        """
+        return self.prune(limit)
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to release
         """Release connections that the backend itself opened. It may be used again."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import os
 import random
 import re
@@ -14,7 +13,6 @@ import sys
 import threading
 import time
 import typing as t
-import urllib.parse
 import weakref
 
 from filelock import lock_descriptor
@@ -30,62 +28,58 @@ from ..record import TOMBSTONE_FLAG
 from ..record import Record
 from ..record import decode_record
 from ..record import decode_times
+from ..record import decode_user
 from ..record import encode_record
 from ..record import encode_times
+from ..record import size_with_user
+from ._files import create_file
+from ._files import decode_name
+from ._files import encode_name
+from ._files import hash_text
+from ._files import insist
+from ._files import is_folder
+from ._files import make_folder
+from ._files import open_file
+from ._files import open_lock
+from ._files import read
+from ._files import set_mtime
+from ._files import unlink
+from ._files import write_at
+from ._user_markers import UserMarkers
 from .base import Backend
 from .base import Capability
 from .base import Conflict
 from .base import Gone
 from .base import Replaced
 
-# 0 where the system has no such flag. O_NONBLOCK so that opening a pipe that
-# somebody put there returns at once; for a file it means nothing. Python adds
-# O_CLOEXEC by itself (PEP 446).
-_NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
-_FLAGS: int = _NO_FOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-# What opening something that is not a file gives: a folder, a symbolic link (EMLINK
-# on FreeBSD), a socket, a device without a driver.
-_NOT_A_FILE = frozenset(
-    {
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.EMLINK,
-        errno.ENXIO,
-        errno.EOPNOTSUPP,
-        errno.ENODEV,
-    }
-)
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
-
-_FILE_MODE = 0o600
-_FOLDER_MODE = 0o700
-_LOCK_NAME = ".lock"
 _TEMPORARY_PREFIX = ".tmp-"
 _DAMAGED_SUFFIX = ".damaged"
+_HASHED = "%%"
 _SHARD = re.compile(r"[0-9a-f]{2}\Z")
 _SHARD_COUNT = 256
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
-# Capitals too: on macOS and Windows, "a" and "A" are the same file.
-_ESCAPED = re.compile(rb"[^a-z0-9_-]")
 # Every file system in use takes names of 255 bytes. What a damaged file is called
 # must fit too.
 _LONGEST_NAME = 255 - len(".12345678") - len(_DAMAGED_SUFFIX)
+
+# Enough for a header and for any user that the library allows.
+_START_SIZE = 2_048
 
 # How long what nobody needs any more is kept, in seconds. No write takes an hour;
 # a damaged file is for the operator to look at.
 _TEMPORARY_AGE = 3_600.0
 _DAMAGED_AGE = 7 * 86_400.0
-# prune() does not look at more files than this in one call, or than so many for
+# sweep() does not look at more files than this in one call, or than so many for
 # each record that it may delete. At about 2 µs a file that is 0.1 s.
 _LEAST_LOOKS = 50_000
 _LOOKS_PER_DELETION = 100
-# prune() lets go of a shard's lock after so many files, for requests that wait.
-_DELETIONS_PER_LOCK = 50
+# prune() lets go of a shard's lock after so many seconds, and then for as long as it
+# held it: requests that wait for the lock ask every few milliseconds.
+_LONGEST_HOLD = 0.002
 
 _FIRST_DELAY = 0.0002
 _LONGEST_DELAY = 0.005
-# The year 9999: what is later does not fit into every system's file times.
-_LATEST_MTIME = 253_402_300_799.0
 
 
 class FilesystemBackend(Backend):
@@ -110,6 +104,12 @@ class FilesystemBackend(Backend):
     and processes; :meth:`load` takes no lock. The system releases the lock of a
     process that dies.
 
+    *Users.* An empty file, ``<path>/users/<shard>/<hash>/<name>``, says that a record
+    belongs to a user; the hash is the SHA-256 of prefix and user. It is made before the
+    record and removed after it, under the record's lock. Should a process be killed in
+    between, an empty file is left over until :meth:`keys_of_user` meets it;
+    :meth:`prune` does not look for those.
+
     *Expiry.* A file's modification time is the moment its record expires, so that
     :meth:`prune` needs no more than ``stat`` to pass over live records. It is only a
     hint: the times inside the file decide.
@@ -129,6 +129,7 @@ class FilesystemBackend(Backend):
     name = "filesystem"
     capabilities = (
         Capability.COMPARE_AND_SWAP
+        | Capability.USER_INDEX
         | Capability.ITERATE
         | Capability.COUNT
         | Capability.PRUNE
@@ -144,7 +145,7 @@ class FilesystemBackend(Backend):
     ) -> None:
         self._path: str = os.path.abspath(os.fspath(path))
         self._prefix = prefix
-        self._encoded_prefix = _encode_name(prefix)
+        self._encoded_prefix = encode_name(prefix)
         if len(self._encoded_prefix) + 64 > _LONGEST_NAME:
             raise ConfigurationError(
                 f"'SESSION_KEY_PREFIX' is too long for a file name: it takes"
@@ -152,6 +153,7 @@ class FilesystemBackend(Backend):
                 f" allows {_LONGEST_NAME - 64}.",
                 "SESSION_KEY_PREFIX",
             )
+        self._markers = UserMarkers(self._path, prefix)
         self._lock_timeout = lock_timeout
         self._clock = clock
         # Where the next prune() begins; different in each process, so that they do
@@ -167,10 +169,10 @@ class FilesystemBackend(Backend):
         """Give the record, or ``None``. Takes no lock; moves a damaged file aside."""
         shard, path = self._locate(key)
         try:
-            if not _is_folder(shard):
+            if not is_folder(shard):
                 return None
             try:
-                buffer = _read(path)
+                buffer = read(path)
                 record = None if buffer is None else decode_record(buffer)
             except RecordError as error:
                 if error.reason != "damaged":
@@ -195,10 +197,11 @@ class FilesystemBackend(Backend):
                     if exists:
                         if not self._is_free(path):
                             return False
+                        self._mark(path, self._owner_of(record))
                         self._write(shard, path, encoded, record.expires_at)
                         return True
                 # A second turn only if somebody removes the folder right here.
-                _make_folder(shard)
+                make_folder(shard)
         except OSError as error:
             raise self._unavailable("create", error) from error
 
@@ -214,7 +217,7 @@ class FilesystemBackend(Backend):
         encoded = encode_record(record)
         try:
             with self._locked(shard, "replace") as exists:
-                buffer = _read(path) if exists else None
+                buffer = read(path) if exists else None
                 if buffer is None:
                     return Gone()
                 current = decode_record(buffer)
@@ -223,10 +226,15 @@ class FilesystemBackend(Backend):
                     return Gone()
                 if current.version != expected:
                     return Conflict(current)
+                before, after = self._owner_of(current), self._owner_of(record)
+                if after != before:
+                    self._mark(path, after)
                 if record.expires_at <= now:
-                    _unlink(path)
+                    unlink(path)
                 else:
                     self._write(shard, path, encoded, record.expires_at)
+                if after != before:
+                    self._unmark(path, before)
                 return Replaced(version)
         except OSError as error:
             raise self._unavailable("replace", error) from error
@@ -239,21 +247,24 @@ class FilesystemBackend(Backend):
                 if not exists:
                     return False
                 is_expired = False
+                owner = None
                 try:
-                    header = _read(path, HEADER_SIZE)
-                    if header is None:
+                    start = _read_start(path)
+                    if start is None:
                         return False
-                    _, expires_at = decode_times(header)
+                    _, expires_at = decode_times(start)
                     is_expired = expires_at <= self._clock()
-                    if not is_expired and header[FLAGS_OFFSET] & TOMBSTONE_FLAG:
+                    if not is_expired and start[FLAGS_OFFSET] & TOMBSTONE_FLAG:
                         return False
+                    owner = decode_user(start)
                 except RecordError as error:
                     if error.reason == "newer":
                         raise
-                if not _is_folder(path, strict=False):
-                    _unlink(path)
+                if not is_folder(path, strict=False):
+                    unlink(path)
                 else:
                     self._set_aside(path)
+                self._unmark(path, owner)
                 return not is_expired
         except OSError as error:
             raise self._unavailable("delete", error) from error
@@ -263,7 +274,7 @@ class FilesystemBackend(Backend):
         shard, path = self._locate(key)
         try:
             with self._locked(shard, "touch") as exists:
-                descriptor = _open(path, os.O_RDWR) if exists else None
+                descriptor = open_file(path, os.O_RDWR) if exists else None
                 if descriptor is None:
                     return False
                 try:
@@ -273,13 +284,13 @@ class FilesystemBackend(Backend):
                         or header[FLAGS_OFFSET] & TOMBSTONE_FLAG
                     ):
                         return False
-                    _write_at(
+                    write_at(
                         descriptor,
                         encode_times(touched_at, expires_at),
                         TIMES_SLICE.start,
                     )
                     # Last: writing sets the modification time to the present.
-                    _set_mtime(descriptor, path, expires_at)
+                    set_mtime(descriptor, path, expires_at)
                 finally:
                     os.close(descriptor)
                 return True
@@ -287,6 +298,37 @@ class FilesystemBackend(Backend):
             return False
         except OSError as error:
             raise self._unavailable("touch", error) from error
+
+    def keys_of_user(self, user: str) -> list[str]:
+        """Give the keys of a user's live records; reads their beginnings only.
+
+        A record whose key was too long for a file name is left out, as by
+        :meth:`iterate`.
+        """
+        keys: list[str] = []
+        leftovers: list[str] = []
+        try:
+            for name in self._markers.find(user):
+                key = decode_name(name) if self._is_ours(name) else None
+                if key is None:
+                    continue
+                shard, path = self._locate(key)
+                try:
+                    start = _read_start(path) if is_folder(shard) else None
+                    if start is None or not _is_of(start, user):
+                        leftovers.append(key)
+                    elif decode_times(start)[1] > self._clock():
+                        keys.append(key)
+                except RecordError:
+                    keys.append(key)
+        except OSError as error:
+            raise self._unavailable("keys_of_user", error) from error
+        # If another one holds a lock for too long, the next call does it.
+        with contextlib.suppress(OSError, BackendUnavailableError):
+            for key in leftovers:
+                with contextlib.suppress(RecordError):
+                    self._unmark_if_gone(key, user)
+        return keys
 
     def iterate(self) -> t.Iterator[tuple[str, Record]]:
         """Go through all live records, a shard at a time.
@@ -296,7 +338,7 @@ class FilesystemBackend(Backend):
         """
         for key, path in self._find_records("iterate"):
             try:
-                buffer = _read(path)
+                buffer = read(path)
                 record = None if buffer is None else decode_record(buffer)
             except RecordError:
                 continue
@@ -314,7 +356,7 @@ class FilesystemBackend(Backend):
         number = 0
         for _, path in self._find_records("count"):
             try:
-                header = _read(path, HEADER_SIZE)
+                header = read(path, HEADER_SIZE)
                 if header is None or header[FLAGS_OFFSET] & TOMBSTONE_FLAG:
                     continue
                 number += decode_times(header)[1] > self._clock()
@@ -327,28 +369,19 @@ class FilesystemBackend(Backend):
     def prune(self, limit: int) -> int:
         """Delete at most ``limit`` expired records, and what killed processes left.
 
-        One call looks at no more than about 50,000 files, or 100 times ``limit`` if
-        that is more, and the next one goes on where it stopped. So on a very large
-        folder the number can be below ``limit`` although expired records are left;
-        to clean everything at once, pass a large ``limit``.
+        Goes through all files, or until it has deleted so many; the next call goes on
+        where it stopped.
+        """
+        return self._prune("prune", limit, looks=None)
+
+    def sweep(self, limit: int) -> int:
+        """Delete at most ``limit`` expired records, but look only for a while.
+
+        At no more than about 50,000 files, or 100 times ``limit`` if that is more. The
+        next call goes on where this one stopped.
         """
         looks = max(_LEAST_LOOKS, _LOOKS_PER_DELETION * limit)
-        deleted = 0
-        try:
-            shards = self._list_shards()
-            # The position is a shard's number, not an index: shards come and go.
-            start = self._next_shard
-            shards.sort(key=lambda shard: (int(shard, 16) - start) % _SHARD_COUNT)
-            for shard in shards:
-                self._next_shard = int(shard, 16)
-                if deleted >= limit or looks <= 0:
-                    break
-                looked, removed = self._prune_shard(shard, limit - deleted)
-                looks -= looked
-                deleted += removed
-        except OSError as error:
-            raise self._unavailable("prune", error) from error
-        return deleted
+        return self._prune("sweep", limit, looks)
 
     # -- where things are ------------------------------------------------------
 
@@ -356,17 +389,17 @@ class FilesystemBackend(Backend):
         """Give the shard's folder and the file of a key."""
         digest = key[-64:]
         if _DIGEST.match(digest) is None:
-            shard = _hash(key)[:2]
-            name = _encode_name(key)
+            shard = hash_text(key)[:2]
+            name = encode_name(key)
         else:
             shard = digest[:2]
             if len(key) == len(self._prefix) + 64 and key.startswith(self._prefix):
                 name = self._encoded_prefix + digest
             else:
-                name = _encode_name(key)
+                name = encode_name(key)
         if len(name) > _LONGEST_NAME:
             # No encoded key has a bare percent sign in front of another one.
-            name = f"%%{_hash(key)}"
+            name = f"{_HASHED}{hash_text(key)}"
         folder = f"{self._path}{os.sep}{shard}"
         return folder, f"{folder}{os.sep}{name}"
 
@@ -391,7 +424,7 @@ class FilesystemBackend(Backend):
                 except FileNotFoundError:
                     continue
                 for name in names:
-                    key = _decode_name(name) if self._is_ours(name) else None
+                    key = decode_name(name) if self._is_ours(name) else None
                     if key is not None:
                         yield key, os.path.join(folder, name)
         except OSError as error:
@@ -399,7 +432,7 @@ class FilesystemBackend(Backend):
 
     def _is_ours(self, name: str) -> bool:
         # An encoded key never has a dot; temporary, damaged and lock files have.
-        return "." not in name and name.startswith((self._encoded_prefix, "%%"))
+        return "." not in name and name.startswith((self._encoded_prefix, _HASHED))
 
     # -- reading and writing ---------------------------------------------------
 
@@ -411,7 +444,7 @@ class FilesystemBackend(Backend):
         try:
             with self._locked(shard, "load") as exists:
                 try:
-                    buffer = _read(path) if exists else None
+                    buffer = read(path) if exists else None
                     return None if buffer is None else decode_record(buffer)
                 except RecordError as error:
                     if error.reason == "damaged":
@@ -438,7 +471,7 @@ class FilesystemBackend(Backend):
 
     def _is_free(self, path: str) -> bool:
         try:
-            header = _read(path, HEADER_SIZE)
+            header = read(path, HEADER_SIZE)
             return header is None or decode_times(header)[1] <= self._clock()
         except RecordError:
             return False
@@ -446,30 +479,71 @@ class FilesystemBackend(Backend):
     def _write(self, shard: str, path: str, encoded: bytes, expires_at: float) -> None:
         """Put the bytes in the place of the file. The shard's lock must be held."""
         temporary = f"{shard}{os.sep}{_TEMPORARY_PREFIX}{os.urandom(8).hex()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
-        descriptor = os.open(temporary, flags, _FILE_MODE)
+        descriptor = create_file(temporary)
         try:
             try:
-                if sys.platform != "win32":
-                    # The umask took away from the mode that was asked for.
-                    os.fchmod(descriptor, _FILE_MODE)
                 written = os.write(descriptor, encoded)
                 while written < len(encoded):
                     # The next one says why this one stopped short.
                     written += os.write(descriptor, encoded[written:])
-                _set_mtime(descriptor, temporary, expires_at)
+                set_mtime(descriptor, temporary, expires_at)
             finally:
                 # Before the rename: a network file system reports a full disk here.
                 os.close(descriptor)
-            _insist(os.replace, temporary, path)
+            insist(os.replace, temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
 
+    # -- users -----------------------------------------------------------------
+
+    def _owner_of(self, record: Record) -> str | None:
+        """Give the user who is to have a marker for a record."""
+        if record.is_tombstone or record.expires_at <= self._clock():
+            return None
+        return record.user
+
+    def _mark(self, path: str, user: str | None) -> None:
+        name = os.path.basename(path)
+        if user is not None and not name.startswith(_HASHED):
+            self._markers.add(user, name)
+
+    def _unmark(self, path: str, user: str | None) -> None:
+        if user is not None:
+            self._markers.remove(user, os.path.basename(path))
+
+    def _unmark_if_gone(self, key: str, user: str) -> None:
+        """Remove a marker that was left over. Not so one that is just being made."""
+        shard, path = self._locate(key)
+        with self._locked(shard, "keys_of_user") as exists:
+            if exists:
+                start = _read_start(path)
+                if start is None or not _is_of(start, user):
+                    self._unmark(path, user)
+
     # -- pruning ---------------------------------------------------------------
 
-    def _prune_shard(self, shard: str, limit: int) -> tuple[int, int]:
+    def _prune(self, operation: str, limit: int, looks: int | None) -> int:
+        deleted = 0
+        try:
+            shards = self._list_shards()
+            # The position is a shard's number, not an index: shards come and go.
+            start = self._next_shard
+            shards.sort(key=lambda shard: (int(shard, 16) - start) % _SHARD_COUNT)
+            for shard in shards:
+                self._next_shard = int(shard, 16)
+                if deleted >= limit or (looks is not None and looks <= 0):
+                    break
+                looked, removed = self._prune_shard(operation, shard, limit - deleted)
+                if looks is not None:
+                    looks -= looked
+                deleted += removed
+        except OSError as error:
+            raise self._unavailable(operation, error) from error
+        return deleted
+
+    def _prune_shard(self, operation: str, shard: str, limit: int) -> tuple[int, int]:
         """Give how many files were looked at, and how many records were deleted."""
         folder = os.path.join(self._path, shard)
         now = self._clock()
@@ -495,33 +569,42 @@ class FilesystemBackend(Backend):
             return 0, 0
         deleted = 0
         while leftovers or (expired and deleted < limit):
-            with self._locked(folder, "prune") as exists:
+            with self._locked(folder, operation) as exists:
                 if not exists:
                     break
-                for _ in range(_DELETIONS_PER_LOCK):
+                started, held = time.monotonic(), 0.0
+                while held < _LONGEST_HOLD:
                     if leftovers:
-                        _unlink(leftovers.pop())
+                        unlink(leftovers.pop())
                     elif expired and deleted < limit:
                         deleted += self._unlink_if_expired(expired.pop())
+                    else:
+                        break
+                    held = time.monotonic() - started
+            if held >= _LONGEST_HOLD:
+                time.sleep(min(held, 5 * _LONGEST_HOLD))
         return looked, deleted
 
     def _unlink_if_expired(self, path: str) -> bool:
         # The modification time may be wrong: a process was killed between the two
         # halves of a touch, or somebody copied or restored the folder.
         try:
-            header = _read(path, HEADER_SIZE)
-            if header is None:
+            start = _read_start(path)
+            if start is None:
                 return False
-            _, expires_at = decode_times(header)
+            _, expires_at = decode_times(start)
+            owner = decode_user(start)
         except RecordError as error:
             if error.reason == "damaged":
                 self._set_aside(path)
             return False
         if expires_at > self._clock():
             with contextlib.suppress(FileNotFoundError):
-                _set_mtime(None, path, expires_at)
+                set_mtime(None, path, expires_at)
             return False
-        return _unlink(path)
+        is_deleted = unlink(path)
+        self._unmark(path, owner)
+        return is_deleted
 
     # -- locking ---------------------------------------------------------------
 
@@ -554,7 +637,7 @@ class FilesystemBackend(Backend):
     def _lock_file(self, shard: str, operation: str, deadline: float) -> int | None:
         delay = _FIRST_DELAY
         while True:
-            descriptor = _open_lock(shard)
+            descriptor = open_lock(shard)
             if descriptor is None:
                 return None
             self._held.add(descriptor)
@@ -623,143 +706,19 @@ if sys.platform != "win32":
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _hash(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+def _read_start(path: str) -> bytes | None:
+    """Read the beginning of a file, at least its record's header and user."""
+    start = read(path, _START_SIZE)
+    if start is not None and len(start) == _START_SIZE:
+        size = size_with_user(start)
+        if size > _START_SIZE:
+            return read(path, size)
+    return start
 
 
-def _encode_name(key: str) -> str:
-    return _ESCAPED.sub(
-        lambda match: b"%%%02x" % match[0][0], key.encode("utf-8", "surrogatepass")
-    ).decode("ascii")
-
-
-def _decode_name(name: str) -> str | None:
-    """Give the key; ``None`` for a name that no key has."""
-    try:
-        key = urllib.parse.unquote_to_bytes(name).decode("utf-8", "surrogatepass")
-    except ValueError:
-        return None
-    return key if _encode_name(key) == name else None
-
-
-def _is_folder(path: str, *, strict: bool = True) -> bool:
-    """Say whether there is a folder, and if strict refuse anything else there."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return False
-    if not stat.S_ISDIR(mode):
-        if not strict:
-            return False
-        raise NotADirectoryError(
-            errno.ENOTDIR,
-            f"{os.path.basename(path)!r} in it is"
-            f" {'a symbolic link' if stat.S_ISLNK(mode) else 'not a folder'}",
-        )
-    return True
-
-
-def _make_folder(path: str) -> None:
-    try:
-        try:
-            os.mkdir(path, _FOLDER_MODE)
-        except FileNotFoundError:
-            parent = os.path.dirname(path)
-            if parent == path:
-                raise
-            _make_folder(parent)
-            os.mkdir(path, _FOLDER_MODE)
-    except FileExistsError:
-        return
-    # The umask took away from the mode that was asked for.
-    os.chmod(path, _FOLDER_MODE)
-
-
-def _open(path: str, flags: int) -> int | None:
-    """Open a regular file, or give ``None`` if there is none.
-
-    :raises RecordError: if there is something else under this name.
-    """
-    try:
-        if not _NO_FOLLOW and os.path.islink(path):
-            raise OSError(errno.ELOOP, "It is a symbolic link")
-        descriptor = os.open(path, flags | _FLAGS)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno in _NOT_A_FILE:
-            raise _not_a_file() from None
-        raise
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _not_a_file()
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _not_a_file() -> RecordError:
-    return RecordError("There is something else than a file.", "damaged")
-
-
-def _read(path: str, size: int | None = None) -> bytes | None:
-    """Read a file, or its beginning; ``None`` if there is none.
-
-    :raises RecordError: as :func:`_open`.
-    """
-    descriptor = _open(path, os.O_RDONLY)
-    if descriptor is None:
-        return None
-    try:
-        if size is not None:
-            return os.read(descriptor, size)
-        # A file never changes its size: another one takes its place.
-        size = os.fstat(descriptor).st_size
-        buffer = os.read(descriptor, size)
-        while len(buffer) < size and (more := os.read(descriptor, size - len(buffer))):
-            buffer += more
-        return buffer
-    finally:
-        os.close(descriptor)
-
-
-def _write_at(descriptor: int, data: bytes, offset: int) -> None:
-    if sys.platform != "win32":
-        os.pwrite(descriptor, data, offset)
-    else:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        os.write(descriptor, data)
-
-
-def _set_mtime(descriptor: int | None, path: str, mtime: float) -> None:
-    mtime = min(max(mtime, 0.0), _LATEST_MTIME)
-    if descriptor is not None and os.utime in os.supports_fd:
-        os.utime(descriptor, (mtime, mtime))
-    elif os.utime in os.supports_follow_symlinks:
-        os.utime(path, (mtime, mtime), follow_symlinks=False)
-    else:
-        os.utime(path, (mtime, mtime))
-
-
-def _insist(function: t.Callable[..., None], *paths: str) -> None:
-    if sys.platform == "win32":
-        # Windows refuses to replace or remove a file that is open, which it is for
-        # the few microseconds in which another thread or process loads it.
-        for _ in range(50):
-            with contextlib.suppress(PermissionError):
-                function(*paths)
-                return
-            time.sleep(_LONGEST_DELAY)
-    function(*paths)
-
-
-def _unlink(path: str) -> bool:
-    try:
-        _insist(os.unlink, path)
-    except FileNotFoundError:
-        return False
-    return True
+def _is_of(start: bytes, user: str) -> bool:
+    """Say whether a record begins so that a user has, or had until it expired."""
+    return not start[FLAGS_OFFSET] & TOMBSTONE_FLAG and decode_user(start) == user
 
 
 def _age(entry: os.DirEntry[str], now: float) -> float | None:
@@ -774,24 +733,3 @@ def _age(entry: os.DirEntry[str], now: float) -> float | None:
         # Its modification time may already be the record's expiry.
         return now - min(status.st_mtime, status.st_ctime)
     return now - status.st_mtime
-
-
-def _open_lock(shard: str) -> int | None:
-    """Open the lock file of a shard; ``None`` if there is no such folder."""
-    if not _is_folder(shard):
-        return None
-    path = f"{shard}{os.sep}{_LOCK_NAME}"
-    while True:
-        with contextlib.suppress(FileNotFoundError):
-            return os.open(path, os.O_RDWR | _FLAGS)
-        try:
-            descriptor = os.open(
-                path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, _FILE_MODE
-            )
-        except FileExistsError:
-            continue
-        except FileNotFoundError:
-            return None
-        if sys.platform != "win32":
-            os.fchmod(descriptor, _FILE_MODE)
-        return descriptor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import contextlib
 import dataclasses
+import hashlib
 import multiprocessing
 import os
 import random
@@ -17,6 +18,7 @@ import textwrap
 import threading
 import time
 import typing as t
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,11 +56,18 @@ def find_leftovers(path: Path) -> list[str]:
     return [file.name for file in path.glob("*/.tmp-*")]
 
 
+def find_markers(path: Path) -> list[str]:
+    return sorted(file.name for file in path.glob("users/*/*/*"))
+
+
 def make_record(
-    clock: cabc.Callable[[], float], data: bytes = b"data", lives: float = 600
+    clock: cabc.Callable[[], float],
+    data: bytes = b"data",
+    lives: float = 600,
+    user: str | None = "user",
 ) -> Record:
     now = clock()
-    return Record(data, 1, now, now, now + lives, "user", {"address": "192.0.2.1"})
+    return Record(data, 1, now, now, now + lives, user, {"address": "192.0.2.1"})
 
 
 def spoil_file(file: Path, reason: str) -> None:
@@ -222,7 +231,8 @@ def test_thousands_of_sessions_are_all_there(path: Path, clock: FakeClock) -> No
     found = dict(backend.iterate())
     assert found.keys() == keys
     assert all(value == record for value in found.values())
-    assert len(list(path.iterdir())) == 256
+    assert len(list(path.iterdir())) == 256 + 1
+    assert sorted(backend.keys_of_user("user")) == sorted(keys)
 
 
 # -- modes
@@ -245,8 +255,8 @@ def test_only_the_owner_can_read(path: Path, clock: FakeClock, umask: int) -> No
     }
     folders = [path.parent, path, *(p for p in path.rglob("*") if p.is_dir())]
     files = [p for p in path.rglob("*") if p.is_file()]
-    assert len(folders) == 3
-    assert sorted(file.name == ".lock" for file in files) == [False, True]
+    assert len(folders) == 3 + 3
+    assert sorted(file.name == ".lock" for file in files) == [False, False, True]
     assert {stat.S_IMODE(p.stat().st_mode) for p in folders} == {0o700}, modes
     assert {stat.S_IMODE(p.stat().st_mode) for p in files} == {0o600}, modes
 
@@ -466,7 +476,7 @@ def test_a_load_that_meets_a_touch_halfway_is_no_damage(
     torn = bytearray(whole)
     torn[20] ^= 1
     answers = [bytes(torn), whole]
-    monkeypatch.setattr(filesystem, "_read", lambda *_: answers.pop(0))
+    monkeypatch.setattr(filesystem, "read", lambda *_: answers.pop(0))
     assert backend.load(KEY) == make_record(clock)
     assert answers == []
     assert file.exists()
@@ -549,7 +559,7 @@ def test_prune_goes_on_where_it_stopped(
     assert backend.load(live) is not None
 
 
-def test_prune_is_bounded_on_a_large_folder(
+def test_sweep_is_bounded_on_a_large_folder(
     backend: FilesystemBackend, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(300):
@@ -559,21 +569,82 @@ def test_prune_is_bounded_on_a_large_folder(
     clock.advance(11)
     monkeypatch.setattr(filesystem, "_LEAST_LOOKS", 30)
     monkeypatch.setattr(filesystem, "_LOOKS_PER_DELETION", 1)
+    looked = count_looks(backend, monkeypatch)
+    deleted = 0
+    for _ in range(60):
+        looked.append(0)
+        deleted += backend.sweep(5)
+    assert deleted == 1
+    assert max(looked) < 60
+
+
+def count_looks(
+    backend: FilesystemBackend, monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
+    """Add to the last number of the list how many files are looked at."""
     looked: list[int] = []
     prune_shard = backend._prune_shard
 
-    def prune_and_count(shard: str, limit: int) -> tuple[int, int]:
-        looks, deleted = prune_shard(shard, limit)
+    def prune_and_count(operation: str, shard: str, limit: int) -> tuple[int, int]:
+        looks, deleted = prune_shard(operation, shard, limit)
         looked[-1] += looks
         return looks, deleted
 
     monkeypatch.setattr(backend, "_prune_shard", prune_and_count)
-    deleted = 0
-    for _ in range(60):
+    return looked
+
+
+def test_prune_stops_early_only_when_nothing_is_left(
+    backend: FilesystemBackend, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(300):
+        lives = 10 if number % 10 == 0 else 600
+        backend.create(
+            key_of(str(number), PREFIX), make_record(clock, lives=lives, user=None)
+        )
+    clock.advance(11)
+    monkeypatch.setattr(filesystem, "_LEAST_LOOKS", 1)
+    monkeypatch.setattr(filesystem, "_LOOKS_PER_DELETION", 1)
+    looked = count_looks(backend, monkeypatch)
+    batches = [7]
+    while batches[-1] == 7:
         looked.append(0)
-        deleted += backend.prune(5)
-    assert deleted == 1
-    assert max(looked) < 60
+        batches.append(backend.prune(7))
+    assert batches[1:] == [7, 7, 7, 7, 2]
+    # Each goes on where the one before it stopped.
+    assert sum(looked) < 2 * (300 + 2 * 256)
+
+
+def test_prune_lets_others_write_in_between(
+    backend: FilesystemBackend,
+    clock: FakeClock,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # All in one shard.
+    keys = [f"{PREFIX}ab{number:062x}" for number in range(200)]
+    for key in keys[1:]:
+        backend.create(key, make_record(clock, lives=10))
+    backend.create(keys[0], make_record(clock))
+    clock.advance(11)
+    begun = threading.Event()
+    unlink = filesystem.unlink
+
+    def unlink_slowly(path: str) -> bool:
+        begun.set()
+        time.sleep(0.003)
+        return unlink(path)
+
+    monkeypatch.setattr(filesystem, "unlink", unlink_slowly)
+    # Another one, whose lock is not the same thread's.
+    other = FilesystemBackend(path, prefix=PREFIX, clock=clock)
+    with ThreadPoolExecutor(1) as executor:
+        pruning = executor.submit(other.prune, 1_000)
+        begun.wait()
+        for _ in range(5):
+            assert backend.touch(keys[0], clock(), clock() + 700) is True
+        assert not pruning.done()
+        assert pruning.result() == 199
 
 
 def test_what_killed_processes_left_behind_is_swept_after_an_hour(
@@ -593,6 +664,258 @@ def test_what_killed_processes_left_behind_is_swept_after_an_hour(
     assert backend.prune(10) == 0
     assert find_leftovers(path) == []
     assert backend.load(KEY) is not None
+
+
+# -- users
+
+
+def test_a_marker_lies_where_the_user_says(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    backend.create(KEY, make_record(clock, user="zoë/.."))
+    digest = hashlib.sha256("8:session:zoë/..".encode()).hexdigest()
+    marker = path / "users" / digest[:2] / digest / find_file(path).name
+    assert marker.stat().st_size == 0
+    assert backend.keys_of_user("zoë/..") == [KEY]
+    # It is no record, whatever its name is.
+    assert [key for key, _ in backend.iterate()] == [KEY]
+    assert backend.count() == 1
+    assert backend.delete(KEY) is True
+    assert list((path / "users" / digest[:2]).iterdir()) == []
+
+
+@pytest.mark.parametrize("user", ["\0", "\udc80", "..", "/", "", "u" * 70, "☃" * 1_000])
+def test_any_user_has_markers(
+    backend: FilesystemBackend, clock: FakeClock, path: Path, user: str
+) -> None:
+    backend.create(KEY, make_record(clock, user=user))
+    assert backend.keys_of_user(user) == [KEY]
+    assert backend.delete(KEY) is True
+    assert find_markers(path) == []
+
+
+def test_nothing_is_marked_for_nobody(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    backend.create(KEY, make_record(clock, user=None))
+    backend.replace(KEY, make_record(clock, user=None), 1)
+    assert not (path / "users").exists()
+    assert backend.keys_of_user("user") == []
+
+
+def test_markers_go_with_their_records(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    names = ("deleted", "expired", "tombstone", "other", "nobody", "live", "ended")
+    keys = {name: key_of(name, PREFIX) for name in names}
+    for name, key in keys.items():
+        lives = 10 if name == "expired" else 600
+        backend.create(key, make_record(clock, lives=lives))
+    assert len(find_markers(path)) == 7
+    backend.delete(keys["deleted"])
+    backend.replace(keys["tombstone"], make_record(clock, b"", user=None), 1)
+    backend.replace(keys["other"], make_record(clock, user="other"), 1)
+    backend.replace(keys["nobody"], make_record(clock, user=None), 1)
+    backend.replace(keys["ended"], make_record(clock, lives=-1), 1)
+    clock.advance(11)
+    assert backend.prune(10) == 1
+    assert len(find_markers(path)) == 2
+    assert backend.keys_of_user("user") == [keys["live"]]
+    assert backend.keys_of_user("other") == [keys["other"]]
+    clock.advance(600)
+    assert backend.prune(10) == 4
+    assert find_markers(path) == []
+    assert list(path.glob("users/*/*")) == []
+
+
+def test_applications_that_share_a_folder_share_no_users(
+    path: Path, clock: FakeClock
+) -> None:
+    prefixes = ("", "a", "ab", "a1:")
+    backends = {
+        prefix: FilesystemBackend(path, prefix=prefix, clock=clock)
+        for prefix in prefixes
+    }
+    for prefix, backend in backends.items():
+        backend.create(key_of("id", prefix), make_record(clock))
+        backend.create(key_of("id b", prefix), make_record(clock, user="b:user"))
+    for prefix, backend in backends.items():
+        assert backend.keys_of_user("user") == [key_of("id", prefix)]
+        assert backend.keys_of_user("b:user") == [key_of("id b", prefix)]
+
+
+def test_listing_a_user_reads_what_that_user_has(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FilesystemBackend(path, prefix=PREFIX)
+    users = [str(number % 1_000) for number in range(9_000)] + ["many"] * 1_000
+    for number, user in enumerate(users):
+        key = key_of(str(number), PREFIX)
+        backend.create(key, make_record(time.time, b"x" * 10_000, user=user))
+    opened: list[str] = []
+    listed: list[str] = []
+    reading, listing = filesystem.read, os.listdir
+
+    def read(path: str, size: int | None = None) -> bytes | None:
+        assert size is not None
+        assert size < 3_000
+        opened.append(path)
+        return reading(path, size)
+
+    def listdir(path: str) -> list[str]:
+        listed.append(path)
+        return listing(path)
+
+    monkeypatch.setattr(filesystem, "read", read)
+    monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.delattr(os, "scandir")
+    assert len(backend.keys_of_user("7")) == 9
+    assert (len(opened), len(listed)) == (9, 1)
+    assert len(backend.keys_of_user("many")) == 1_000
+    assert (len(opened), len(listed)) == (1_009, 2)
+    assert backend.keys_of_user("nobody") == []
+    assert (len(opened), len(listed)) == (1_009, 2)
+
+
+def kill_at(path: Path, patch: str, call: str) -> None:
+    """Run a call in a process that is killed when it comes to what is patched."""
+    script = f"""
+        import os, signal, time
+        from flask_serversession.backends import filesystem
+        from flask_serversession.backends.filesystem import FilesystemBackend
+        from flask_serversession.record import Record
+        backend = FilesystemBackend({str(path)!r}, prefix={PREFIX!r})
+        now = time.time()
+        {patch} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        {call}
+    """
+    process = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_crash_leaves_no_record_without_a_marker(path: Path) -> None:
+    backend = FilesystemBackend(path, prefix=PREFIX)
+    backend.create(key_of("other", PREFIX), make_record(time.time, user=None))
+    create = f"backend.create({KEY!r}, Record(b'x', 1, now, now, now + 600, 'user'))"
+    kill_at(path, "os.replace", create)
+    assert len(find_markers(path)) == 1
+    assert backend.keys_of_user("user") == []
+    assert find_markers(path) == []
+    # The other half: the record has gone, and its marker not yet.
+    backend.create(KEY, make_record(time.time))
+    kill_at(path, "backend._unmark", f"backend.delete({KEY!r})")
+    assert backend.load(KEY) is None
+    assert len(find_markers(path)) == 1
+    assert backend.keys_of_user("user") == []
+    assert find_markers(path) == []
+    # And a user who changes.
+    backend.create(KEY, make_record(time.time))
+    change = f"backend.replace({KEY!r}, Record(b'x', 1, now, now, now + 600, 'b'), 1)"
+    kill_at(path, "backend._unmark", change)
+    assert len(find_markers(path)) == 2
+    assert backend.keys_of_user("b") == [KEY]
+    assert backend.keys_of_user("user") == []
+    assert len(find_markers(path)) == 1
+
+
+def test_a_marker_that_is_just_being_made_is_not_removed(
+    backend: FilesystemBackend, clock: FakeClock, path: Path
+) -> None:
+    backend.create(KEY, make_record(clock))
+    backend.delete(KEY)
+    write = backend._write
+    found: list[list[str]] = []
+    lister = threading.Thread(target=lambda: found.append(backend.keys_of_user("user")))
+
+    def write_late(*args: t.Any) -> None:
+        lister.start()
+        lister.join(0.2)
+        write(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "_write", write_late)
+        assert backend.create(KEY, make_record(clock)) is True
+    lister.join()
+    assert found == [[]]
+    assert backend.keys_of_user("user") == [KEY]
+
+
+def test_listing_goes_on_where_nothing_can_be_locked(path: Path) -> None:
+    backend = FilesystemBackend(path, prefix=PREFIX, lock_timeout=0.1)
+    backend.create(KEY, make_record(time.time))
+    for number in range(3):
+        backend._mark(f"{find_file(path)}-{number}", "user")
+    with lock_held_elsewhere(path):
+        started = time.monotonic()
+        assert backend.keys_of_user("user") == [KEY]
+        assert time.monotonic() - started < 0.3
+    assert len(find_markers(path)) == 4
+    assert backend.keys_of_user("user") == [KEY]
+
+
+def test_log_ins_and_log_outs_race_for_the_folder_of_a_user(path: Path) -> None:
+    script = f"""
+        import os, time
+        from flask_serversession.backends.filesystem import FilesystemBackend
+        from flask_serversession.record import Record, key_of
+        backend = FilesystemBackend({str(path)!r}, prefix={PREFIX!r})
+        now = time.time()
+        for number in range(300):
+            key = key_of(f"{{os.getpid()}} {{number}}", {PREFIX!r})
+            assert backend.create(key, Record(b"x", 1, now, now, now + 600, "user"))
+            assert key in backend.keys_of_user("user")
+            assert backend.delete(key)
+            assert key not in backend.keys_of_user("user")
+    """
+    processes = [
+        subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+        for _ in range(4)
+    ]
+    assert [process.wait() for process in processes] == [0, 0, 0, 0]
+    assert find_markers(path) == []
+
+
+@posix_only
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_planted_link_to_users_is_not_followed(
+    backend: FilesystemBackend, clock: FakeClock, path: Path, tmp_path: Path, level: int
+) -> None:
+    backend.create(KEY, make_record(clock))
+    folder = next(path.glob("users/*/*"))
+    folder = [folder.parents[1], folder.parent, folder][level]
+    folder.rename(tmp_path / "target")
+    folder.symlink_to(tmp_path / "target")
+    before = sorted((tmp_path / "target").rglob("*"))
+    other = key_of("other", PREFIX)
+    for call in (
+        lambda: backend.create(other, make_record(clock)),
+        lambda: backend.keys_of_user("user"),
+    ):
+        with pytest.raises(BackendUnavailableError) as info:
+            call()
+        assert str(info.value).endswith(f"{folder.name!r} in it is a symbolic link.")
+    assert backend.load(other) is None
+    # Who wants to log out can.
+    assert backend.delete(KEY) is True
+    assert sorted((tmp_path / "target").rglob("*")) == before
+
+
+@posix_only
+def test_a_planted_marker_is_not_followed(
+    backend: FilesystemBackend, clock: FakeClock, path: Path, tmp_path: Path
+) -> None:
+    backend.create(KEY, make_record(clock))
+    marker = next(path.glob("users/*/*/*"))
+    marker.unlink()
+    target = tmp_path / "target"
+    target.write_bytes(b"kept")
+    marker.symlink_to(target)
+    (marker.parent / "README.txt").write_bytes(b"foreign")
+    assert backend.keys_of_user("user") == [KEY]
+    assert backend.delete(KEY) is True
+    assert not marker.is_symlink()
+    assert target.read_bytes() == b"kept"
+    assert (marker.parent / "README.txt").exists()
 
 
 # -- writes that fail
@@ -767,7 +1090,7 @@ def test_a_lock_file_that_was_removed_locks_nothing(
     # Somebody empties the folder between opening the lock file and locking it.
     backend.create(KEY, make_record(clock))
     lock = find_file(path).parent / ".lock"
-    open_lock, opened = filesystem._open_lock, []
+    open_lock, opened = filesystem.open_lock, []
 
     def open_and_remove(shard: str) -> int | None:
         opened.append(shard)
@@ -777,7 +1100,7 @@ def test_a_lock_file_that_was_removed_locks_nothing(
         return descriptor
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filesystem, "_open_lock", open_and_remove)
+        patch.setattr(filesystem, "open_lock", open_and_remove)
         assert backend.delete(KEY) is True
     assert len(opened) == 2
     assert lock.exists()

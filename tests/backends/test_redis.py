@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import random
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -78,7 +80,7 @@ class RedisContract(BackendContract):
     def backend(self, url: str) -> cabc.Iterator[Backend]:
         backend = RedisBackend.from_url(url, prefix=self.prefix)
         yield backend
-        remove(backend._connect(), self.prefix)
+        remove(backend._server.connect(), self.prefix)
         backend.close()
 
     @pytest.fixture
@@ -95,7 +97,7 @@ class RedisContract(BackendContract):
     def spoil(self, backend: t.Any) -> Spoil:
         def spoil(key: str, reason: str) -> None:
             start = b"\xfe\x02" if reason == "newer" else b"\xfd"
-            backend._connect().setrange(key, 0, start)
+            backend._server.connect().setrange(key, 0, start)
 
         return spoil
 
@@ -200,28 +202,35 @@ def test_it_declares_what_it_can() -> None:
     assert RedisBackend.capabilities == (
         Capability.COMPARE_AND_SWAP
         | Capability.EXPIRES
+        | Capability.USER_INDEX
         | Capability.ITERATE
         | Capability.COUNT
     )
 
 
+@pytest.mark.parametrize("user", [None, "zoë"])
 def test_every_operation_is_one_command(
-    server: ValkeyServer, backend: RedisBackend, key: str
+    server: ValkeyServer, backend: RedisBackend, key: str, user: str | None
 ) -> None:
     def use() -> None:
+        now = time.time()
         backend.load(key)
-        assert backend.create(key, make_record())
+        assert backend.create(key, make_record(user=user))
         assert backend.load(key) is not None
-        assert backend.replace(key, make_record(), 1) == Replaced(2)
-        assert isinstance(backend.replace(key, make_record(), 1), Conflict)
-        assert backend.touch(key, 1, time.time() + 60)
+        assert backend.replace(key, make_record(user=user), 1) == Replaced(2)
+        assert isinstance(backend.replace(key, make_record(user=user), 1), Conflict)
+        assert backend.touch(key, now + 60, now + 660)
+        tombstone = make_record(b"", lives=10)
+        assert backend.replace(key, tombstone, 2) == Replaced(3)
+        assert backend.replace(key, make_record(), 3) == Replaced(4)
         assert backend.delete(key)
-        assert backend.replace(key, make_record(), 1) == Gone()
+        assert backend.replace(key, make_record(user=user), 1) == Gone()
 
     use()
     with monitoring(server) as commands:
         use()
-    assert commands == ["GET", "SET", "GET", *["EVALSHA"] * 5]
+    create = ["SET"] if user is None else ["EVAL", "SET"]
+    assert commands == ["GET", *create, "GET", *["EVALSHA"] * 7]
 
 
 @pytest.mark.parametrize("operation", ["replace", "touch", "delete"])
@@ -271,13 +280,13 @@ def test_the_server_expires_what_it_has(
     assert backend.load(key) == dataclasses.replace(far, version=4)
 
 
-def test_the_value_is_the_record_and_a_nonce(
+def test_the_value_is_the_record_and_a_trailer(
     client: redis.Redis, backend: RedisBackend, key: str
 ) -> None:
     record = make_record(user="zoë", meta={"address": "192.0.2.1"})
     backend.create(key, record)
     value = t.cast(bytes, client.get(key))
-    assert value[:-8] == encode_record(record)
+    assert value[:-16] == encode_record(record)
     backend.touch(key, record.touched_at, record.expires_at)
     assert client.get(key) == value
     backend.replace(key, record, 1)
@@ -302,7 +311,7 @@ def test_the_backends_own_clock_decides(
     late.close()
 
 
-@pytest.mark.parametrize("position", [0, 1, 2, 5, 10, 20, 34, 40, 47, 48, 50, -9, -1])
+@pytest.mark.parametrize("position", [0, 1, 2, 5, 10, 20, 34, 40, 47, 48, 50, -17, -1])
 def test_damage_is_noticed(
     client: redis.Redis, backend: RedisBackend, key: str, position: int
 ) -> None:
@@ -391,7 +400,7 @@ def test_iterate_and_count_keep_to_the_prefix(
     other.create(key_of("id", f"{prefix}a*?\\"), make_record())
     backend.create(key_of("tombstone", odd), make_record(b""))
     client.rpush(f"{odd}list", "foreign")
-    client.set(odd.encode() + b"\xff\xfe", encode_record(make_record()) + b"12345678")
+    client.set(odd.encode() + b"\xff\xfe", encode_record(make_record()) + bytes(16))
     client.set(f"{odd}foreign", "foreign")
     assert {key for key, _ in backend.iterate()} == keys
     assert len(list(backend.iterate())) == 2_500
@@ -437,6 +446,417 @@ def check_data(backend: RedisBackend, keys: list[str]) -> None:
             record = backend.load(key)
             assert record is not None
             assert record.data == key.encode()
+
+
+# -- the index of a user
+
+
+def index_of(prefix: str, user: str) -> str:
+    return f"{prefix}user:{user}:sessions"
+
+
+def members_of(client: t.Any, prefix: str, user: str = "ada") -> dict[str, float]:
+    pairs = client.zrange(index_of(prefix, user), 0, -1, withscores=True)
+    return {key.decode(): score for key, score in pairs}
+
+
+class SettableClock:
+    """The time now, and what a test adds to it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+@pytest.fixture
+def settable_clock() -> SettableClock:
+    return SettableClock()
+
+
+@pytest.fixture
+def ahead(
+    server: ValkeyServer, prefix: str, settable_clock: SettableClock
+) -> cabc.Iterator[RedisBackend]:
+    """Give a backend whose clock can be set; the server's cannot."""
+    backend = RedisBackend.from_url(server.url, prefix=prefix, clock=settable_clock)
+    yield backend
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("user", "name"),
+    [
+        ("42", b"42"),
+        ("ada@example.com", b"ada@example.com"),
+        ("zoë", b"zo%c3%ab"),
+        ("", b""),
+        (
+            "a:b {c}*[d]?%\\\0\n\udc80",
+            b"a%3ab%20%7bc%7d%2a%5bd%5d%3f%25%5c%00%0a%ed%b2%80",
+        ),
+    ],
+)
+def test_the_index_has_a_name_that_is_no_records(
+    client: redis.Redis,
+    backend: RedisBackend,
+    prefix: str,
+    key: str,
+    user: str,
+    name: bytes,
+) -> None:
+    record = make_record(user=user)
+    backend.create(key, record)
+    index = f"{prefix}user:".encode() + name + b":sessions"
+    assert sorted(client.scan_iter(f"{prefix}*")) == sorted([key.encode(), index])
+    assert client.type(index) == b"zset"
+    assert backend.keys_of_user(user) == [key]
+    assert [found for found, _ in backend.iterate()] == [key]
+    assert backend.count() == 1
+    # For half a lifetime more.
+    [(member, score)] = t.cast(t.Any, client.zrange(index, 0, -1, withscores=True))
+    assert member == key.encode()
+    assert score == pytest.approx(record.expires_at + 300)
+    assert client.pexpiretime(index) / 1000 == pytest.approx(score + 1, abs=0.01)
+
+
+def test_applications_that_share_a_server_share_no_users(
+    server: ValkeyServer, prefix: str
+) -> None:
+    prefixes = [prefix, f"{prefix}user:", f"{prefix}user:a", f"{prefix}user:a:"]
+    backends = [RedisBackend.from_url(server.url, prefix=each) for each in prefixes]
+    for each, backend in zip(prefixes, backends, strict=True):
+        for user in ("user", "a", "a:user", "aa", ":"):
+            backend.create(key_of(user, each), make_record(user=user))
+    for each, backend in zip(prefixes, backends, strict=True):
+        for user in ("user", "a", "a:user", "aa", ":"):
+            assert backend.keys_of_user(user) == [key_of(user, each)]
+        backend.close()
+
+
+def test_an_index_lists_a_record_for_as_long_as_it_lives_whatever_happens(
+    server: ValkeyServer, client: redis.Redis, prefix: str
+) -> None:
+    # The server's clock stands still, so to speak, and ours does not: nothing ever
+    # really expires, and what would is known by what the server was told.
+    for seed in range(8):
+        clock = SettableClock()
+        backend = RedisBackend.from_url(
+            server.url, prefix=f"{prefix}{seed}:", clock=clock
+        )
+        chance = random.Random(seed)
+        lifetimes = (chance.choice([1, 60, 1200, 86_400, 2_678_400]) for _ in range(3))
+        lifetimes = tuple(lifetimes)
+        records: dict[str, Record] = {}
+        for turn in range(150):
+            clock.ahead += chance.expovariate(3) * chance.choice(lifetimes)
+            now = clock()
+            records = {k: r for k, r in records.items() if r.expires_at > now}
+            lifetime = chance.choice(lifetimes)
+            # As with an absolute timeout, and with clocks that differ.
+            expires_at = now + lifetime * chance.choice([1, 1, 1, chance.random()])
+            touched_at = now - chance.choice([0, 0, 0, 5, -5])
+            key = key_of(str(turn), backend._prefix)
+            if records and chance.random() < 0.8:
+                key = chance.choice(list(records))
+            record = records.get(key)
+            if record is None:
+                user = chance.choice(["ada", "bob"])
+                record = Record(b"x", 1, now, touched_at, expires_at, user)
+                assert backend.create(key, record)
+            elif chance.random() < 0.7:
+                assert backend.touch(key, touched_at, expires_at)
+                record = dataclasses.replace(
+                    record, touched_at=touched_at, expires_at=expires_at
+                )
+            elif chance.random() < 0.1:
+                assert backend.delete(key)
+                record = dataclasses.replace(record, expires_at=0)
+            else:
+                user = chance.choice([record.user, record.user, "ada", "bob", None])
+                record = Record(
+                    b"y", record.version + 1, now, touched_at, expires_at, user
+                )
+                assert backend.replace(key, record, record.version - 1) == Replaced(
+                    record.version
+                )
+            records[key] = record
+            now = clock()
+            for user in ("ada", "bob"):
+                index = index_of(backend._prefix, user)
+                scores = members_of(client, backend._prefix, user)
+                ours = {
+                    k: r
+                    for k, r in records.items()
+                    if r.user == user and r.expires_at > now
+                }
+                end = t.cast(int, client.pexpiretime(index)) / 1000
+                for each, live in ours.items():
+                    assert scores[each] < 0 or scores[each] >= live.expires_at
+                    assert end >= live.expires_at
+                if chance.random() < 0.3:
+                    assert sorted(backend.keys_of_user(user)) == sorted(ours)
+        backend.close()
+
+
+@pytest.mark.slow
+def test_short_sessions_are_listed_as_long_as_they_live_and_then_gone(
+    client: redis.Redis, backend: RedisBackend, prefix: str, key: str
+) -> None:
+    chance = random.Random(1)
+    lifetime = 0.6
+    backend.create(key, make_record(lives=lifetime, user="ada"))
+    end = time.time() + 5
+    touches = 0
+    while time.time() < end:
+        time.sleep(chance.choice([0.001, 0.01, 0.1, 0.3, 0.5]))
+        now = time.time()
+        assert backend.touch(key, now, now + lifetime)
+        assert backend.keys_of_user("ada") == [key]
+        touches += 1
+    assert touches > 10
+    time.sleep(lifetime)
+    assert backend.keys_of_user("ada") == []
+    time.sleep(lifetime / 2 + 1.2)
+    assert list(client.scan_iter(f"{prefix}*")) == []
+
+
+def test_what_is_gone_is_not_listed_and_removed_after_a_minute(
+    client: redis.Redis,
+    ahead: RedisBackend,
+    settable_clock: SettableClock,
+    server: ValkeyServer,
+    prefix: str,
+) -> None:
+    names = ("deleted", "rotated", "other", "nobody", "expired", "live")
+    keys = {name: key_of(name, prefix) for name in names}
+    for name, key in keys.items():
+        lives = 10 if name == "expired" else 10_000
+        ahead.create(key, make_record(lives=lives, user="ada"))
+    ahead.delete(keys["deleted"])
+    ahead.replace(keys["rotated"], make_record(b"", lives=5_000), 1)
+    ahead.replace(keys["other"], make_record(user="bob", lives=10_000), 1)
+    ahead.replace(keys["nobody"], make_record(lives=10_000), 1)
+    settable_clock.ahead += 11
+    assert len(members_of(client, prefix)) == 6
+    for turn in range(3):
+        with monitoring(server) as commands:
+            assert ahead.keys_of_user("ada") == [keys["live"]]
+        expected = ["ZRANGE", *["GETRANGE"] * 6, *["EVALSHA"] * (turn == 0)]
+        if turn == 0:
+            expected += [name for name in commands if name == "EVAL"]
+        assert commands == expected
+        assert len(members_of(client, prefix)) == 6
+        settable_clock.ahead += 25
+    settable_clock.ahead += 11
+    assert ahead.keys_of_user("ada") == [keys["live"]]
+    assert list(members_of(client, prefix)) == [keys["live"]]
+    assert ahead.keys_of_user("bob") == [keys["other"]]
+
+
+def test_a_record_that_is_just_being_created_is_not_forgotten(
+    client: redis.Redis,
+    ahead: RedisBackend,
+    settable_clock: SettableClock,
+    prefix: str,
+    key: str,
+) -> None:
+    # The index is written, and the record not yet: somebody lists in between.
+    record = make_record(lives=10_000, user="ada")
+    ahead._list("create", key.encode(), b"ada", record.expires_at + 5_000)
+    for _ in range(2):
+        assert ahead.keys_of_user("ada") == []
+        settable_clock.ahead += 20
+    client.set(key, encode_record(record) + struct.pack(">d8s", 1e12, b"nonce"))
+    settable_clock.ahead += 200
+    assert ahead.keys_of_user("ada") == [key]
+    # Nor is it forgotten by a log-in.
+    ahead.create(key_of("other", prefix), make_record(lives=10_000, user="ada"))
+    assert len(ahead.keys_of_user("ada")) == 2
+
+
+def test_what_was_listed_again_meanwhile_is_not_removed(
+    client: redis.Redis, ahead: RedisBackend, prefix: str, key: str
+) -> None:
+    # Somebody lists, and another log-in comes in before the repair.
+    record = make_record(user="ada")
+    ahead._list("create", key.encode(), b"ada", record.expires_at)
+    ask_many = ahead._server.ask_many
+
+    def ask_and_create(*args: t.Any) -> t.Any:
+        answers = list(ask_many(*args))
+        ahead.create(key, record)
+        return answers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ahead._server, "ask_many", ask_and_create)
+        assert ahead.keys_of_user("ada") == []
+    assert members_of(client, prefix)[key] > 0
+    assert ahead.keys_of_user("ada") == [key]
+
+
+def test_who_logs_in_and_out_all_day_leaves_little_behind(
+    client: redis.Redis,
+    ahead: RedisBackend,
+    settable_clock: SettableClock,
+    prefix: str,
+) -> None:
+    kept = [key_of(f"kept {number}", prefix) for number in range(10)]
+    for key in kept:
+        ahead.create(key, make_record(lives=10**6, user="ada"))
+    most = 0
+    for number in range(1_000):
+        settable_clock.ahead += 5
+        key = key_of(str(number), prefix)
+        assert ahead.create(key, make_record(lives=10**6, user="ada"))
+        assert ahead.delete(key)
+        most = max(most, len(members_of(client, prefix)))
+    assert most <= 128
+    assert sorted(ahead.keys_of_user("ada")) == sorted(kept)
+    settable_clock.ahead += 61
+    assert len(ahead.keys_of_user("ada")) == 10
+    assert sorted(members_of(client, prefix)) == sorted(kept)
+    # What has expired is not even looked at.
+    settable_clock.ahead += 2 * 10**6
+    ahead.create(kept[0] + "-new", make_record(lives=3 * 10**6, user="ada"))
+    assert list(members_of(client, prefix)) == [kept[0] + "-new"]
+
+
+def test_listing_a_user_costs_what_that_user_has(
+    server: ValkeyServer, backend: RedisBackend, prefix: str
+) -> None:
+    users = [str(number % 1_000) for number in range(9_000)] + ["many"] * 1_000
+    for number, user in enumerate(users):
+        assert backend.create(key_of(str(number), prefix), make_record(user=user))
+    for user, number in (("7", 9), ("many", 1_000), ("nobody", 0)):
+        with monitoring(server) as commands:
+            keys = backend.keys_of_user(user)
+        assert len(keys) == number
+        assert commands == ["ZRANGE", *["GETRANGE"] * number]
+        with monitoring(server) as commands:
+            assert len(backend.load_many(keys)) == number
+        assert commands == ["GET"] * number
+
+
+def test_listing_a_user_reads_no_data(
+    client: redis.Redis, backend: RedisBackend, key: str
+) -> None:
+    backend.create(key, make_record(bytes(10**6), user="ada"))
+    before = t.cast(t.Any, client.info("stats"))["total_net_output_bytes"]
+    assert backend.keys_of_user("ada") == [key]
+    after = t.cast(t.Any, client.info("stats"))["total_net_output_bytes"]
+    assert after - before < 20_000
+
+
+def test_something_else_in_the_place_of_an_index_is_an_error(
+    client: redis.Redis, backend: RedisBackend, prefix: str, key: str
+) -> None:
+    client.set(index_of(prefix, "ada"), "foreign")
+    record = make_record(user="ada")
+    assert backend.create(key_of("other", prefix), make_record(user="bob")) is True
+    for operation, call in {
+        "create": lambda: backend.create(key, record),
+        "keys_of_user": lambda: backend.keys_of_user("ada"),
+        "replace": lambda: backend.replace(key_of("other", prefix), record, 1),
+    }.items():
+        with pytest.raises(BackendError) as info:
+            call()
+        assert not isinstance(info.value, BackendUnavailableError)
+        assert str(info.value).endswith(
+            f"has something else where {operation!r} needs the sessions of a user."
+        )
+    # Nothing was stored that could not be found.
+    assert backend.load(key) is None
+    assert backend.keys_of_user("bob") == [key_of("other", prefix)]
+    assert client.get(index_of(prefix, "ada")) == b"foreign"
+
+
+def test_a_repair_that_fails_does_not_matter(
+    own_server: ValkeyServer, own_backend: RedisBackend
+) -> None:
+    # More than the server's own memory, so that a limit means anything.
+    own_backend.create("large", make_record(b"x" * 10**6))
+    for name in ("one", "two"):
+        own_backend.create(name, make_record(user="ada"))
+    own_backend.delete("one")
+    with redis.Redis.from_url(own_server.url, protocol=2) as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", "1mb")
+        assert "is full" in fail(own_backend, "create")
+        with pytest.raises(BackendUnavailableError, match="is full"):
+            own_backend.create("three", make_record(user="ada"))
+        assert own_backend.keys_of_user("ada") == ["two"]
+        assert own_backend.delete("two") is True
+        assert own_backend.keys_of_user("ada") == []
+        client.config_set("maxmemory", "0")
+    assert own_backend.load("three") is None
+
+
+def test_an_index_that_may_not_be_written_lets_nobody_in_unlisted(
+    own_server: ValkeyServer, own_backend: RedisBackend
+) -> None:
+    own_backend._server.connect().execute_command(
+        "ACL", "SETUSER", "guest", "on", ">secret", "~k:?", "+@all"
+    )
+    guest = RedisBackend.from_url(
+        f"redis://guest:secret@{own_server.address}", prefix="k:"
+    )
+    assert guest.create("k:1", make_record()) is True
+    with pytest.raises(BackendUnavailableError, match="does not permit 'create'"):
+        guest.create("k:2", make_record(user="ada"))
+    assert own_backend.load("k:2") is None
+    guest.close()
+
+
+def test_users_on_a_cluster(cluster: ValkeyCluster, prefix: str) -> None:
+    backend = RedisBackend.from_url(cluster.url, prefix=prefix)
+    client = backend._server.connect()
+    commands: list[str] = []
+    execute = client.execute_command
+
+    def execute_and_note(*args: t.Any, **options: t.Any) -> t.Any:
+        commands.append(args[0])
+        return execute(*args, **options)
+
+    keys = {key_of(str(number), prefix) for number in range(60)}
+    # Hands over the scripts to all nodes.
+    for user in map(str, range(60)):
+        backend.create(key_of(f"of {user}", prefix), make_record(user=user))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "execute_command", execute_and_note)
+        for key in keys:
+            assert backend.create(key, make_record(user="ada"))
+            assert commands == ["EVALSHA", "SET"]
+            commands.clear()
+            assert backend.touch(key, time.time(), time.time() + 700)
+            assert [name for name in commands if name != "EVAL"] == ["EVALSHA"]
+            commands.clear()
+        assert set(backend.keys_of_user("ada")) == keys
+        assert commands == ["ZRANGE"]
+        commands.clear()
+        assert backend.load_many(list(keys)).keys() == keys
+        # The rest goes in one pipeline to each node.
+        assert commands == []
+    backend.close()
+
+
+def test_listing_on_a_cluster_survives_connections_that_died(
+    cluster: ValkeyCluster, prefix: str
+) -> None:
+    backend = RedisBackend.from_url(cluster.url, prefix=prefix)
+    keys = {key_of(str(number), prefix) for number in range(60)}
+    for key in keys:
+        assert backend.create(key, make_record(user="ada"))
+    for node in cluster.nodes:
+        with redis.Redis.from_url(node.url) as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert set(backend.keys_of_user("ada")) == keys
+    for node in cluster.nodes:
+        with redis.Redis.from_url(node.url) as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert backend.load_many(list(keys)).keys() == keys
+    backend.close()
 
 
 # -- clients that are taken, and those that are not
@@ -569,12 +989,13 @@ def test_no_driver_is_imported_before_it_is_needed() -> None:
 )
 def test_a_url_makes_a_client(url: str, where: str, expected: t.Any) -> None:
     backend = RedisBackend.from_url(url)
-    options = backend._connect().connection_pool.connection_kwargs
+    options = backend._server.connect().connection_pool.connection_kwargs
     assert expected.items() <= options.items()
     assert repr(backend) == f"<RedisBackend {where!r}>"
     if url.startswith("rediss"):
         assert options.get("connection_class") or issubclass(
-            backend._connect().connection_pool.connection_class, redis.SSLConnection
+            backend._server.connect().connection_pool.connection_class,
+            redis.SSLConnection,
         )
 
 
@@ -583,7 +1004,7 @@ def test_sentinels_have_credentials_and_timeouts_of_their_own() -> None:
         "rediss+sentinel://:pass@a:1,b,[::1]:3/mymaster?sentinel_password=other"
         "&sentinel_username=me&ssl_ca_certs=/ca.pem"
     )
-    pool = backend._connect().connection_pool
+    pool = backend._server.connect().connection_pool
     assert issubclass(pool.connection_class, redis.SSLConnection)
     options = [
         sentinel.connection_pool.connection_kwargs
@@ -663,6 +1084,8 @@ def get_operations(
         "replace": lambda: backend.replace(key, make_record(), 1),
         "touch": lambda: backend.touch(key, 1, time.time() + 60),
         "delete": lambda: backend.delete(key),
+        "load_many": lambda: backend.load_many([key]),
+        "keys_of_user": lambda: backend.keys_of_user("zoë"),
         "count": backend.count,
         "iterate": lambda: list(backend.iterate()),
     }
@@ -764,6 +1187,10 @@ def test_a_connection_that_the_server_closes_does_not_show(
         for _ in range(3):
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             assert own_backend.load("key") is not None
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            assert own_backend.create(uuid.uuid4().hex, make_record(user="ada"))
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            assert own_backend.load_many(["key"])
 
 
 def test_a_full_server_lets_visitors_log_out(
@@ -826,7 +1253,7 @@ def test_a_wrong_password_is_not_repeated(credentials: str, problem: str) -> Non
         url = f"redis://:right-secret@{server.address}"
         backend = RedisBackend.from_url(url)
         assert backend.create("key", make_record())
-        backend._connect().execute_command(
+        backend._server.connect().execute_command(
             "ACL", "SETUSER", "guest", "on", ">guest-secret", "~*", "+ping"
         )
         backend.close()
@@ -907,6 +1334,8 @@ class LossyProxy:
         #: How many answers to swallow, of requests that contain this.
         self.losses = 0
         self.marker = b""
+        #: How many requests there were, of one or more commands.
+        self.requests = 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -926,6 +1355,7 @@ class LossyProxy:
             socket.create_connection((self.server.host, self.server.port)) as upstream,
         ):
             while request := client.recv(65_536):
+                self.requests += 1
                 upstream.sendall(request)
                 answer = upstream.recv(65_536)
                 if self.losses and self.marker in request:
@@ -973,9 +1403,11 @@ def test_a_write_whose_answer_was_lost_is_recognized(
     proxy: LossyProxy, lossy_backend: RedisBackend
 ) -> None:
     proxy.marker = b"\r\nSET\r\n"
-    proxy.losses = 1
-    assert lossy_backend.create("key", make_record()) is True
-    assert proxy.losses == 0
+    for key, user in (("with a user", "zoë"), ("key", None)):
+        proxy.losses = 1
+        assert lossy_backend.create(key, make_record(user=user)) is True
+        assert proxy.losses == 0
+    assert lossy_backend.keys_of_user("zoë") == ["with a user"]
     assert lossy_backend.replace("key", make_record(), 1) == Replaced(2)
     proxy.marker = b"EVAL"
     for version, data in ((2, b"data"), (3, b"")):
@@ -985,6 +1417,42 @@ def test_a_write_whose_answer_was_lost_is_recognized(
         assert proxy.losses == 0
         loaded = lossy_backend.load("key")
         assert loaded == dataclasses.replace(record, version=version + 1)
+
+
+def test_round_trips(proxy: LossyProxy, lossy_backend: RedisBackend) -> None:
+    backend = lossy_backend
+
+    def count(call: cabc.Callable[[], object]) -> int:
+        before = proxy.requests
+        assert call()
+        return proxy.requests - before
+
+    def use(user: str | None) -> list[int]:
+        now = time.time()
+        record = make_record(user=user)
+        later = dataclasses.replace(record, touched_at=now + 400, expires_at=now + 1000)
+        last = dataclasses.replace(record, touched_at=now + 800, expires_at=now + 1400)
+        return [
+            count(lambda: backend.create("key", record)),
+            count(lambda: backend.load("key")),
+            count(lambda: backend.touch("key", now + 200, now + 800)),
+            count(lambda: backend.touch("key", later.touched_at, later.expires_at)),
+            count(lambda: backend.replace("key", later, 1) == Replaced(2)),
+            count(lambda: backend.replace("key", last, 2) == Replaced(3)),
+            count(lambda: backend.touch("key", last.touched_at, last.expires_at)),
+            count(lambda: backend.delete("key")),
+        ]
+
+    for user in (None, "zoë"):
+        # Hands over the scripts.
+        use(user)
+    assert use(None) == [1] * 8
+    assert use("zoë") == [1, 1, 1, 3, 1, 3, 1, 1]
+    for number in range(90):
+        backend.create(f"{number}", make_record(user="ada"))
+    assert count(lambda: len(backend.keys_of_user("ada")) == 90) == 2
+    keys = [str(number) for number in range(90)]
+    assert count(lambda: len(backend.load_many(keys)) == 90) == 1
 
 
 def test_an_equal_write_of_somebody_else_is_a_conflict(backend: RedisBackend) -> None:
@@ -1022,7 +1490,9 @@ def test_sentinel_finds_the_primary_and_follows_a_fail_over() -> None:
             wait_until(lambda: bool(client.sentinel_slaves("mymaster")))
         primary.kill()
         wait_until(lambda: is_replaced(backend))
-        assert backend._connect().connection_pool.master_address[1] == replica.port
+        assert (
+            backend._server.connect().connection_pool.master_address[1] == replica.port
+        )
         assert backend.load("key") is not None
 
 
@@ -1064,7 +1534,7 @@ def test_an_interrupted_answer_is_not_the_next_commands() -> None:
         sentinel = redis.Sentinel([(server.host, server.port)])
         sentinel.discover_master = lambda _: (server.host, server.port)  # type: ignore[method-assign]
         backend = RedisBackend.from_url(f"redis+sentinel://{server.address}/mymaster")
-        pool = backend._connect().connection_pool
+        pool = backend._server.connect().connection_pool
         pool.proxy.sentinel_manager = sentinel
         backend.create("one", make_record(b"one"))
         backend.create("two", make_record(b"two"))

@@ -1,0 +1,221 @@
+"""Files and folders that nobody else may read, and that are no symbolic links."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import stat
+import sys
+import time
+import typing as t
+import urllib.parse
+
+from ..errors import RecordError
+
+# 0 where the system has no such flag. O_NONBLOCK so that opening a pipe that
+# somebody put there returns at once; for a file it means nothing. Python adds
+# O_CLOEXEC by itself (PEP 446).
+_NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+_FLAGS: int = _NO_FOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# What opening something that is not a file gives: a folder, a symbolic link (EMLINK
+# on FreeBSD), a socket, a device without a driver.
+_NOT_A_FILE = frozenset(
+    {
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.EMLINK,
+        errno.ENXIO,
+        errno.EOPNOTSUPP,
+        errno.ENODEV,
+    }
+)
+
+_FILE_MODE = 0o600
+_FOLDER_MODE = 0o700
+_LOCK_NAME = ".lock"
+# Capitals too: on macOS and Windows, "a" and "A" are the same file.
+_ESCAPED = re.compile(rb"[^a-z0-9_-]")
+# For how long, and how often, a file that is open is waited for; Windows only.
+_OPEN_DELAY = 0.005
+_OPEN_TRIES = 50
+# The year 9999: what is later does not fit into every system's file times.
+_LATEST_MTIME = 253_402_300_799.0
+
+
+def hash_text(text: str) -> str:
+    """Give the hex SHA-256 of any text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def encode_name(key: str) -> str:
+    """Give a file name for a key; it has no dot, and no two keys have the same."""
+    return _ESCAPED.sub(
+        lambda match: b"%%%02x" % match[0][0], key.encode("utf-8", "surrogatepass")
+    ).decode("ascii")
+
+
+def decode_name(name: str) -> str | None:
+    """Give the key; ``None`` for a name that no key has."""
+    try:
+        key = urllib.parse.unquote_to_bytes(name).decode("utf-8", "surrogatepass")
+    except ValueError:
+        return None
+    return key if encode_name(key) == name else None
+
+
+def is_folder(path: str, *, strict: bool = True) -> bool:
+    """Say whether there is a folder, and if strict refuse anything else there."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISDIR(mode):
+        if not strict:
+            return False
+        raise NotADirectoryError(
+            errno.ENOTDIR,
+            f"{os.path.basename(path)!r} in it is"
+            f" {'a symbolic link' if stat.S_ISLNK(mode) else 'not a folder'}",
+        )
+    return True
+
+
+def make_folder(path: str) -> None:
+    """Make a folder, and what is missing above it, unless there is anything."""
+    try:
+        try:
+            os.mkdir(path, _FOLDER_MODE)
+        except FileNotFoundError:
+            parent = os.path.dirname(path)
+            if parent == path:
+                raise
+            make_folder(parent)
+            os.mkdir(path, _FOLDER_MODE)
+    except FileExistsError:
+        return
+    # The umask took away from the mode that was asked for. Whoever removes empty
+    # folders may have been here already.
+    with contextlib.suppress(FileNotFoundError):
+        os.chmod(path, _FOLDER_MODE)
+
+
+def open_file(path: str, flags: int) -> int | None:
+    """Open a regular file, or give ``None`` if there is none.
+
+    :raises RecordError: if there is something else under this name.
+    """
+    try:
+        if not _NO_FOLLOW and os.path.islink(path):
+            raise OSError(errno.ELOOP, "It is a symbolic link")
+        descriptor = os.open(path, flags | _FLAGS)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno in _NOT_A_FILE:
+            raise _not_a_file() from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _not_a_file()
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _not_a_file() -> RecordError:
+    return RecordError("There is something else than a file.", "damaged")
+
+
+def read(path: str, size: int | None = None) -> bytes | None:
+    """Read a file, or its beginning; ``None`` if there is none.
+
+    :raises RecordError: as :func:`open_file`.
+    """
+    descriptor = open_file(path, os.O_RDONLY)
+    if descriptor is None:
+        return None
+    try:
+        if size is not None:
+            return os.read(descriptor, size)
+        # A file never changes its size: another one takes its place.
+        size = os.fstat(descriptor).st_size
+        buffer = os.read(descriptor, size)
+        while len(buffer) < size and (more := os.read(descriptor, size - len(buffer))):
+            buffer += more
+        return buffer
+    finally:
+        os.close(descriptor)
+
+
+def create_file(path: str, flags: int = os.O_WRONLY) -> int:
+    """Create a file and open it.
+
+    :raises FileExistsError: if there is anything.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | _FLAGS, _FILE_MODE)
+    if sys.platform != "win32":
+        # The umask took away from the mode that was asked for.
+        os.fchmod(descriptor, _FILE_MODE)
+    return descriptor
+
+
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write into an open file."""
+    if sys.platform != "win32":
+        os.pwrite(descriptor, data, offset)
+    else:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        os.write(descriptor, data)
+
+
+def set_mtime(descriptor: int | None, path: str, mtime: float) -> None:
+    """Set the modification time of a file, which may be open."""
+    mtime = min(max(mtime, 0.0), _LATEST_MTIME)
+    if descriptor is not None and os.utime in os.supports_fd:
+        os.utime(descriptor, (mtime, mtime))
+    elif os.utime in os.supports_follow_symlinks:
+        os.utime(path, (mtime, mtime), follow_symlinks=False)
+    else:
+        os.utime(path, (mtime, mtime))
+
+
+def insist(function: t.Callable[..., None], *paths: str) -> None:
+    """Rename or remove a file, on Windows until nobody has it open."""
+    if sys.platform == "win32":
+        # Windows refuses to replace or remove a file that is open, which it is for
+        # the few microseconds in which another thread or process loads it.
+        for _ in range(_OPEN_TRIES):
+            with contextlib.suppress(PermissionError):
+                function(*paths)
+                return
+            time.sleep(_OPEN_DELAY)
+    function(*paths)
+
+
+def unlink(path: str) -> bool:
+    """Remove a file; ``False`` if there is none."""
+    try:
+        insist(os.unlink, path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def open_lock(shard: str) -> int | None:
+    """Open the lock file of a shard; ``None`` if there is no such folder."""
+    if not is_folder(shard):
+        return None
+    path = f"{shard}{os.sep}{_LOCK_NAME}"
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDWR | _FLAGS)
+        try:
+            return create_file(path, os.O_RDWR)
+        except FileExistsError:
+            continue
+        except FileNotFoundError:
+            return None

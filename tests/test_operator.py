@@ -1,0 +1,1422 @@
+"""Seeing and ending sessions from code, limits, tracking and cleanup."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import logging
+import threading
+import typing as t
+import uuid
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask import current_app
+from flask import session
+
+from flask_serversession import Capability
+from flask_serversession import ConfigurationError
+from flask_serversession import NotSupportedError
+from flask_serversession import RecordError
+from flask_serversession import ServerSession
+from flask_serversession import ServerSessionError
+from flask_serversession import SessionInfo
+from flask_serversession import session as typed_session
+from flask_serversession.backends.filesystem import FilesystemBackend
+from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.config import SessionConfig
+from flask_serversession.extension import Cleanup
+from flask_serversession.record import key_of
+from flask_serversession.signals import session_destroyed
+from flask_serversession.testing import CountingBackend
+from flask_serversession.testing import FakeClock
+
+from .backend_configs import BACKEND_CONFIGS
+from .backend_configs import Config
+from .site import Browser
+from .site import Site
+
+MakeSite = Callable[..., Site]
+PENDING = pytest.mark.xfail(reason="Both can end each other still.")
+T = t.TypeVar("T")
+
+
+#: Those that keep an index of users, and those that need to be cleaned up.
+INDEXED = [name for name in BACKEND_CONFIGS if not name.startswith("cachelib")]
+CLEANED = ["filesystem", "sqlite", "postgresql", "mariadb"]
+OTHERS = [name for name in BACKEND_CONFIGS if name not in CLEANED]
+UNINDEXED = [name for name in BACKEND_CONFIGS if name not in INDEXED]
+
+
+@pytest.fixture
+def make_any(backend_config: Config) -> MakeSite:
+    """Make a site on each backend in turn."""
+
+    def make(**settings: t.Any) -> Site:
+        return Site(backend_config, **settings)
+
+    return make
+
+
+@pytest.fixture(params=INDEXED)
+def make_site(
+    request: pytest.FixtureRequest, make_backend_config: Callable[[str], Config]
+) -> MakeSite:
+    """Make a site on each backend in turn that keeps an index of users."""
+    config = make_backend_config(request.param)
+
+    def make(**settings: t.Any) -> Site:
+        return Site(config, **settings)
+
+    return make
+
+
+@pytest.fixture(params=CLEANED)
+def make_cleaned(
+    request: pytest.FixtureRequest, make_backend_config: Callable[[str], Config]
+) -> MakeSite:
+    """Make a site on each backend in turn that does not expire by itself."""
+    config = make_backend_config(request.param)
+
+    def make(**settings: t.Any) -> Site:
+        settings = {
+            "SESSION_IDLE_TIMEOUT": 600,
+            "SESSION_CLEANUP_BATCH": 2,
+            **settings,
+        }
+        return Site(config, **settings)
+
+    return make
+
+
+@pytest.fixture
+def site(make_site: MakeSite) -> Site:
+    return make_site()
+
+
+def has(site: Site, capability: Capability) -> bool:
+    return capability in site.backend.capabilities
+
+
+@pytest.mark.parametrize("name", BACKEND_CONFIGS)
+def test_the_tests_run_on_the_backends_that_they_are_for(
+    make_backend_config: Callable[[str], Config], name: str
+) -> None:
+    site = Site(make_backend_config(name))
+    assert has(site, Capability.USER_INDEX) is (name in INDEXED)
+    assert has(site, Capability.EXPIRES) is (name not in CLEANED)
+    assert has(site, Capability.PRUNE) is (name in [*CLEANED, "memory"])
+
+
+def asked(site: Site, function: Callable[[ServerSession], T]) -> T:
+    """Ask as a script does, which has an application but no request."""
+    with site.app.app_context():
+        return function(site.extension)
+
+
+def sessions_of(site: Site, user: object) -> list[SessionInfo]:
+    return asked(site, lambda operator: operator.sessions_of(user))
+
+
+def handles_of(site: Site, user: object) -> list[str]:
+    return [info.handle for info in sessions_of(site, user)]
+
+
+def handle_of(browser: Browser) -> str:
+    return key_of(browser.id, "")
+
+
+def log_in(site: Site, user: object = "ada", **options: t.Any) -> Browser:
+    """Give a browser that has a session of its own and then logs in."""
+    browser = site.browser()
+    browser.set(n=1)
+    browser.visit(lambda: session.update(_user_id=user), **options)
+    return browser
+
+
+def is_live(browser: Browser) -> bool:
+    return browser.read().get("n") == 1
+
+
+def advance(site: Site, seconds: float) -> None:
+    t.cast(FakeClock, site.clock).advance(seconds)
+
+
+@contextlib.contextmanager
+def destroyed_by(site: Site) -> Iterator[list[tuple[str | None, str | None]]]:
+    """Collect the handle and the user that ``session_destroyed`` sends."""
+    sent: list[tuple[str | None, str | None]] = []
+
+    def receive(sender: object, handle: str | None, user: str | None) -> None:
+        sent.append((handle, user))
+
+    with session_destroyed.connected_to(receive, site.app):
+        yield sent
+
+
+def once(site: Site, when: str, operation: str, action: Callable[[], t.Any]) -> None:
+    """Let something happen before or after the next operation of that name."""
+    hooks = getattr(site.backend, when)
+
+    def hook() -> None:
+        del hooks[operation]
+        action()
+
+    hooks[operation] = hook
+
+
+# What a backend without the index says
+
+
+@pytest.mark.parametrize("name", UNINDEXED)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda operator: operator.sessions_of("ada"),
+        lambda operator: operator.sessions_of(None),
+        lambda operator: operator.revoke_user("ada"),
+    ],
+)
+def test_a_backend_without_an_index_of_users_says_so(
+    make_backend_config: Callable[[str], Config],
+    name: str,
+    call: Callable[[ServerSession], t.Any],
+) -> None:
+    site = Site(make_backend_config(name))
+    with pytest.raises(NotSupportedError) as caught:
+        asked(site, call)
+    assert str(caught.value) == (
+        f"The {site.backend.name!r} backend does not support 'keys_of_user'."
+    )
+    assert caught.value.backend == site.backend.name
+    assert caught.value.operation == "keys_of_user"
+
+
+@pytest.mark.parametrize(
+    ("capability", "operation", "call"),
+    [
+        (Capability.COUNT, "count", lambda operator: operator.count()),
+        (Capability.ITERATE, "iterate", lambda operator: list(operator.sessions())),
+    ],
+)
+def test_what_else_a_backend_lacks_is_named_too(
+    make_any: MakeSite,
+    capability: Capability,
+    operation: str,
+    call: Callable[[ServerSession], t.Any],
+) -> None:
+    site = make_any()
+    if capability in site.backend.capabilities:
+        asked(site, call)
+        return
+    with pytest.raises(NotSupportedError, match=f"does not support '{operation}'"):
+        asked(site, call)
+
+
+def test_a_single_session_can_be_found_and_revoked_on_every_backend(
+    make_any: MakeSite,
+) -> None:
+    site = make_any()
+    browser = log_in(site)
+    handle = handle_of(browser)
+    info = asked(site, lambda operator: operator.find(handle))
+    assert info is not None
+    assert (info.handle, info.user, info.current) == (handle, "ada", False)
+    assert asked(site, lambda operator: operator.revoke(handle)) is True
+    assert asked(site, lambda operator: operator.find(handle)) is None
+    assert asked(site, lambda operator: operator.revoke(handle)) is False
+    assert not is_live(browser)
+
+
+def test_without_an_application_there_is_no_answer() -> None:
+    with pytest.raises(RuntimeError, match="application context"):
+        ServerSession().count()
+    with Flask("other").app_context():
+        with pytest.raises(ServerSessionError) as caught:
+            ServerSession().count()
+        assert str(caught.value) == (
+            "ServerSession is not initialized for the application 'other'. Call"
+            " init_app(app) first."
+        )
+
+
+# The index follows what happens to sessions
+
+
+def test_logging_in_adds_the_session(site: Site) -> None:
+    browser = site.browser()
+    browser.set(n=1)
+    assert sessions_of(site, "ada") == []
+    browser.visit(lambda: session.update(_user_id="ada"))
+    assert handles_of(site, "ada") == [handle_of(browser)]
+
+
+def test_logging_in_without_a_session_adds_the_new_one(site: Site) -> None:
+    browser = site.browser()
+    browser.set(_user_id="ada")
+    assert handles_of(site, "ada") == [handle_of(browser)]
+
+
+def test_logging_in_without_a_new_id_adds_the_session(make_site: MakeSite) -> None:
+    site = make_site(SESSION_REGENERATE_ON_LOGIN=False)
+    browser = site.browser()
+    browser.set(n=1)
+    before = browser.id
+    browser.set(_user_id="ada")
+    assert browser.id == before
+    assert handles_of(site, "ada") == [handle_of(browser)]
+
+
+def test_a_new_id_moves_the_session(site: Site) -> None:
+    browser = log_in(site)
+    before = handle_of(browser)
+    browser.visit(lambda: typed_session.regenerate())
+    assert handle_of(browser) != before
+    assert handles_of(site, "ada") == [handle_of(browser)]
+
+
+def test_another_user_moves_the_session(site: Site) -> None:
+    browser = log_in(site)
+    browser.set(_user_id="bob")
+    assert sessions_of(site, "ada") == []
+    assert handles_of(site, "bob") == [handle_of(browser)]
+
+
+def leave_anonymous() -> None:
+    session.pop("_user_id")
+
+
+def clear_and_destroy() -> None:
+    session.clear()
+    typed_session.destroy()
+
+
+def empty() -> None:
+    for key in list(session):
+        session.pop(key)
+
+
+@pytest.mark.parametrize(
+    "log_out",
+    [leave_anonymous, clear_and_destroy, lambda: session.clear(), empty],
+    ids=["user removed", "destroyed", "cleared", "emptied"],
+)
+def test_logging_out_removes_the_session(
+    site: Site, log_out: Callable[[], t.Any]
+) -> None:
+    browser, other = log_in(site), log_in(site)
+    browser.visit(log_out)
+    assert handles_of(site, "ada") == [handle_of(other)]
+
+
+def test_expiry_removes_the_session(make_site: MakeSite) -> None:
+    site = make_site(SESSION_IDLE_TIMEOUT=600)
+    log_in(site)
+    advance(site, 300)
+    other = log_in(site)
+    advance(site, 300)
+    assert handles_of(site, "ada") == [handle_of(other)]
+    advance(site, 300)
+    assert sessions_of(site, "ada") == []
+
+
+def test_pruning_removes_the_session_and_no_other(make_site: MakeSite) -> None:
+    site = make_site(SESSION_IDLE_TIMEOUT=600)
+    log_in(site)
+    advance(site, 300)
+    other = log_in(site)
+    advance(site, 300)
+    asked(site, lambda operator: operator.prune())
+    assert handles_of(site, "ada") == [handle_of(other)]
+    assert is_live(other)
+
+
+def test_a_session_in_use_stays(make_site: MakeSite) -> None:
+    site = make_site(SESSION_IDLE_TIMEOUT=600)
+    browser = log_in(site)
+    for _ in range(5):
+        advance(site, 400)
+        assert is_live(browser)
+    assert handles_of(site, "ada") == [handle_of(browser)]
+
+
+# What is listed
+
+
+def test_sessions_are_listed_oldest_first_with_all_fields(site: Site) -> None:
+    start = dt.datetime.fromtimestamp(site.clock(), dt.timezone.utc)
+    minute = dt.timedelta(minutes=1)
+    lifetime = dt.timedelta(days=31)
+    oldest, middle, newest = site.browser(), site.browser(), site.browser()
+    oldest.set(n=1)
+    advance(site, 60)
+    middle.set(n=1)
+    advance(site, 60)
+    newest.set(n=1)
+    # The order is that of their beginnings, whoever logged in first.
+    for browser in (newest, oldest, middle):
+        browser.set(_user_id="ada")
+    advance(site, 60)
+    assert is_live(middle)
+    expected = [
+        SessionInfo(
+            handle=handle_of(browser),
+            user="ada",
+            created_at=start + number * minute,
+            last_seen_at=start + seen * minute,
+            expires_at=start + seen * minute + lifetime,
+            meta={},
+            current=False,
+        )
+        for number, (browser, seen) in enumerate(
+            [(oldest, 2), (middle, 3), (newest, 2)]
+        )
+    ]
+    assert sessions_of(site, "ada") == expected
+    assert {info.created_at.tzinfo for info in sessions_of(site, "ada")} == {
+        dt.timezone.utc
+    }
+
+
+def test_all_sessions_are_listed_whoever_has_them(site: Site) -> None:
+    browsers = [log_in(site, "ada"), log_in(site, "bob"), site.browser()]
+    browsers[2].set(n=1)
+    found = asked(site, lambda operator: list(operator.sessions()))
+    assert {(info.handle, info.user) for info in found} == {
+        (handle_of(browser), user)
+        for browser, user in zip(browsers, ["ada", "bob", None], strict=True)
+    }
+
+
+def test_the_current_session_is_marked(site: Site) -> None:
+    browser, other = log_in(site), log_in(site)
+
+    def view() -> str:
+        listed = site.extension.sessions_of("ada")
+        return " ".join(info.handle for info in listed if info.current)
+
+    assert browser.visit(view).text == handle_of(browser)
+    assert other.visit(view).text == handle_of(other)
+    assert site.browser().visit(view).text == ""
+    forged = site.browser()
+    forged.cookie = "forged"
+    assert forged.visit(view).text == ""
+    assert not any(info.current for info in sessions_of(site, "ada"))
+
+
+def test_the_current_session_is_marked_by_find_and_sessions_too(site: Site) -> None:
+    browser, other = log_in(site), log_in(site)
+
+    def view() -> None:
+        operator = site.extension
+        mine, theirs = (
+            operator.find(handle_of(browser)),
+            operator.find(handle_of(other)),
+        )
+        assert mine is not None
+        assert mine.current
+        assert theirs is not None
+        assert not theirs.current
+        current = [info.handle for info in operator.sessions() if info.current]
+        assert current == [handle_of(browser)]
+
+    assert browser.visit(view).status_code == 200
+
+
+def test_the_current_session_is_marked_under_its_newest_id(site: Site) -> None:
+    browser = log_in(site)
+
+    def view() -> str:
+        typed_session.regenerate()
+        typed_session.save()
+        return " ".join(
+            info.handle for info in site.extension.sessions_of("ada") if info.current
+        )
+
+    assert browser.visit(view).text == handle_of(browser)
+
+
+def test_listing_does_not_load_the_current_session(site: Site) -> None:
+    browser = log_in(site)
+    stranger = site.browser()
+    stranger.set(n=2)
+
+    def view() -> str:
+        count = len(site.extension.sessions_of("ada"))
+        return f"{count} {typed_session!r}"
+
+    with site.backend.counting() as calls:
+        response = stranger.visit(view)
+    assert response.text == "1 <ServerSideSession (not loaded)>"
+    # One of them loads ada's.
+    assert calls == {"keys_of_user": 1, "load_many": 1}
+    # Which one is marked depends on the cookie.
+    assert response.headers["Vary"] == "Cookie"
+    with site.backend.counting() as calls:
+        browser.visit(lambda: len(site.extension.sessions_of("bob")))
+    assert calls == {"keys_of_user": 1, "load_many": 1}
+
+
+def test_the_request_of_another_application_has_no_current_session(
+    make_any: MakeSite,
+) -> None:
+    site, other = make_any(), make_any(SESSION_KEY_PREFIX="other:")
+    browser = log_in(site)
+    handle = handle_of(browser)
+
+    def view() -> str:
+        with other.app.app_context():
+            assert other.extension.find(handle) is None
+        # And it was not looked at through the other one's eyes.
+        return str(session["n"])
+
+    assert browser.visit(view).text == "1"
+
+
+def test_find_takes_nothing_but_a_handle(make_any: MakeSite) -> None:
+    site = make_any()
+    browser = log_in(site)
+    handle = handle_of(browser)
+    for wrong in (
+        "",
+        "x",
+        handle[:-1],
+        handle.upper(),
+        f"session:{handle}",
+        browser.id,
+    ):
+        assert asked(site, lambda operator, wrong=wrong: operator.find(wrong)) is None
+        assert (
+            asked(site, lambda operator, wrong=wrong: operator.revoke(wrong)) is False
+        )
+    assert is_live(browser)
+
+
+USERS: list[object] = [
+    "",
+    "ada",
+    "Ada",
+    "ada ",
+    " ada",
+    "ada%",
+    "%",
+    "_",
+    "a_a",
+    "*",
+    "ad?",
+    "[a]da",
+    "ada'; DROP TABLE sessions; --",
+    'a"da',
+    "a\\da",
+    "a\nda",
+    "a\0da",
+    "ada:",
+    "../ada",
+    "{ada}",
+    "ádà",
+    "a\u0301da",
+    "李小龍",
+    "🙂",
+    "\u202eada",
+    "x" * 255,
+    "é" * 255,
+    7,
+    70,
+    uuid.UUID(int=7),
+]
+
+
+def test_users_of_all_kinds_are_told_apart(site: Site) -> None:
+    browsers = [log_in(site, user) for user in USERS]
+    for user, browser in zip(USERS, browsers, strict=True):
+        (info,) = sessions_of(site, user)
+        assert info.handle == handle_of(browser)
+        assert info.user == str(user)
+    for user, browser in zip(USERS[::2], browsers[::2], strict=True):
+        assert asked(site, lambda operator, user=user: operator.revoke_user(user)) == 1
+        assert not is_live(browser)
+    assert all(is_live(browser) for browser in browsers[1::2])
+
+
+def test_a_number_and_its_digits_are_one_user(site: Site) -> None:
+    number, text = log_in(site, 7), log_in(site, "7")
+    assert set(handles_of(site, 7)) == {handle_of(number), handle_of(text)}
+    assert handles_of(site, "7") == handles_of(site, 7)
+
+
+def test_nobody_has_no_sessions(site: Site) -> None:
+    anonymous, none = site.browser(), log_in(site, "None")
+    anonymous.set(n=1)
+    assert sessions_of(site, None) == []
+    assert asked(site, lambda operator: operator.revoke_user(None)) == 0
+    assert is_live(anonymous)
+    assert is_live(none)
+
+
+def test_applications_that_share_a_store_do_not_see_each_other() -> None:
+    backend = MemoryBackend(FakeClock())
+    one = Site({"SESSION_BACKEND": backend}, SESSION_KEY_PREFIX="one:")
+    two = Site({"SESSION_BACKEND": backend}, SESSION_KEY_PREFIX="two:")
+    mine, theirs = log_in(one), log_in(two)
+    assert handles_of(one, "ada") == [handle_of(mine)]
+    listed = asked(one, lambda operator: list(operator.sessions()))
+    assert [info.handle for info in listed] == [handle_of(mine)]
+    assert asked(one, lambda operator: operator.revoke(handle_of(theirs))) is False
+    assert asked(one, lambda operator: operator.revoke_user("ada")) == 1
+    assert is_live(theirs)
+    assert not is_live(mine)
+
+
+# Ending one session
+
+
+def test_a_revoked_session_is_over_and_the_others_are_not(site: Site) -> None:
+    browser, other = log_in(site), log_in(site)
+    with destroyed_by(site) as sent:
+        assert asked(site, lambda operator: operator.revoke(handle_of(browser)))
+    assert sent == [(handle_of(browser), "ada")]
+    assert handles_of(site, "ada") == [handle_of(other)]
+    assert not is_live(browser)
+    assert is_live(other)
+
+
+RUNNING: dict[str, Callable[[], t.Any]] = {
+    "reads": lambda: session["n"],
+    "changes a key": lambda: session.update(n=2),
+    "changes a value": lambda: session["cart"].append("apple"),
+    "changes the user": lambda: session.update(_user_id="bob"),
+    "logs out": lambda: session.pop("_user_id"),
+    "takes a new id": lambda: typed_session.regenerate(),
+    "starts over": lambda: typed_session.regenerate(keep_data=False),
+    "saves": lambda: (session.update(n=2), typed_session.save()),
+    "counts": lambda: typed_session.atomic(lambda own: own.update(n=2)),
+    "reloads": lambda: (typed_session.reload(), session.update(n=2)),
+    "touches": lambda: typed_session.touch(),
+    "becomes permanent": lambda: setattr(session, "permanent", True),
+    "lives longer": lambda: setattr(typed_session, "lifetime", 1_000_000),
+    "clears": lambda: session.clear(),
+    "destroys": lambda: typed_session.destroy(),
+}
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_session_that_is_revoked_while_a_request_runs_never_comes_back(
+    make_any: MakeSite, name: str
+) -> None:
+    revoke_while_running(make_any(), name)
+
+
+@pytest.mark.parametrize("name", RUNNING)
+@pytest.mark.parametrize(
+    ("settings", "later"),
+    [({}, 120), ({"SESSION_RESAVE": True}, 0), ({"SESSION_RENEWAL_INTERVAL": 60}, 120)],
+    ids=["touch is due", "resave", "renewal is due"],
+)
+def test_no_setting_brings_a_revoked_session_back(
+    settings: dict[str, t.Any], later: float, name: str
+) -> None:
+    site = Site({"SESSION_BACKEND": "memory"}, **settings)
+    revoke_while_running(site, name, later)
+
+
+def revoke_while_running(site: Site, name: str, later: float = 0) -> None:
+    browser = site.browser()
+    browser.set(n=1, cart=[], _user_id="ada")
+    advance(site, later)
+    cookie = browser.cookie
+
+    def view() -> None:
+        assert session["n"] == 1
+        assert site.extension.revoke(handle_of(browser))
+        RUNNING[name]()
+
+    assert browser.visit(view).status_code == 200
+    if Capability.COUNT in site.backend.capabilities:
+        assert asked(site, lambda operator: operator.count()) == 0
+    for value in {cookie, browser.cookie} - {None}:
+        browser.cookie = value
+        assert browser.read() == {}
+
+
+def test_a_message_after_the_end_of_a_session_is_in_another_one(
+    make_any: MakeSite,
+) -> None:
+    site = make_any()
+    browser = log_in(site)
+    before = browser.cookie
+
+    def view() -> None:
+        assert session["n"] == 1
+        assert site.extension.revoke(handle_of(browser))
+        typed_session.destroy()
+        session["goodbye"] = True
+
+    browser.visit(view)
+    assert browser.cookie != before
+    assert browser.read() == {"goodbye": True}
+    browser.cookie = before
+    assert browser.read() == {}
+
+
+@pytest.mark.parametrize("operation", ["load", "replace", "touch"])
+def test_revoking_wins_before_every_operation_of_a_running_request(
+    make_any: MakeSite, operation: str
+) -> None:
+    site = make_any()
+    browser = log_in(site)
+    handle = handle_of(browser)
+    once(
+        site,
+        "before",
+        operation,
+        lambda: asked(site, lambda operator: operator.revoke(handle)),
+    )
+    if operation == "touch":
+        advance(site, 120)
+        browser.read()
+    else:
+        browser.visit(lambda: session.update(m=2))
+    assert operation not in site.backend.before
+    assert asked(site, lambda operator: operator.find(handle)) is None
+    browser.cookie = browser.cookie
+    assert "n" not in browser.read()
+
+
+@pytest.mark.parametrize(
+    ("when", "operation"), [("before", "create"), ("after", "create")]
+)
+def test_revoking_wins_in_the_middle_of_a_rotation(
+    site: Site, when: str, operation: str
+) -> None:
+    browser = log_in(site)
+    handle = handle_of(browser)
+    once(
+        site,
+        when,
+        operation,
+        lambda: asked(site, lambda operator: operator.revoke(handle)),
+    )
+    browser.visit(lambda: typed_session.regenerate())
+    assert sessions_of(site, "ada") == []
+    assert browser.read() == {}
+
+
+def test_revoking_follows_a_rotation_within_the_grace(site: Site) -> None:
+    browser = log_in(site)
+    first = handle_of(browser)
+    browser.visit(lambda: typed_session.regenerate())
+    second = handle_of(browser)
+    browser.visit(lambda: typed_session.regenerate())
+    with destroyed_by(site) as sent:
+        assert asked(site, lambda operator: operator.revoke(first))
+    assert sent == [(handle_of(browser), "ada")]
+    assert not asked(site, lambda operator: operator.revoke(second))
+    assert sessions_of(site, "ada") == []
+    assert browser.read() == {}
+
+
+def test_revoking_follows_a_rotation_at_that_very_moment(site: Site) -> None:
+    browser = log_in(site)
+    handle = handle_of(browser)
+    once(
+        site,
+        "before",
+        "delete",
+        lambda: browser.visit(lambda: typed_session.regenerate()),
+    )
+    assert asked(site, lambda operator: operator.revoke(handle))
+    assert sessions_of(site, "ada") == []
+    assert browser.read() == {}
+
+
+def test_revoking_a_handle_whose_grace_is_over_ends_nothing(site: Site) -> None:
+    browser = log_in(site)
+    handle = handle_of(browser)
+    browser.visit(lambda: typed_session.regenerate())
+    advance(site, 10)
+    assert not asked(site, lambda operator: operator.revoke(handle))
+    assert is_live(browser)
+
+
+def test_revoking_a_session_that_ended_meanwhile_ends_nothing(site: Site) -> None:
+    browser = log_in(site)
+    once(site, "before", "delete", lambda: browser.visit(clear_and_destroy))
+    assert not asked(site, lambda operator: operator.revoke(handle_of(browser)))
+
+
+def test_a_view_can_revoke_its_own_session(site: Site) -> None:
+    browser, other = log_in(site), log_in(site)
+
+    def view() -> None:
+        (mine,) = [info for info in site.extension.sessions_of("ada") if info.current]
+        assert site.extension.revoke(mine.handle)
+
+    browser.visit(view)
+    assert browser.read() == {}
+    assert handles_of(site, "ada") == [handle_of(other)]
+
+
+def test_a_damaged_session_can_be_revoked(tmp_path: Path) -> None:
+    site = Site({"SESSION_BACKEND": "memory"})
+    browser = log_in(site)
+
+    def refuse(key: str) -> t.Any:
+        raise RecordError("It is damaged.", "damaged")
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        destroyed_by(site) as sent,
+    ):
+        patch.setattr(site.backend, "load", refuse)
+        assert asked(site, lambda operator: operator.revoke(handle_of(browser)))
+    assert sent == [(handle_of(browser), None)]
+    assert browser.read() == {}
+
+
+def test_a_session_of_a_newer_version_is_neither_ended_nor_taken_for_absent() -> None:
+    site = Site({"SESSION_BACKEND": "memory"})
+    browsers = [log_in(site) for _ in range(3)]
+    newer = handle_of(browsers[1])
+    delete = site.backend.delete
+
+    def refuse(key: str) -> t.Any:
+        if key.endswith(newer):
+            raise RecordError("It is newer.", "newer")
+        return delete(key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(site.backend, "delete", refuse)
+        with pytest.raises(RecordError, match="newer"):
+            asked(site, lambda operator: operator.revoke(newer))
+        with destroyed_by(site) as sent, pytest.raises(RecordError, match="newer"):
+            asked(site, lambda operator: operator.revoke_user("ada"))
+    assert {handle for handle, _ in sent} == {
+        handle_of(browsers[0]),
+        handle_of(browsers[2]),
+    }
+    assert [is_live(browser) for browser in browsers] == [False, True, False]
+
+
+# Ending all sessions of a user
+
+
+def test_all_sessions_of_a_user_are_ended_and_no_others(site: Site) -> None:
+    browsers = [log_in(site) for _ in range(3)]
+    others = [log_in(site, "bob"), log_in(site, "Ada"), log_in(site, "ada2")]
+    with destroyed_by(site) as sent:
+        assert asked(site, lambda operator: operator.revoke_user("ada")) == 3
+    assert sorted(sent) == sorted((handle_of(browser), "ada") for browser in browsers)
+    assert not any(is_live(browser) for browser in browsers)
+    assert all(is_live(browser) for browser in others)
+    assert asked(site, lambda operator: operator.revoke_user("ada")) == 0
+
+
+def test_the_current_session_can_be_spared(site: Site) -> None:
+    browsers = [log_in(site) for _ in range(3)]
+
+    def view() -> str:
+        return str(site.extension.revoke_user("ada", except_current=True))
+
+    assert browsers[1].visit(view).text == "2"
+    assert [is_live(browser) for browser in browsers] == [False, True, False]
+
+
+def test_outside_of_a_request_there_is_nothing_to_spare(site: Site) -> None:
+    browser = log_in(site)
+    with site.app.app_context():
+        assert site.extension.revoke_user("ada", except_current=True) == 1
+    assert not is_live(browser)
+
+
+def test_an_administrator_is_not_affected_by_ending_others(site: Site) -> None:
+    admin, browser = log_in(site, "admin"), log_in(site)
+
+    def view() -> str:
+        return str(site.extension.revoke_user("ada", except_current=True))
+
+    assert admin.visit(view).text == "1"
+    assert is_live(admin)
+    assert not is_live(browser)
+
+
+def test_a_new_id_in_the_same_request_does_not_end_the_current_session(
+    site: Site,
+) -> None:
+    """As after a change of the password: new id here, everything else ends."""
+    browser, other = log_in(site), log_in(site)
+    before = browser.id
+
+    def view() -> str:
+        typed_session.regenerate()
+        return str(site.extension.revoke_user("ada", except_current=True))
+
+    assert browser.visit(view).text == "1"
+    assert browser.id != before
+    assert is_live(browser)
+    assert not is_live(other)
+
+
+def test_logging_in_can_end_everything_else(site: Site) -> None:
+    other = log_in(site)
+    browser = site.browser()
+    browser.set(n=1)
+
+    def view() -> str:
+        session["_user_id"] = "ada"
+        return str(site.extension.revoke_user("ada", except_current=True))
+
+    assert browser.visit(view).text == "1"
+    assert is_live(browser)
+    assert not is_live(other)
+
+
+@pytest.mark.parametrize("when", ["after keys_of_user", "before delete"])
+@pytest.mark.parametrize("except_current", [False, True])
+def test_a_session_that_gets_a_new_id_meanwhile_is_ended_too(
+    site: Site, when: str, except_current: bool
+) -> None:
+    browser, other = log_in(site), log_in(site)
+    hook, operation = when.split()
+
+    def view() -> str:
+        once(
+            site,
+            hook,
+            operation,
+            lambda: other.visit(lambda: typed_session.regenerate()),
+        )
+        return str(site.extension.revoke_user("ada", except_current=except_current))
+
+    assert browser.visit(view).text == ("1" if except_current else "2")
+    assert is_live(browser) is except_current
+    assert not is_live(other)
+
+
+def test_a_session_is_ended_in_the_middle_of_its_rotation(site: Site) -> None:
+    browser = log_in(site)
+    once(
+        site,
+        "after",
+        "create",
+        lambda: asked(site, lambda operator: operator.revoke_user("ada")),
+    )
+    browser.visit(lambda: typed_session.regenerate())
+    assert sessions_of(site, "ada") == []
+    assert browser.read() == {}
+
+
+@pytest.mark.parametrize("when", ["before keys_of_user", "after keys_of_user"])
+def test_the_current_session_is_spared_though_another_request_gives_it_a_new_id(
+    site: Site, when: str
+) -> None:
+    browser, other = log_in(site), log_in(site)
+    twin = browser.twin()
+    hook, operation = when.split()
+
+    def regenerate_twice() -> None:
+        twin.visit(lambda: typed_session.regenerate())
+        twin.visit(lambda: typed_session.regenerate())
+
+    def view() -> str:
+        once(site, hook, operation, regenerate_twice)
+        return str(site.extension.revoke_user("ada", except_current=True))
+
+    assert browser.visit(view).text == "1"
+    assert is_live(twin)
+    assert not is_live(other)
+
+
+def test_a_listing_that_misses_a_session_in_rotation_is_not_believed() -> None:
+    """Engines that list in several steps can miss the old and the new id at once."""
+    site = Site({"SESSION_BACKEND": "memory"})
+    browser = log_in(site)
+    keys_of_user = site.backend.keys_of_user
+    answers = iter([[]])
+
+    def list_late(user: str) -> list[str]:
+        return next(answers, None) or keys_of_user(user)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(site.backend, "keys_of_user", list_late)
+        assert asked(site, lambda operator: operator.revoke_user("ada")) == 1
+    assert not is_live(browser)
+
+
+def test_receivers_that_raise_leave_no_session_behind(site: Site) -> None:
+    browsers = [log_in(site) for _ in range(3)]
+
+    def fail(sender: object, **values: t.Any) -> None:
+        raise ZeroDivisionError
+
+    with (
+        session_destroyed.connected_to(fail, site.app),
+        pytest.raises(ZeroDivisionError),
+    ):
+        asked(site, lambda operator: operator.revoke_user("ada"))
+    assert not any(is_live(browser) for browser in browsers)
+
+
+def test_sessions_that_were_ended_before_the_engine_failed_are_told_of() -> None:
+    site = Site({"SESSION_BACKEND": "memory"})
+    for _ in range(3):
+        log_in(site)
+    deleted: list[None] = []
+
+    def count() -> None:
+        deleted.append(None)
+        if len(deleted) == 2:
+            raise ZeroDivisionError
+
+    site.backend.before["delete"] = count
+    with destroyed_by(site) as sent, pytest.raises(ZeroDivisionError):
+        asked(site, lambda operator: operator.revoke_user("ada"))
+    assert len(sent) == 1
+
+
+# A limit for each user
+
+
+def test_the_oldest_sessions_beyond_the_limit_are_ended(make_site: MakeSite) -> None:
+    site = make_site(SESSION_MAX_PER_USER=2)
+    browsers = []
+    for _ in range(4):
+        advance(site, 1)
+        browsers.append(log_in(site))
+    assert [is_live(browser) for browser in browsers] == [False, False, True, True]
+    assert handles_of(site, "ada") == [handle_of(browser) for browser in browsers[2:]]
+
+
+def test_what_the_limit_ends_is_told(make_site: MakeSite) -> None:
+    site = make_site(SESSION_MAX_PER_USER=1)
+    first = log_in(site)
+    advance(site, 1)
+    with destroyed_by(site) as sent:
+        log_in(site)
+    assert sent == [(handle_of(first), "ada")]
+
+
+def test_the_limit_counts_each_user_by_itself(make_site: MakeSite) -> None:
+    site = make_site(SESSION_MAX_PER_USER=1)
+    browsers = [
+        log_in(site, "ada"),
+        log_in(site, "bob"),
+        site.browser(),
+        site.browser(),
+    ]
+    for browser in browsers[2:]:
+        browser.set(n=1)
+    assert all(is_live(browser) for browser in browsers)
+
+
+def test_the_current_session_is_never_the_one_to_end(make_site: MakeSite) -> None:
+    """It may have begun long before it logs in."""
+    site = make_site(SESSION_MAX_PER_USER=1)
+    browser = site.browser()
+    browser.set(n=1)
+    advance(site, 3600)
+    other = log_in(site)
+    advance(site, 3600)
+    browser.set(_user_id="ada")
+    assert is_live(browser)
+    assert not is_live(other)
+
+
+def test_a_lower_limit_ends_several_at_the_next_log_in(make_site: MakeSite) -> None:
+    site = make_site()
+    browsers = []
+    for _ in range(4):
+        advance(site, 1)
+        browsers.append(log_in(site))
+    limited = Site(
+        {
+            "SESSION_BACKEND": site.backend,
+            "SESSION_KEY_PREFIX": site.state.config.key_prefix,
+        },
+        site.clock,
+        SESSION_MAX_PER_USER=2,
+    )
+    advance(site, 1)
+    browsers.append(log_in(limited))
+    assert [is_live(browser) for browser in browsers] == [False] * 3 + [True] * 2
+
+
+def test_only_logging_in_costs_the_limit_anything(make_site: MakeSite) -> None:
+    site = make_site(SESSION_MAX_PER_USER=3)
+    browser = log_in(site)
+    assert browser.costs(lambda: session.update(n=2))[0] == {"load": 1, "replace": 1}
+    assert browser.costs(lambda: typed_session.regenerate())[0] == {
+        "load": 1,
+        "create": 1,
+        "replace": 1,
+    }
+    anonymous = site.browser()
+    assert anonymous.costs(lambda: session.update(n=1))[0] == {"create": 1}
+    assert anonymous.costs(lambda: session.update(_user_id="ada"))[0] == {
+        "load": 1,
+        "create": 1,
+        "replace": 1,
+        "keys_of_user": 1,
+    }
+
+
+def let_two_meet(site: Site, when: str, operation: str) -> None:
+    """Let two threads wait for each other when they first get to an operation."""
+    barrier = threading.Barrier(2)
+    have_met = threading.local()
+
+    def meet() -> None:
+        if not hasattr(have_met, "flag"):
+            have_met.flag = True
+            barrier.wait(10)
+
+    getattr(site.backend, when)[operation] = meet
+
+
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "rotated"])
+@pytest.mark.parametrize("limit", [pytest.param(1, marks=PENDING), 2])
+def test_two_who_log_in_at_once_do_not_end_each_other(
+    make_site: MakeSite, is_new: bool, limit: int
+) -> None:
+    site = make_site(SESSION_MAX_PER_USER=limit)
+    earlier = [log_in(site) for _ in range(limit)]
+    advance(site, 1)
+    browsers = [site.browser(), site.browser()]
+    if not is_new:
+        for browser in browsers:
+            browser.set(n=1)
+    # Both have written before either lists, and listed before either ends anything.
+    let_two_meet(site, "before", "keys_of_user")
+    let_two_meet(site, "after", "load_many")
+    errors: list[BaseException] = []
+
+    def run(browser: Browser) -> None:
+        try:
+            browser.set(n=1, _user_id="ada")
+        except BaseException as error:  # noqa: BLE001 - shown below
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(browser,)) for browser in browsers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not errors
+    site.backend.before.clear()
+    site.backend.after.clear()
+    live = sum(is_live(browser) for browser in [*earlier, *browsers])
+    assert live == len(sessions_of(site, "ada")) == limit
+    assert sum(is_live(browser) for browser in browsers) == limit
+
+
+@pytest.mark.parametrize("name", UNINDEXED)
+def test_a_limit_needs_an_index(
+    make_backend_config: Callable[[str], Config], name: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Site(make_backend_config(name), SESSION_MAX_PER_USER=3)
+    assert "'SESSION_MAX_PER_USER' is 3" in str(caught.value)
+    assert "cannot list the sessions of a user" in str(caught.value)
+
+
+# Tracking
+
+
+AGENT = {"User-Agent": "Mozilla/5.0 " + "x" * 400}
+ADDRESS = {"REMOTE_ADDR": "192.0.2.7"}
+
+
+@pytest.mark.parametrize(
+    ("track", "expected"),
+    [
+        ((), {}),
+        (("user_agent",), {"user_agent": AGENT["User-Agent"][:256]}),
+        (("remote_addr",), {"remote_addr": "192.0.2.7"}),
+        (
+            ("user_agent", "remote_addr"),
+            {"user_agent": AGENT["User-Agent"][:256], "remote_addr": "192.0.2.7"},
+        ),
+    ],
+)
+def test_only_what_is_asked_for_is_tracked(
+    make_any: MakeSite, track: tuple[str, ...], expected: dict[str, str]
+) -> None:
+    site = make_any(SESSION_TRACK=track)
+    browser = log_in(site, headers=AGENT, environ_base=ADDRESS)
+    info = asked(site, lambda operator: operator.find(handle_of(browser)))
+    assert info is not None
+    assert info.meta == expected
+
+
+def test_what_a_browser_does_not_say_is_not_tracked(make_any: MakeSite) -> None:
+    site = make_any(SESSION_TRACK=("user_agent",))
+    browser = log_in(site, headers={"User-Agent": ""})
+    info = asked(site, lambda operator: operator.find(handle_of(browser)))
+    assert info is not None
+    assert info.meta == {}
+
+
+def test_what_is_tracked_is_that_of_the_last_request_that_wrote(site: Site) -> None:
+    tracking = Site(
+        {
+            "SESSION_BACKEND": site.backend,
+            "SESSION_KEY_PREFIX": site.state.config.key_prefix,
+        },
+        site.clock,
+        SESSION_TRACK=["user_agent"],
+    )
+    browser = log_in(tracking, headers={"User-Agent": "old"})
+    browser.visit(lambda: session["n"], headers={"User-Agent": "ignored"})
+    assert [info.meta for info in sessions_of(tracking, "ada")] == [
+        {"user_agent": "old"}
+    ]
+    browser.visit(lambda: session.update(m=1), headers={"User-Agent": "new \x1b[1m"})
+    assert [info.meta for info in sessions_of(tracking, "ada")] == [
+        {"user_agent": "new \x1b[1m"}
+    ]
+
+
+# Counting and pruning
+
+
+def test_only_live_sessions_count(make_site: MakeSite) -> None:
+    site = make_site(SESSION_IDLE_TIMEOUT=600)
+
+    def count() -> int:
+        return asked(site, lambda operator: operator.count())
+
+    assert count() == 0
+    browser = log_in(site)  # which leaves a tombstone
+    log_in(site, "bob").visit(clear_and_destroy)
+    assert count() == 1
+    advance(site, 300)
+    site.browser().set(n=1)
+    assert count() == 2
+    advance(site, 300)
+    assert count() == 1
+    assert not is_live(browser)
+
+
+def test_pruning_works_in_batches(make_any: MakeSite) -> None:
+    site = make_any(SESSION_IDLE_TIMEOUT=600, SESSION_CLEANUP_BATCH=3)
+    for _ in range(5):
+        site.browser().set(n=1)
+    advance(site, 300)
+    browser = site.browser()
+    browser.set(n=1)
+    advance(site, 300)
+    batches: list[int] = []
+    deleted = asked(site, lambda operator: operator.prune(2, batches.append))
+    if Capability.PRUNE in site.backend.capabilities:
+        assert (deleted, batches) == (5, [2, 2, 1])
+    else:
+        assert Capability.EXPIRES in site.backend.capabilities
+        assert (deleted, batches) == (0, [])
+    assert asked(site, lambda operator: operator.prune()) == 0
+    assert is_live(browser)
+
+
+def test_the_batch_is_the_configured_one_by_default(make_cleaned: MakeSite) -> None:
+    site = make_cleaned(SESSION_CLEANUP_BATCH=3)
+    for _ in range(4):
+        site.browser().set(n=1)
+    advance(site, 600)
+    with site.backend.counting() as calls:
+        assert asked(site, lambda operator: operator.prune()) == 4
+    assert calls == {"prune": 2}
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_of_nothing_is_refused(make_any: MakeSite, batch: int) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        asked(make_any(), lambda operator: operator.prune(batch))
+
+
+def test_a_backend_that_can_neither_prune_nor_expire_says_so() -> None:
+    backend = MemoryBackend(FakeClock())
+    backend.capabilities = Capability.COMPARE_AND_SWAP  # type: ignore[misc]
+    site = Site({"SESSION_BACKEND": backend})
+    with pytest.raises(NotSupportedError, match="does not support 'prune'"):
+        asked(site, lambda operator: operator.prune())
+
+
+def test_pruning_leaves_nothing_behind_in_a_folder_that_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call of the backend looks at a part of a large folder only."""
+    module = "flask_serversession.backends.filesystem"
+    monkeypatch.setattr(f"{module}._LEAST_LOOKS", 10)
+    monkeypatch.setattr(f"{module}._LOOKS_PER_DELETION", 1)
+    clock = FakeClock()
+    backend = FilesystemBackend(tmp_path, prefix="session:", clock=clock)
+    site = Site({"SESSION_BACKEND": backend}, clock, SESSION_IDLE_TIMEOUT=600)
+    for _ in range(5):
+        site.browser().set(n=1)
+    advance(site, 300)
+    for _ in range(50):
+        site.browser().set(n=1)
+    advance(site, 300)
+    assert asked(site, lambda operator: operator.prune(5)) == 5
+
+
+# Automatic cleanup
+
+
+class Monotonic:
+    """Takes the place of the module ``time`` for the extension."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        raise AssertionError("The site's clock was not asked.")
+
+
+@pytest.fixture
+def monotonic(monkeypatch: pytest.MonkeyPatch) -> Monotonic:
+    fake = Monotonic()
+    monkeypatch.setattr("flask_serversession.extension.time", fake)
+    return fake
+
+
+def sweeps(site: Site, action: Callable[[], t.Any], browser: Browser | None) -> int:
+    with site.backend.counting() as calls:
+        (browser or site.browser()).visit(action)
+    assert not calls["prune"]
+    return calls["sweep"]
+
+
+def write() -> None:
+    session["n"] = 1
+
+
+def test_a_request_that_creates_a_session_deletes_one_batch_when_that_is_due(
+    make_cleaned: MakeSite, monotonic: Monotonic
+) -> None:
+    site = make_cleaned()
+    old = [site.browser() for _ in range(5)]
+    for browser in old:
+        browser.visit(write)
+    advance(site, 600)
+    # Not before half of the interval, and after one and a half of it in any case.
+    monotonic.now += 149
+    assert sweeps(site, write, None) == 0
+    monotonic.now += 302
+    assert sweeps(site, write, None) == 1
+    assert sweeps(site, write, None) == 0
+    # A batch is two; so three are left.
+    assert asked(site, lambda operator: operator.prune()) == 3
+    # And again after another interval.
+    monotonic.now += 149
+    assert sweeps(site, write, None) == 0
+    monotonic.now += 302
+    assert sweeps(site, write, None) == 1
+
+
+QUIET: dict[str, Callable[[], t.Any]] = {
+    "does not look": lambda: None,
+    "reads": lambda: session.get("n"),
+    "changes": lambda: session.update(n=2),
+    "logs in": lambda: session.update(_user_id="ada"),
+    "takes a new id": lambda: typed_session.regenerate(),
+    "ends": lambda: session.clear(),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_no_other_request_cleans_up(
+    make_cleaned: MakeSite, monotonic: Monotonic, name: str
+) -> None:
+    site = make_cleaned()
+    browser = site.browser()
+    browser.visit(write)
+    monotonic.now += 10_000
+    assert sweeps(site, QUIET[name], browser) == 0
+    assert sweeps(site, QUIET["reads"], None) == 0
+    assert sweeps(site, write, None) == 1
+
+
+def test_a_session_that_was_saved_early_cleans_up_once_too(
+    make_cleaned: MakeSite, monotonic: Monotonic
+) -> None:
+    site = make_cleaned()
+    monotonic.now += 10_000
+
+    def view() -> None:
+        write()
+        typed_session.save()
+        session["m"] = 2
+
+    assert sweeps(site, view, None) == 1
+
+
+def test_cleanup_can_be_turned_off(
+    make_cleaned: MakeSite, monotonic: Monotonic
+) -> None:
+    site = make_cleaned(SESSION_CLEANUP_INTERVAL=0)
+    monotonic.now += 1_000_000
+    assert sweeps(site, write, None) == 0
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_engines_that_expire_by_themselves_are_left_alone(
+    make_backend_config: Callable[[str], Config], monotonic: Monotonic, name: str
+) -> None:
+    site = Site(make_backend_config(name))
+    monotonic.now += 1_000_000
+    assert sweeps(site, write, None) == 0
+
+
+def test_a_cleanup_that_fails_is_logged_and_fails_no_request(
+    make_cleaned: MakeSite, monotonic: Monotonic, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = make_cleaned()
+    monotonic.now += 10_000
+    browser = site.browser()
+    with site.backend.failing("sweep"):
+        assert browser.visit(write).status_code == 200
+    assert is_live(browser)
+    (record,) = caplog.records
+    assert record.name == "flask_serversession"
+    assert record.levelno == logging.WARNING
+    assert record.message.startswith("Expired sessions could not be deleted: ")
+    # It is not tried again at each request.
+    assert sweeps(site, write, None) == 0
+
+
+def test_processes_do_not_clean_up_in_step(monotonic: Monotonic) -> None:
+    backend = CountingBackend(MemoryBackend())
+    backend.capabilities = Capability.PRUNE
+    cleanups = [Cleanup(SessionConfig(), backend) for _ in range(100)]
+    done: list[int] = []
+    for _ in range(10):
+        monotonic.now += 45
+        before = backend.calls["sweep"]
+        for cleanup in cleanups:
+            cleanup()
+        done.append(backend.calls["sweep"] - before)
+    # The interval is 300 seconds: half of it passes, then they come one by one.
+    assert done[:3] == [0, 0, 0]
+    assert all(number < 50 for number in done)
+    assert sum(done) >= 100
+
+
+def test_the_operators_calls_are_made_on_the_current_application() -> None:
+    extension = ServerSession(clock=FakeClock())
+    apps = [Flask("one"), Flask("two")]
+    for app in apps:
+        app.config.update(SECRET_KEY=app.name, SESSION_BACKEND="memory", TESTING=True)
+        extension.init_app(app)
+    with apps[0].test_client().session_transaction() as content:
+        content["_user_id"] = "ada"
+    counts = {}
+    for app in apps:
+        with app.app_context():
+            assert extension.backend is current_app.extensions["serversession"].backend
+            counts[app.name] = extension.count()
+    assert counts == {"one": 1, "two": 0}
