@@ -25,9 +25,7 @@ _SALT = b"flask_serversession.cookie"
 _ID = re.compile(r"[\w!#$%&'()*+\-./:<=>?@\[\]^`{|}~]{16,256}", re.ASCII)
 # What we never sign is refused: bigger numbers than these make no dates. The lifetime
 # is in milliseconds, and 1000 years are 12 digits of which the first is 1.
-_STATE = re.compile(
-    r"([pb])([0-9a-f]{1,12})-([0-9a-f]{1,12})(?:-(1?[0-9a-f]{1,11}))?"
-)
+_STATE = re.compile(r"([pb])([0-9a-f]{1,12})-([0-9a-f]{1,12})(?:-(1?[0-9a-f]{1,11}))?")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -417,8 +417,9 @@ def _opened_session() -> SessionMixin | None:
 
     Does not count as access to it, as ``request_ctx.session`` does since Flask 3.1.3.
     """
-    name = "_session" if hasattr(request_ctx, "_session") else "session"
-    return t.cast("SessionMixin | None", getattr(request_ctx, name))
+    context: t.Any = request_ctx
+    name = "_session" if hasattr(context, "_session") else "session"
+    return t.cast("SessionMixin | None", getattr(context, name))
 
 
 class Cleanup:

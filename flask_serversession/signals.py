@@ -1,8 +1,25 @@
 """Signals, sent with blinker. None of them ever carries an id.
 
 Each sends the application, and as keyword arguments the session's ``handle`` and
-``user`` (either may be ``None``), and what is listed here. Receivers run inside the
-request; one that raises makes the request fail, as with Flask's own signals.
+``user`` (either may be ``None``), and what is listed here.
+
+Receivers run at once: inside the request, or inside the command that ends a session.
+What a signal tells of has happened then, and is stored, so a receiver cannot prevent
+it. It should not change the session.
+
+A receiver that raises makes the request fail, as with Flask's own signals; other
+receivers may not be called any more. Nothing is lost or half done: what was stored
+stays stored, what was ended stays ended, and the answer to the exception still sends
+the cookie that goes with it, so that a visitor whose id has changed gets the new one. A
+view that catches the exception, from ``session.save()`` for example, goes on with what
+is stored. Who ends several sessions at once ends all of them before the first signal.
+
+Receivers may be coroutines. Flask runs them to their end, which is impossible while an
+async view runs: what such a view causes itself, by ``session.save()`` or
+``session.destroy()``, needs receivers that are ordinary functions.
+
+Blinker keeps weak references to receivers. One that nobody else refers to, such as a
+function within a function, is never called, unless it is connected with ``weak=False``.
 """
 
 from __future__ import annotations
@@ -11,22 +28,27 @@ from blinker import Namespace
 
 _signals = Namespace()
 
-#: A session was stored for the first time.
+#: A session was stored for the first time. Also when its visitor logs in at once.
 session_created = _signals.signal("session-created")
-#: A stored session was written again.
+#: A stored session was written again. Not for recorded activity, nor for a new id.
 session_saved = _signals.signal("session-saved")
-#: A session got a new id. ``previous`` is the handle that it had.
+#: A stored session got a new id, because its user changed or somebody asked for it.
+#: ``previous`` is the handle that it had; whatever else changed was written with it.
 session_regenerated = _signals.signal("session-regenerated")
-#: A session was ended by :meth:`.ServerSideSession.destroy` or by emptying it.
+#: A session was ended by :meth:`.ServerSideSession.destroy`, by emptying it, by an
+#: operator or by :data:`SESSION_MAX_PER_USER`. Not one that has expired. ``user`` is
+#: ``None`` also if the session was ended without having been looked at.
 session_destroyed = _signals.signal("session-destroyed")
 #: Another request ended the session, or rotated its id, while this one ran; what this
-#: one changed was dropped.
+#: one changed was dropped. Once a request, and not if it had changed nothing.
 session_lost = _signals.signal("session-lost")
 #: A cookie was not accepted. ``reason`` is ``"forged"`` (nothing in it verifies),
 #: ``"unknown"`` (well signed, but there is no such session any more), ``"rotated"``
 #: (its id was replaced a moment ago), ``"damaged"``, ``"unreadable"`` or ``"newer"``
-#: (there is a record, but it cannot be read).
+#: (there is a record, but it cannot be read). Only a request that looks at its session
+#: finds out. ``user`` is always ``None``, and ``handle`` is for ``"forged"``.
 session_rejected = _signals.signal("session-rejected")
-#: The backend failed. ``operation`` names what it was asked for, ``error`` is the
-#: :exc:`.BackendUnavailableError`.
+#: The backend failed a request. ``operation`` names what it was asked for, ``error`` is
+#: the :exc:`.BackendUnavailableError`. Not for what an operator asks, who gets the
+#: exception, nor for the automatic cleanup, which logs it.
 backend_failed = _signals.signal("backend-failed")
