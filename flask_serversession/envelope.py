@@ -30,7 +30,8 @@ import typing as t
 from .errors import ConfigurationError
 from .errors import RecordError
 
-#: The format written by this version.
+#: The format written by this version. Whoever raises it raises that of :mod:`.record`
+#: too: logging out deletes a record without looking inside.
 FORMAT = 1
 
 _ENCRYPTED = 1

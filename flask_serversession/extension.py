@@ -417,9 +417,11 @@ def _opened_session() -> SessionMixin | None:
 
     Does not count as access to it, as ``request_ctx.session`` does since Flask 3.1.3.
     """
-    context: t.Any = request_ctx
-    name = "_session" if hasattr(context, "_session") else "session"
-    return t.cast("SessionMixin | None", getattr(context, name))
+    missing = object()
+    session: t.Any = getattr(request_ctx, "_session", missing)
+    if session is missing:
+        session = request_ctx.session
+    return t.cast("SessionMixin | None", session)
 
 
 class Cleanup:
@@ -476,7 +478,9 @@ def _engine_finder(
     """Give a function that finds engine and metadata in what the user configured."""
 
     def find(value: t.Any, bind_key: str | None) -> tuple[t.Any, t.Any]:
-        if not hasattr(type(value), "engines"):  # no Flask-SQLAlchemy object
+        kind = t.cast("t.Any", type(value))
+        # Of the class: the object's own property needs an application context.
+        if not hasattr(kind, "engines"):  # no Flask-SQLAlchemy object
             return value, None
         if "sqlalchemy" not in app.extensions:
             raise ValueError(

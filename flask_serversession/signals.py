@@ -32,8 +32,9 @@ _signals = Namespace()
 session_created = _signals.signal("session-created")
 #: A stored session was written again. Not for recorded activity, nor for a new id.
 session_saved = _signals.signal("session-saved")
-#: A stored session got a new id, because its user changed or somebody asked for it.
-#: ``previous`` is the handle that it had; whatever else changed was written with it.
+#: A stored session got a new id, because its user changed, its id was old, or somebody
+#: asked for it. ``previous`` is the handle that it had. What else had changed was
+#: written with it.
 session_regenerated = _signals.signal("session-regenerated")
 #: A session was ended by :meth:`.ServerSideSession.destroy`, by emptying it, by an
 #: operator or by :data:`SESSION_MAX_PER_USER`. Not one that has expired. ``user`` is

@@ -631,7 +631,7 @@ def test_ending_several_sessions_asks_first(
     log_in(site)
     log_in(site)
     result = run(site.app, "revoke", "--user", "ada", input=answer)
-    assert result.stderr.startswith("End 2 sessions of 'ada'? [y/N]: ")
+    assert result.stderr.startswith("End 2 sessions of 'ada'? [y/N]:")
     if is_ended:
         assert result.exit_code == 0
         assert result.stdout.endswith("Ended 2 sessions of 'ada'.\n")
@@ -826,7 +826,7 @@ def test_flask_runs_the_commands_with_the_default_backend(tmp_path: Path) -> Non
     assert "Traceback" not in result.stderr
     result = shell(tmp_path, "revoke", "--user", "李")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("End 2 sessions of '李'? [y/N]: ")
+    assert result.stderr.startswith("End 2 sessions of '李'? [y/N]:")
     result = shell(tmp_path, "revoke", "--user", "李", "--yes")
     assert (result.returncode, result.stdout) == (0, "Ended 2 sessions of '李'.\n")
 

@@ -244,10 +244,14 @@ class ModelRequest:
     """What one request sees, changes and leaves behind.
 
     :param cookie: What the cookie says that the request came with.
+    :param losses: Gets the ids of sessions whose changes were dropped.
     """
 
-    def __init__(self, store: Store, cookie: CookieState | None) -> None:
+    def __init__(
+        self, store: Store, cookie: CookieState | None, losses: list[str]
+    ) -> None:
         self.store = store
+        self.losses = losses
         self.cookie = cookie
         self.id = None if cookie is None else cookie.id
         self.seen_at = store.clock()
@@ -264,8 +268,6 @@ class ModelRequest:
         self.is_restarted = self.is_touched = self.has_ended = False
         self.is_moved = self.is_saved = self.is_loss_told = False
         self.flashes_shown = False
-        #: The ids of sessions whose changes were dropped.
-        self.losses: list[str] = []
 
     # what views do
 
@@ -856,7 +858,7 @@ class SessionsMachine(RuleBasedStateMachine):
         """Carry out a request, with the library and with the model."""
         tried["requests"] += 1
         cookie = self.slots[plan.slot]
-        model = ModelRequest(self.store, self._verify(cookie))
+        model = ModelRequest(self.store, self._verify(cookie), self.expected_losses)
         late = plan.late
         has_come = False
         outcomes: list[str] = []
@@ -905,7 +907,6 @@ class SessionsMachine(RuleBasedStateMachine):
         response = browser.visit(view)
         assert response.status_code == 200
         end(finishing[0])
-        self.expected_losses += model.losses
         self.check_cookie(
             plan.slot, browser, cookie_of(response, self.site), model, *outcomes
         )

@@ -698,7 +698,7 @@ def _to_user_column(user: str) -> str:
 
 
 def _to_record(row: _Row) -> Record:
-    user: str | None = row.user
+    user: t.Any = row.user
     meta: t.Any = {}
     if row.meta:
         try:
@@ -726,7 +726,7 @@ def _to_record(row: _Row) -> Record:
         touched_at=row.touched_at,
         expires_at=row.expires_at,
         user=user,
-        meta=meta,
+        meta=t.cast("dict[str, str]", meta),
     )
 
 
