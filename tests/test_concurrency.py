@@ -883,6 +883,25 @@ def test_a_rotated_id_sees_nothing_changes_nothing_and_sends_no_cookie(
     assert browser.read() == expected
 
 
+@pytest.mark.parametrize("interval", [60, 0])
+def test_another_process_may_send_a_permanent_cookie_again_until_a_touch_is_due(
+    make_site: MakeSite, interval: int
+) -> None:
+    # The price of answering without asking the backend: this is not promised between
+    # processes. Where every access is recorded, there is no such moment.
+    site = make_site(SESSION_TOUCH_INTERVAL=interval)
+    other = sharing(site, SESSION_TOUCH_INTERVAL=interval)
+    browser = start(site, **BEGINNING)
+    old = other.browser()
+    old.cookie = browser.cookie
+    browser.visit(lambda: session.regenerate())
+    assert cookie_of(old.twin().ignore(), other) == ("set" if interval else "none")
+    # Whoever looks at the session, or has to touch it, finds out.
+    assert cookie_of(old.twin().visit(lambda: flask_session.get("n")), other) == "none"
+    advance(site, interval)
+    assert cookie_of(old.twin().ignore(), other) == "none"
+
+
 def test_arriving_with_a_rotated_id_is_reported_once_if_it_changes_something(
     site: Site,
 ) -> None:
