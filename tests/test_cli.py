@@ -7,7 +7,6 @@ import datetime as dt
 import inspect
 import json
 import os
-import pty
 import re
 import select
 import subprocess
@@ -718,6 +717,7 @@ class Terminal:
 
     def run(self, *args: str) -> tuple[int, str, str]:
         """Give exit code, stdout and what was on the terminal."""
+        pty = pytest.importorskip("pty", reason="needs terminals as Unix has them")
         controller, terminal = pty.openpty()
         try:
             process = subprocess.Popen(

@@ -448,8 +448,11 @@ class RedisBackend(Backend):
         Those in pipelines of a hundred. Members that are gone are marked, and after a
         minute removed, by one more ``EVALSHA``; if that fails, the next call does it.
         """
+        encoded = encode_user(user)
+        if len(encoded) >= NO_USER:
+            return []  # no record can have such a user
         try:
-            return self._find_listed(encode_user(user))
+            return self._find_listed(encoded)
         except self._server.errors as error:
             raise self._server.failure("keys_of_user", error) from error
 
@@ -461,9 +464,12 @@ class RedisBackend(Backend):
         """
         for name, value in self._scan("iterate", "GET"):
             record = self._read_listable(value)
+            try:
+                key = _decode_key(name)
+            except UnicodeDecodeError:
+                continue
             if record is not None:
-                with contextlib.suppress(UnicodeDecodeError):
-                    yield _decode_key(name), record
+                yield key, record
 
     def count(self) -> int:
         """Give the number of live records; reads their headers only."""
@@ -514,7 +520,9 @@ class RedisBackend(Backend):
             except self._server.errors as error:
                 if not was_cut_off(error):
                     raise
-        if not answers:
+        if not answers or "ReadOnlyError" in names_of(answers[0]):
+            # Drivers try these once more, on a new connection, which may lead to
+            # another server.
             number = self._run("create", _INDEX, index, *args)
             answers = [number, client.execute_command(*command)]
         number, is_created = answers

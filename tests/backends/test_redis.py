@@ -723,6 +723,30 @@ def test_who_logs_in_and_out_all_day_leaves_little_behind(
     assert list(members_of(client, prefix)) == [kept[0] + "-new"]
 
 
+@pytest.mark.parametrize("driver", [redis.Redis, valkey.Valkey])
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_users_over_both_versions_of_the_protocol(
+    server: ValkeyServer, prefix: str, driver: t.Any, protocol: int
+) -> None:
+    with driver.from_url(server.url, protocol=protocol) as client:
+        backend = RedisBackend(client, prefix=prefix)
+        keys = [key_of(name, prefix) for name in ("one", "two")]
+        for key in keys:
+            assert backend.create(key, make_record(user="ada")) is True
+        assert sorted(backend.keys_of_user("ada")) == sorted(keys)
+        assert backend.delete(keys[0]) is True
+        assert backend.keys_of_user("ada") == [keys[1]]
+        assert members_of(client, prefix)[keys[0]] < 0
+        assert backend.touch(keys[1], time.time(), time.time() + 5_000) is True
+        assert backend.load_many(keys).keys() == {keys[1]}
+        assert backend.count() == 1
+        backend.delete(keys[1])
+
+
+def test_a_user_that_no_record_can_have_has_none(backend: RedisBackend) -> None:
+    assert backend.keys_of_user("u" * 70_000) == []
+
+
 def test_listing_a_user_costs_what_that_user_has(
     server: ValkeyServer, backend: RedisBackend, prefix: str
 ) -> None:
@@ -1219,6 +1243,9 @@ def test_a_full_server_lets_visitors_log_out(
 def test_a_read_only_replica_can_be_read(own_server: ValkeyServer) -> None:
     options = ("--replicaof", f"{own_server.host} {own_server.port}")
     primary = RedisBackend.from_url(own_server.url)
+    primary.create("gone", make_record(user="ada"))
+    primary.delete("gone")
+    primary.create("listed", make_record(user="ada"))
     primary.create("key", make_record())
     with ValkeyServer(*options) as replica:
         backend = RedisBackend.from_url(replica.url)
@@ -1229,12 +1256,15 @@ def test_a_read_only_replica_can_be_read(own_server: ValkeyServer) -> None:
                     break
             time.sleep(0.05)
         assert backend.load("key") is not None
-        assert backend.count() == 1
+        assert backend.count() == 2
         for operation in ("create", "replace", "touch", "delete"):
             assert fail(backend, operation) == (
                 f"The Redis backend at '{replica.address}' is read-only and refused"
                 f" '{operation}'."
             )
+        with pytest.raises(BackendUnavailableError, match="is read-only"):
+            backend.create("new", make_record(user="ada"))
+        assert backend.keys_of_user("ada") == ["listed"]
         backend.close()
     primary.close()
 
