@@ -174,6 +174,13 @@ class ServerSessionInterface(SessionInterface):
             # Flask calls a second time when the first call has raised. Nothing is
             # stored then, but an id that has changed must reach the browser.
             self._set_due_cookie(app, session, state, response)
+            if (
+                state.is_abandoned
+                and state.status is Status.NEW
+                and self._is_ended(state)
+            ):
+                _vary_by_cookie(response)
+                self._delete_cookie(app, response)
             return
         failure = state.failure
         try:

@@ -70,8 +70,14 @@ _MAX_PAUSE = 0.05
 _TRUSTED = 0.1
 # How often a custom generator may return an id that is taken.
 _MAX_TAKEN = 5
-# How many ended keys one process remembers.
+# How many ended keys one process remembers, and for how long at least, in seconds:
+# longer than a request runs.
 _MAX_RETIRED = 10_000
+_LEAST_RETIRED = 60.0
+# How often the sessions of a user are counted again while two log in at once, and the
+# pause between, in seconds.
+_LIMIT_TRIES = 6
+_LIMIT_PAUSE = 0.02
 # The user is kept in columns and index names; longer ones are somebody's mistake.
 _MAX_USER = 255
 
@@ -161,11 +167,10 @@ class BackendKeeper:
     def _take(self, state: State, record: Record | None) -> None:
         """Continue with what the backend gave."""
         if record is None or self._is_too_old(record):
-            self._reject(state.key, "unknown")
-            self._begin(state)
+            self._begin_instead(state, "unknown")
         elif record.is_tombstone:
-            self._reject(state.key, "rotated")
             state.status = Status.LOST
+            self._reject(state.key, "rotated")
         else:
             try:
                 self._adopt(state, record)
@@ -174,8 +179,7 @@ class BackendKeeper:
                 return
             state.status = Status.STORED
             if self._is_idle(state):
-                self._reject(state.key, "unknown")
-                self._begin(state)
+                self._begin_instead(state, "unknown")
             elif state.is_cleared:
                 state.data.clear()
 
@@ -215,12 +219,18 @@ class BackendKeeper:
                 self._handle_of(key),
                 error,
             )
-        self._reject(key, error.reason)
         if error.reason == "newer":
             # A rolling deploy: the newer version must find it as it left it.
             state.status = Status.UNSAVED
+            self._reject(key, error.reason)
         else:
-            self._begin(state)
+            self._begin_instead(state, error.reason)
+
+    def _begin_instead(self, state: State, reason: str) -> None:
+        """Start a new session, because that of the cookie is not accepted."""
+        key = state.key
+        self._begin(state)
+        self._reject(key, reason)
 
     def _begin(self, state: State) -> None:
         """Start a new session; it gets an id when somebody asks for it."""
@@ -372,8 +382,7 @@ class BackendKeeper:
         record = self._store_new(state, payload, now, now)
         self._written(state, record, payload)
         logger.debug("Session %s saved: new", self.handle(state))
-        self._send(signals.session_created, state.key, state.stored_user)
-        self._limit_user(state)
+        self._tell_stored(signals.session_created, state, None)
         return Outcome.STORED
 
     def _store_new(
@@ -468,9 +477,7 @@ class BackendKeeper:
             self._written(
                 state, dataclasses.replace(record, version=result.version), payload
             )
-            self._send(signals.session_saved, key, state.stored_user)
-            if stored.user != record.user:
-                self._limit_user(state)
+            self._tell_stored(signals.session_saved, state, stored.user)
             return Outcome.STORED
         if isinstance(result, Conflict) and not result.current.is_tombstone:
             return result.current
@@ -632,14 +639,12 @@ class BackendKeeper:
             self._handle_of(state.key),
             reason,
         )
-        self._send(
+        self._tell_stored(
             signals.session_regenerated,
-            state.key,
-            state.stored_user,
+            state,
+            old_record.user,
             previous=self._handle_of(old_key),
         )
-        if old_record.user != record.user:
-            self._limit_user(state)
         return Outcome.STORED
 
     def _move(self, state: State, heir: State, record: Record, payload: bytes) -> None:
@@ -649,21 +654,57 @@ class BackendKeeper:
         state.is_rotating = state.is_restarted = False
         self._written(state, record, payload)
 
-    def _limit_user(self, state: State) -> None:
-        """End the oldest sessions of a user who has just logged in once too often."""
+    def _tell_stored(
+        self, signal: NamedSignal, state: State, user_before: str | None, **values: str
+    ) -> None:
+        """Send a signal about what was just stored, and see to the user's limit.
+
+        In this order: a receiver that raises is no way around the limit.
+        """
+        ended: list[str] = []
+        try:
+            if state.stored_user != user_before:
+                self._limit_user(state, ended)
+        finally:
+            self._send(signal, state.key, state.stored_user, **values)
+            for key in ended:
+                self.send_destroyed(key, state.stored_user)
+
+    def _limit_user(self, state: State, ended: list[str]) -> None:
+        """End the oldest sessions of a user who has just logged in once too often.
+
+        :param ended: Gets the keys of those that were ended.
+        """
         limit, user = self._config.max_per_user, state.stored_user
         if limit is None or user is None:
             return
-        keys = self._asked(state, "keys_of_user", self.backend.keys_of_user, user)
-        if len(keys) <= limit:
-            return
-        records = self._asked(state, "load", self.backend.load_many, keys)
-        # This one is the newest, whatever other clocks say.
-        records.pop(state.key, None)
-        oldest = sorted(records, key=lambda key: records[key].created_at)
-        for key in oldest[: max(0, len(oldest) - limit + 1)]:
-            if self._asked(state, "delete", self.backend.delete, key):
-                self.send_destroyed(key, user)
+        mine = (state.stored.touched_at, state.key)
+        for tries in range(_LIMIT_TRIES):
+            keys = self._asked(state, "keys_of_user", self.backend.keys_of_user, user)
+            keys = [key for key in keys if key.startswith(self._config.key_prefix)]
+            if len(keys) <= limit or state.key not in keys:
+                return
+            records = self._asked(state, "load", self.backend.load_many, keys)
+            records.pop(state.key, None)
+            excess = len(records) + 1 - limit
+            # What was written after this one may be another log-in at this moment,
+            # which ends this one if it is one too many. Were both to end each other,
+            # nobody would be left. It is ended last, should nothing come of that: its
+            # clock was wrong, or it had counted before this one was there.
+            is_last = tries == _LIMIT_TRIES - 1
+            allowed = [
+                key
+                for key, record in records.items()
+                if is_last or (record.touched_at, key) < mine
+            ]
+            allowed.sort(key=lambda key: records[key].created_at)
+            for key in allowed[: max(0, excess)]:
+                if self._asked(state, "delete", self.backend.delete, key):
+                    self._retire(key)
+                    ended.append(key)
+            if len(allowed) >= excess:
+                return
+            time.sleep(random.uniform(0.5, 1.5) * _LIMIT_PAUSE)  # noqa: S311
 
     def _retire(self, key: str) -> None:
         """Remember that a session was ended, or has another id now.
@@ -672,7 +713,8 @@ class BackendKeeper:
         touch, which would tell.
         """
         now = self.clock()
-        kept = max(self._config.rotation_grace, self._config.touch_interval)
+        config = self._config
+        kept = max(config.rotation_grace, config.touch_interval, _LEAST_RETIRED)
         with self._retired_lock:
             self._retired.pop(key, None)
             self._retired[key] = now + kept
@@ -712,8 +754,7 @@ class BackendKeeper:
             self._take_unreadable(state, error)
             return Outcome.LOST
         if record is None:
-            self._reject(state.key, "unknown")
-            self._begin(state)
+            self._begin_instead(state, "unknown")
             return Outcome.LOST
         self._delete_successor(state, record)
         return self._lose(state, False)
@@ -738,12 +779,12 @@ class BackendKeeper:
             tombstone = found
 
     def _ended(self, state: State) -> Outcome:
-        self._retire(state.key)
-        self._send(signals.session_destroyed, state.key, state.stored_user)
-        logger.debug("Session %s ended", self.handle(state))
+        key, user = state.key, state.stored_user
+        logger.debug("Session %s ended", self._handle_of(key))
         self._begin(state)
         state.is_destroyed = True
         state.is_written = state.is_cleared = state.is_exposed = False
+        self.send_destroyed(key, user)
         return Outcome.EMPTIED
 
     def drop(self, state: State) -> None:

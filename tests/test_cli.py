@@ -48,7 +48,6 @@ from .site import Browser
 from .site import Site
 
 ROOT = Path(__file__).parent.parent
-PENDING = pytest.mark.xfail(reason="Backends have no server_version() yet.")
 COMMANDS = ["count", "info", "init", "list", "prune", "revoke", "show"]
 
 
@@ -1176,7 +1175,6 @@ def test_a_server_that_may_not_tell_its_version_is_no_error() -> None:
         ("mariadb", r"MariaDB \d+\.\d+\.\d+"),
     ],
 )
-@PENDING
 def test_info_shows_the_version_of_a_real_server(
     make_backend_config: Callable[[str], Config], name: str, expected: str
 ) -> None:

@@ -735,6 +735,27 @@ def test_a_late_request_that_changes_nothing_sends_no_cookie(
         check_that_it_is_over(late, winner, content, name)
 
 
+def test_a_late_request_sends_no_news_of_a_session_that_has_another_id(
+    make_site: MakeSite,
+) -> None:
+    site = make_site(
+        SESSION_REFRESH_EACH_REQUEST=False,
+        SESSION_TOUCH_INTERVAL=0,
+        SESSION_ROTATION_GRACE=0,
+    )
+    winner = start(site, n=0)
+    late = winner.twin()
+
+    def view() -> None:
+        assert flask_session["n"] == 0
+        winner.visit(lambda: setattr(session, "permanent", True))
+        session.reload()  # and with it the news, for the cookie, that it is permanent
+        winner.visit(lambda: session.regenerate())
+
+    assert cookie_of(late.visit(view), site) == "none"
+    assert winner.read() == {"n": 0, "_permanent": True}
+
+
 def test_a_touch_that_is_due_tells_what_ended_elsewhere(site: Site) -> None:
     for has_loaded, ending in itertools.product((True, False), ("revoked", "rotated")):
         end, _ = ENDINGS[ending]

@@ -176,8 +176,9 @@ class Store:
         self.rules = rules
         self.clock = clock
         self.entries: dict[str, Entry] = {}
-        #: Ended by a request, or rotated away: no cookie may name them again.
-        self.retired: set[str] = set()
+        #: Ended by a request, or rotated away, and until when that is remembered: no
+        #: cookie may name them again.
+        self.retired: dict[str, float] = {}
         self._numbers = iter(range(10**9))
 
     def new_id(self) -> str:
@@ -215,13 +216,20 @@ class Store:
         data = copy.deepcopy(data)
         return Entry(data, created, now, expires, issued, lifetime, version)
 
+    def retire(self, id: str) -> None:
+        remembered = max(self.rules.grace, self.rules.touch_interval, MINUTE)
+        self.retired[id] = self.clock() + remembered
+
+    def is_retired(self, id: str) -> bool:
+        return self.retired.get(id, 0.0) > self.clock()
+
     def remove(self, id: str) -> bool:
         """Delete a session, but not a tombstone."""
         entry = self.get(id)
         if entry is None or entry.is_tombstone:
             return False
         del self.entries[id]
-        self.retired.add(id)
+        self.retire(id)
         return True
 
     def touch(self, id: str, lifetime: float, created: float) -> bool:
@@ -527,7 +535,7 @@ class ModelRequest:
                 assert heir is not None
                 is_same_user = current.user == new.user and not self.is_restarted
                 del self.store.entries[self.id]
-                self.store.retired.add(self.id)
+                self.store.retire(self.id)
                 self.store.entries[self.id] = replace(
                     current,
                     data={},
@@ -536,7 +544,6 @@ class ModelRequest:
                     expires=tombstone_expires,
                     heir=heir if is_same_user else None,
                 )
-                # Not retired: what is kept for good is the new id's.
                 self.id, heir = heir, None
                 self.is_rotating = self.is_restarted = False
                 self.is_moved = True
@@ -619,7 +626,7 @@ class ModelRequest:
             is_renewed = store.clock() != cookie.touched_at
             is_sent = is_renewed or (is_refreshed and cookie.is_permanent)
             return "same" if is_sent else "none"
-        if cookie.id in store.retired:
+        if store.is_retired(cookie.id):
             return "none"
         return "same" if is_refreshed and cookie.is_permanent else "none"
 
@@ -634,7 +641,7 @@ class ModelRequest:
                 return "deleted" if self.cookie is not None else "none"
             if outcome == "lost":
                 return "none"
-        elif self.id in store.retired:
+        elif store.is_retired(self.id):
             return "none"
         elif is_refreshed or self.is_touched or not was_permanent:
             lifetime = lifetime_of(self.data, self.lifetime)
@@ -1086,4 +1093,4 @@ def test_the_store_holds_what_the_model_says(
 def test_the_store_holds_what_the_model_says_for_long(
     make_backend_config: Callable[[str], Config], name: str
 ) -> None:
-    check(make_backend_config(name), 300 * BACKENDS[name], 40)
+    check(make_backend_config(name), 150 * BACKENDS[name], 40)

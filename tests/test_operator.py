@@ -40,7 +40,6 @@ from .site import Browser
 from .site import Site
 
 MakeSite = Callable[..., Site]
-PENDING = pytest.mark.xfail(reason="Both can end each other still.")
 T = t.TypeVar("T")
 
 
@@ -1076,7 +1075,7 @@ def let_two_meet(site: Site, when: str, operation: str) -> None:
 
 
 @pytest.mark.parametrize("is_new", [True, False], ids=["new", "rotated"])
-@pytest.mark.parametrize("limit", [pytest.param(1, marks=PENDING), 2])
+@pytest.mark.parametrize("limit", [1, 2])
 def test_two_who_log_in_at_once_do_not_end_each_other(
     make_site: MakeSite, is_new: bool, limit: int
 ) -> None:

@@ -74,8 +74,9 @@ _DAMAGED_AGE = 7 * 86_400.0
 # each record that it may delete. At about 2 µs a file that is 0.1 s.
 _LEAST_LOOKS = 50_000
 _LOOKS_PER_DELETION = 100
-# prune() lets go of a shard's lock after so many seconds, and then for as long as it
-# held it: requests that wait for the lock ask every few milliseconds.
+# Both let go of a shard's lock after so many seconds, and prune() then waits for as long
+# as it held it: requests that wait for the lock ask every few milliseconds. For sweep()
+# a visitor waits.
 _LONGEST_HOLD = 0.002
 
 _FIRST_DELAY = 0.0002
@@ -581,7 +582,7 @@ class FilesystemBackend(Backend):
                     else:
                         break
                     held = time.monotonic() - started
-            if held >= _LONGEST_HOLD:
+            if held >= _LONGEST_HOLD and operation == "prune":
                 time.sleep(min(held, 5 * _LONGEST_HOLD))
         return looked, deleted
 

@@ -478,6 +478,16 @@ class RedisBackend(Backend):
             number += self._is_live(header) is True
         return number
 
+    def server_version(self) -> str:
+        """Give the name and the version of the server, for people. One ``INFO``."""
+        try:
+            info: dict[str, t.Any] = self._server.get_nodes()[0].info("server")
+        except self._server.errors as error:
+            raise self._server.failure("server_version", error) from error
+        # Valkey says that it is a Redis too, of the version that it is like.
+        name = str(info.get("server_name", "redis"))
+        return f"{name.title()} {info[f'{name}_version']}"
+
     def close(self) -> None:
         """Close the client, if :meth:`from_url` made it. The next use makes another."""
         self._server.close()

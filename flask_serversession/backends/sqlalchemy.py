@@ -75,6 +75,12 @@ _NAME_LENGTH = 255
 _PREFIX_LENGTH = _NAME_LENGTH - 64
 # What the user column begins with where it holds a hash of the user.
 _USER_HASH = "sha256:"
+_SHOWN_NAMES = {
+    "mariadb": "MariaDB",
+    "mysql": "MySQL",
+    "postgresql": "PostgreSQL",
+    "sqlite": "SQLite",
+}
 # How many records iterate() reads at once.
 _PAGE = 100
 
@@ -385,6 +391,17 @@ class SQLAlchemyBackend(Backend):
                 # so in three ways, one of them an IntegrityError.
                 if not _is_there_already(error):
                     raise self._explain(error, "create_tables") from error
+
+    def server_version(self) -> str:
+        """Give the name and the version of the database, for people."""
+        try:
+            with self._engine.connect() as connection:
+                dialect: t.Any = connection.dialect
+        except exc.SQLAlchemyError as error:
+            raise self._explain(error, "server_version") from error
+        name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
+        version = [str(part) for part in dialect.server_version_info or ()]
+        return " ".join([_SHOWN_NAMES.get(name, name), ".".join(version)]).rstrip()
 
     def close(self) -> None:
         """Close the connections of an engine that the backend itself made.

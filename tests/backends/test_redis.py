@@ -696,6 +696,17 @@ def test_what_was_listed_again_meanwhile_is_not_removed(
     assert ahead.keys_of_user("ada") == [key]
 
 
+def test_a_create_that_is_refused_does_not_shorten_what_is_listed(
+    ahead: RedisBackend, settable_clock: SettableClock, prefix: str, key: str
+) -> None:
+    assert ahead.create(key, make_record(lives=10_000, user="ada")) is True
+    assert ahead.create(key, make_record(lives=10, user="ada")) is False
+    settable_clock.ahead += 5_000
+    other = key_of("other", prefix)
+    assert ahead.create(other, make_record(lives=9_000, user="ada")) is True
+    assert sorted(ahead.keys_of_user("ada")) == sorted([key, other])
+
+
 def test_who_logs_in_and_out_all_day_leaves_little_behind(
     client: redis.Redis,
     ahead: RedisBackend,
