@@ -74,9 +74,9 @@ _DAMAGED_AGE = 7 * 86_400.0
 # each record that it may delete. At about 2 µs a file that is 0.1 s.
 _LEAST_LOOKS = 50_000
 _LOOKS_PER_DELETION = 100
-# Both let go of a shard's lock after so many seconds, and prune() then waits for as long
-# as it held it: requests that wait for the lock ask every few milliseconds. For sweep()
-# a visitor waits.
+# Both let go of a shard's lock after so many seconds. prune() then waits for as long as
+# it held it, since requests that want the lock ask every few milliseconds; not so
+# sweep(), for which a visitor waits.
 _LONGEST_HOLD = 0.002
 
 _FIRST_DELAY = 0.0002
