@@ -170,6 +170,7 @@ def client(server: ValkeyServer, prefix: str) -> cabc.Iterator[redis.Redis]:
 def backend(server: ValkeyServer, prefix: str) -> cabc.Iterator[RedisBackend]:
     backend = RedisBackend.from_url(server.url, prefix=prefix)
     yield backend
+    remove(backend._server.connect(), prefix)
     backend.close()
 
 
