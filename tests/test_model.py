@@ -1085,7 +1085,7 @@ def check(config: Config, examples: int, steps: int) -> None:
 def test_the_store_holds_what_the_model_says(
     make_backend_config: Callable[[str], Config], name: str
 ) -> None:
-    check(make_backend_config(name), 30 * BACKENDS[name], 20)
+    check(make_backend_config(name), 50 * BACKENDS[name], 20)
 
 
 @pytest.mark.slow
