@@ -1,5 +1,6 @@
 # make demo    the example application, on http://127.0.0.1:5000
-# make test    the whole test suite; PYTEST_ARGS="-k flow -x" is handed on
+# make test    the whole test suite; PYTEST_ARGS="-k flow -x" is handed on, and
+#              WORKERS=0 runs it in one process
 # make check   linters, type-checkers, documentation and package
 # make docs    the documentation, into docs/_build/html
 # make clean   removes all that the above have made
@@ -9,6 +10,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+WORKERS ?= 2
 PORT ?= 5000
 
 VENV := .venv
@@ -26,7 +28,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m flask --app example_app run --port $(PORT)
 
 test: $(VENV)/.tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 check: $(VENV)/.checks
 	$(BIN)/ruff check

@@ -11,6 +11,7 @@ from pathlib import Path
 import flask
 import pytest
 
+from . import figures
 from .backend_configs import BACKEND_CONFIGS
 from .backend_configs import Config
 from .backend_configs import Place
@@ -20,6 +21,9 @@ from .servers import PostgresServer
 from .servers import RedisServer
 from .servers import Server
 from .servers import ValkeyServer
+
+# The fixture.
+report = figures.report
 
 S = t.TypeVar("S", bound=Server)
 
@@ -142,15 +146,5 @@ def _run(server: type[S]) -> Iterator[S]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what each kind of request costs, as the tests have just counted it."""
-    from .test_operations import TABLE
-
-    if not TABLE:
-        return
-    terminalreporter.section("backend operations of each kind of request")
-    everywhere = max(len(backends) for backends in TABLE.values())
-    for (name, result), backends in TABLE.items():
-        where = f"all {everywhere} backends"
-        if len(backends) < everywhere:
-            where = ", ".join(backends)
-        terminalreporter.write_line(f"{name:<34} {result:<38} {where}")
+    """Show what the tests have counted."""
+    figures.show(terminalreporter)

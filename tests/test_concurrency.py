@@ -47,6 +47,7 @@ from flask_serversession.testing import CountingBackend
 from flask_serversession.testing import FakeClock
 
 from .backend_configs import Config
+from .figures import add_counts
 from .servers import MemcachedServer
 from .servers import Server
 from .servers import ValkeyServer
@@ -73,16 +74,11 @@ DAY = 86_400.0
 forced: collections.Counter[str] = collections.Counter()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _show_counts(pytestconfig: pytest.Config) -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _show_counts(request: pytest.FixtureRequest) -> Iterator[None]:
     forced.clear()
     yield
-    reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
-    capture = pytestconfig.pluginmanager.get_plugin("capturemanager")
-    if reporter is not None and capture is not None:
-        with capture.global_and_fixture_disabled():
-            numbers = ", ".join(f"{name} {n:,}" for name, n in sorted(forced.items()))
-            reporter.write_line(f"\ninterleavings forced: {numbers}")
+    add_counts(request.node, "interleavings forced", forced)
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 import typing as t
-from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +32,8 @@ from flask_serversession.envelope import Sealer
 from flask_serversession.record import Record
 from flask_serversession.record import key_of
 from flask_serversession.serializers import serializer_for
+
+from .figures import Report
 
 if sys.platform == "win32":
     pytest.skip("Windows has neither SIGKILL nor fork.", allow_module_level=True)
@@ -340,23 +341,6 @@ def breeder(tmp_path: Path) -> Iterator[Breeder]:
 
 
 # -- the tests
-
-Report = Callable[..., None]
-
-
-@pytest.fixture
-def report(capsys: pytest.CaptureFixture[str], request: t.Any) -> Report:
-    """Print a line of figures, also when everything is well."""
-
-    def show(**figures: object) -> None:
-        text = ", ".join(
-            f"{name.replace('_', ' ')}: {value}" for name, value in figures.items()
-        )
-        with capsys.disabled():
-            sys.stdout.write(f"\n{request.node.name}: {text}\n")
-
-    return show
-
 
 STORES = ["filesystem", "sqlite"]
 

@@ -20,7 +20,6 @@ import shutil
 import socket
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import time
 import typing as t
@@ -42,6 +41,7 @@ from flask_serversession.record import key_of
 from flask_serversession.testing import FakeClock
 
 from .conftest import _run
+from .figures import Report
 from .servers import MariaDBServer
 from .servers import MemcachedServer
 from .servers import PostgresServer
@@ -53,25 +53,6 @@ from .site import Action
 from .site import Browser
 from .site import Site
 from .site import cookie_of
-
-Report = Callable[..., None]
-
-
-@pytest.fixture
-def report(
-    capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
-) -> Report:
-    """Print a line of figures, also when everything is well."""
-
-    def show(**figures: object) -> None:
-        text = ", ".join(
-            f"{name.replace('_', ' ')}: {value}" for name, value in figures.items()
-        )
-        with capsys.disabled():
-            sys.stdout.write(f"\n{request.node.name}: {text}\n")
-
-    return show
-
 
 #: What one time-out of two seconds may take, and two of them cannot.
 ONCE = 3.5

@@ -51,31 +51,13 @@ from flask_serversession.record import key_of
 from flask_serversession.serializers import serializer_for
 from flask_serversession.testing import FakeClock
 
+from .figures import Report
 from .site import Action
 from .site import Browser
 from .site import Site
 from .test_faults import RAW
 from .test_faults import MakeConfig
 from .test_faults import Store
-
-Report = Callable[..., None]
-
-
-@pytest.fixture
-def report(
-    capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
-) -> Report:
-    """Print a line of figures, also when everything is well."""
-
-    def show(**figures: object) -> None:
-        text = ", ".join(
-            f"{name.replace('_', ' ')}: {value}" for name, value in figures.items()
-        )
-        with capsys.disabled():
-            sys.stdout.write(f"\n{request.node.name}: {text}\n")
-
-    return show
-
 
 #: Where cookies are fuzzed: engines of every kind.
 FUZZED = ["memory", "filesystem", "sqlite", "valkey"]

@@ -47,6 +47,7 @@ from flask_serversession.serializers import serializer_for
 from flask_serversession.testing import FakeClock
 
 from .backend_configs import Config
+from .figures import add_counts
 from .site import Browser
 from .site import Site
 from .site import cookie_of
@@ -68,16 +69,11 @@ FLASHES = "_flashes"
 tried: collections.Counter[str] = collections.Counter()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _show_counts(pytestconfig: pytest.Config) -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _show_counts(request: pytest.FixtureRequest) -> Iterator[None]:
     tried.clear()
     yield
-    reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
-    capture = pytestconfig.pluginmanager.get_plugin("capturemanager")
-    if reporter is not None and capture is not None:
-        with capture.global_and_fixture_disabled():
-            numbers = ", ".join(f"{name} {n:,}" for name, n in tried.most_common())
-            reporter.write_line(f"\nmodel: {numbers}")
+    add_counts(request.node, "model", tried)
 
 
 # -- the model

@@ -12,11 +12,9 @@ from flask import session
 from flask_serversession import session as typed_session
 from flask_serversession.testing import FakeClock
 
+from .figures import add_cost
 from .site import Browser
 from .site import Site
-
-#: The printed table: (request, operations and cookie) to the backends that agree.
-TABLE: dict[tuple[str, str], list[str]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,19 +118,9 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def record_row(request: pytest.FixtureRequest) -> Callable[..., None]:
-    backend = request.node.callspec.params["backend_config"]
-
-    def record(name: str, result: str) -> None:
-        TABLE.setdefault((name, result), []).append(backend)
-
-    return record
-
-
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_request_costs_exactly_what_the_table_says(
-    row: Row, backend_config: dict[str, t.Any], record_row: Callable[..., None]
+    row: Row, backend_config: dict[str, t.Any], request: pytest.FixtureRequest
 ) -> None:
     site = Site(backend_config, **row.settings)
     browser = Browser(site)
@@ -142,5 +130,7 @@ def test_a_request_costs_exactly_what_the_table_says(
     operations, cookie = browser.costs(row.action)
     assert set(operations.values()) <= {1}
     found = " ".join(sorted(operations))
-    record_row(row.name, f"{found or 'nothing':<20}  cookie {cookie}")
+    cost = f"{found or 'nothing':<20}  cookie {cookie}"
+    backend = request.node.callspec.params["backend_config"]
+    add_cost(request.node, row.name, cost, backend)
     assert (found, cookie) == (row.operations, row.cookie)
