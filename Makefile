@@ -1,6 +1,5 @@
 # make demo    the example application, on http://127.0.0.1:5000
-# make test    the whole test suite; PYTEST_ARGS="-k flow -x" is handed on, and
-#              WORKERS=0 runs it in one process
+# make test    the whole test suite, by WORKERS=2; PYTEST_ARGS="-k flow -x" is handed on
 # make check   linters, type-checkers, documentation and package
 # make docs    the documentation, into docs/_build/html
 # make clean   removes all that the above have made
