@@ -46,8 +46,9 @@ KILLS = 300
 LONGEST_LIFE = 0.012
 #: The largest payload, in bytes.
 LARGEST = 200_000
-#: How long what a dead writer held may block others, in seconds.
-PATIENCE = 1.0
+#: How long what a dead writer held may block others, in seconds: less than the five
+#: that a lock is waited for.
+PATIENCE = 4.0
 PREFIX = "crash:"
 FAR = 4_000_000_000.0
 

@@ -841,14 +841,14 @@ def test_a_marker_that_is_just_being_made_is_not_removed(
 
 
 def test_listing_goes_on_where_nothing_can_be_locked(path: Path) -> None:
-    backend = FilesystemBackend(path, prefix=PREFIX, lock_timeout=0.1)
+    backend = FilesystemBackend(path, prefix=PREFIX, lock_timeout=0.5)
     backend.create(KEY, make_record(time.time))
     for number in range(3):
         backend._mark(f"{find_file(path)}-{number}", "user")
     with lock_held_elsewhere(path):
         started = time.monotonic()
         assert backend.keys_of_user("user") == [KEY]
-        assert time.monotonic() - started < 0.3
+        assert time.monotonic() - started < 1.5  # three times half a second
     assert len(find_markers(path)) == 4
     assert backend.keys_of_user("user") == [KEY]
 
@@ -1048,7 +1048,7 @@ def test_a_lock_held_too_long_is_an_error(path: Path, clock: FakeClock) -> None:
             started = time.monotonic()
             with pytest.raises(BackendUnavailableError) as info:
                 call()
-            assert 0.1 <= time.monotonic() - started < 1
+            assert 0.1 <= time.monotonic() - started < 4
             assert info.value.operation == operation
             shard = find_file(path).parent.name
             assert str(info.value) == (

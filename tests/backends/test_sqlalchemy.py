@@ -1211,7 +1211,7 @@ def test_a_touch_that_meets_a_writer_gives_up(
         started = time.monotonic()
         with pytest.raises(BackendUnavailableError, match="another writer"):
             backend.touch(KEY, clock(), clock() + 900)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 4
         assert backend.load(KEY) is not None
     with engine_of(backend).connect() as connection:
         timeout = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
