@@ -1,6 +1,7 @@
 # make demo    the example application, on http://127.0.0.1:5000
 # make test    the whole test suite, by WORKERS=2; PYTEST_ARGS="-k flow -x" is handed on
 # make check   linters, type-checkers, documentation and package
+# make bench   what a request pays for its session; BENCH_ARGS="--quick" is handed on
 # make docs    the documentation, into docs/_build/html
 # make clean   removes all that the above have made
 #
@@ -10,6 +11,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 WORKERS ?= 2
+BENCH_ARGS ?=
 PORT ?= 5000
 
 VENV := .venv
@@ -17,7 +19,7 @@ BIN := $(VENV)/bin
 SPHINX := $(BIN)/sphinx-build -E -W -n docs docs/_build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs clean
+.PHONY: help demo test check bench docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -43,6 +45,9 @@ check: $(VENV)/.checks
 	$(VENV)/wheel/bin/python -I -c "import flask_serversession"
 	rm -rf $(VENV)/wheel
 
+bench: $(VENV)/.bench
+	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
+
 docs: $(VENV)/.checks
 	$(SPHINX)
 
@@ -67,6 +72,10 @@ $(VENV)/.demo: $(VENV)/.created pyproject.toml
 
 $(VENV)/.tests: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[all,example]" --group tests
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[all]" --group bench
 	@touch $@
 
 $(VENV)/.checks: $(VENV)/.created pyproject.toml

@@ -45,9 +45,12 @@ _KEY_SIZE = 32
 _SUBKEY_INFO = b"flask-serversession record key 1\0"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Envelope:
-    """The payload of a session, and what the session itself needs to remember."""
+    """The payload of a session, and what the session itself needs to remember.
+
+    Never changed once it is made.
+    """
 
     #: What the serializer wrote. Never shown: it holds session values.
     payload: bytes = dataclasses.field(repr=False)

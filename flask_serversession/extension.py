@@ -417,9 +417,9 @@ def _opened_session() -> SessionMixin | None:
 
     Does not count as access to it, as ``request_ctx.session`` does since Flask 3.1.3.
     """
-    missing = object()
-    session: t.Any = getattr(request_ctx, "_session", missing)
-    if session is missing:
+    try:
+        session: t.Any = request_ctx._session
+    except AttributeError:
         session = request_ctx.session
     return t.cast("SessionMixin | None", session)
 
@@ -458,9 +458,12 @@ class Cleanup:
 
 
 def _warn_if_unsaved(error: BaseException | None) -> None:
+    # Most requests get no further than here.
     session = _opened_session()
+    if not isinstance(session, ServerSideSession) or not session.accessed:
+        return
     interface = request_ctx.app.session_interface
-    if session is not None and isinstance(interface, ServerSessionInterface):
+    if isinstance(interface, ServerSessionInterface):
         interface.warn_if_unsaved(session)
 
 

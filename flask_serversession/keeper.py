@@ -456,7 +456,8 @@ class BackendKeeper:
         key, stored = state.key, state.stored
         now = self.clock()
         payload = self._dumps(state)
-        record = self._record(state, payload, now, stored.created_at)
+        version = stored.version + 1
+        record = self._record(state, payload, now, stored.created_at, version)
         if is_emptied:
             # Expired at once, which deletes it only if nobody else has written to
             # it: a key that another request just added is not lost.
@@ -474,9 +475,9 @@ class BackendKeeper:
         if isinstance(result, Replaced):
             if record.expires_at <= now:
                 return self._ended(state)
-            self._written(
-                state, dataclasses.replace(record, version=result.version), payload
-            )
+            if result.version != version:
+                record = dataclasses.replace(record, version=result.version)
+            self._written(state, record, payload)
             self._tell_stored(signals.session_saved, state, stored.user)
             return Outcome.STORED
         if isinstance(result, Conflict) and not result.current.is_tombstone:
@@ -725,7 +726,8 @@ class BackendKeeper:
 
     def is_retired(self, key: str) -> bool:
         """Whether this process has ended the session, or rotated its id away."""
-        return self._retired.get(key, 0.0) > self.clock()
+        until = self._retired.get(key)
+        return until is not None and until > self.clock()
 
     def _written(self, state: State, record: Record, payload: bytes) -> None:
         """Continue with what was just stored."""
@@ -1040,7 +1042,12 @@ class BackendKeeper:
         return payload
 
     def _record(
-        self, state: State, payload: bytes, now: float, created_at: float
+        self,
+        state: State,
+        payload: bytes,
+        now: float,
+        created_at: float,
+        version: int = 1,
     ) -> Record:
         user = self.user(state)
         if user is not None and len(user) > _MAX_USER:
@@ -1058,7 +1065,7 @@ class BackendKeeper:
         )
         return Record(
             data=self._sealer.seal(envelope, state.key),
-            version=1,
+            version=version,
             created_at=created_at,
             touched_at=now,
             expires_at=self._expiry(state, now, created_at),

@@ -6,6 +6,7 @@ import dataclasses
 import heapq
 import threading
 import time
+import types
 import typing as t
 
 from ..record import Record
@@ -66,8 +67,7 @@ class MemoryBackend(Backend):
     def load(self, key: str) -> Record | None:
         """Give the record, or ``None`` if it is unknown or has expired."""
         with self._lock:
-            record = self._find(key, self._clock())
-        return None if record is None else _copy(record)
+            return self._find(key, self._clock())
 
     def create(self, key: str, record: Record) -> bool:
         """Store a new record, unless the key is taken by a live one."""
@@ -78,7 +78,7 @@ class MemoryBackend(Backend):
                 return False
             self._discard(key)
             if record.expires_at > now:
-                self._store(key, _copy(record))
+                self._store(key, _unshared(record, record.version))
             return True
 
     def replace(
@@ -92,10 +92,10 @@ class MemoryBackend(Backend):
             if current is None:
                 return Gone()
             if current.version != expected:
-                return Conflict(_copy(current))
+                return Conflict(current)
             version = expected + 1
             if record.expires_at > now:
-                self._store(key, _copy(record, version=version))
+                self._store(key, _unshared(record, version))
             else:
                 self._discard(key)
             return Replaced(version)
@@ -140,7 +140,7 @@ class MemoryBackend(Backend):
         with self._lock:
             now = self._clock()
             records = [
-                (key, _copy(entry.record))
+                (key, entry.record)
                 for key, entry in self._entries.items()
                 if _is_live_session(entry.record, now)
             ]
@@ -234,10 +234,18 @@ def _is_live_session(record: Record, now: float) -> bool:
     return record.expires_at > now and not record.is_tombstone
 
 
-def _copy(record: Record, version: int | None = None) -> Record:
-    # A record is frozen but its meta need not be; the store shares it with nobody.
-    return dataclasses.replace(
-        record,
-        meta=dict(record.meta),
-        version=record.version if version is None else version,
+_NO_META: t.Mapping[str, str] = types.MappingProxyType({})
+
+
+def _unshared(record: Record, version: int) -> Record:
+    # A record is frozen but its meta need not be. With one that nobody can change, what
+    # is kept here is given to everybody as it is.
+    return Record(
+        data=record.data,
+        version=version,
+        created_at=record.created_at,
+        touched_at=record.touched_at,
+        expires_at=record.expires_at,
+        user=record.user,
+        meta=types.MappingProxyType(dict(record.meta)) if record.meta else _NO_META,
     )

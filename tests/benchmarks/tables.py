@@ -1,0 +1,94 @@
+"""Prints what was measured."""
+
+from __future__ import annotations
+
+import typing as t
+
+Rows: t.TypeAlias = t.Sequence[t.Mapping[str, t.Any]]
+
+#: What is to be reached with 100 bytes: for each kind of request and engine, what it is
+#: compared with, and the ratio. 5 % more are within what identical work differs by.
+TARGETS: dict[tuple[str, str], dict[str, float]] = {
+    ("unseen", "memory"): {"none": 1.15},
+    ("unseen", "files"): {"none": 1.15},
+    ("unseen", "sqlite"): {"none": 1.15},
+    ("unseen", "redis"): {"none": 1.15},
+    ("unseen", "postgresql"): {"none": 1.15},
+    ("read", "memory"): {"cookie": 0.55},
+    ("read", "files"): {"peer": 0.22, "cookie": 1.0},
+    ("read", "sqlite"): {"peer": 0.18},
+    ("read", "redis"): {"peer": 0.53},
+    ("read", "postgresql"): {"peer": 0.19},
+    ("change", "memory"): {"cookie": 0.38},
+    ("change", "files"): {"peer": 0.60},
+    ("change", "sqlite"): {"peer": 0.28},
+    ("change", "redis"): {"peer": 0.82},
+    ("change", "postgresql"): {"peer": 0.33},
+    ("login", "memory"): {"cookie": 0.60},
+    ("login", "sqlite"): {"peer": 0.30},
+    ("login", "redis"): {"peer": 0.90},
+    ("login", "postgresql"): {"peer": 0.28},
+}
+
+
+def _print(*lines: str) -> None:
+    print(*lines, sep="\n")  # noqa: T201
+
+
+def print_requests(rows: Rows) -> None:
+    """Print microseconds of CPU time, and this library's share of the others'."""
+    _print(
+        "",
+        "CPU time of one request, in microseconds; then ours divided by the others'",
+        "",
+        f"{'':34}{'none':>8}{'cookie':>8}{'peer':>8}{'bare':>8}{'ours':>8}"
+        f"   {'/none':>6}{'/cookie':>8}{'/peer':>7}{'/floor':>7}  wall/peer",
+    )
+    for row in rows:
+        times = "".join(
+            f"{row[name]['cpu_us']:8.1f}" if name in row else f"{'-':>8}"
+            for name in ("none", "cookie", "peer", "bare", "ours")
+        )
+        _print(
+            f"{row['engine']:12}{row['kind']:12}{row['size']:10}{times}"
+            f"   {row['none']['ratio']:6.2f}{row['cookie']['ratio']:8.3f}"
+            f"{row['peer']['ratio']:7.3f}{row['floor']['ratio']:7.2f}"
+            f"{row['peer']['wall_ratio']:11.3f}"
+        )
+
+
+def print_targets(rows: Rows) -> None:
+    """Print how near the ratios are to what is to be reached."""
+    _print("", "Against what is to be reached, with 100 bytes", "")
+    for row in rows:
+        if row["size"] == "100B":
+            targets = TARGETS.get((row["kind"], row["engine"]), {})
+        else:
+            targets = {"peer": 1.0}
+            if row["size"] == "50KB" and row["kind"] in ("read", "nested"):
+                targets["cookie"] = 0.4
+        for subject, most in targets.items():
+            ratio = row[subject]["ratio"]
+            verdict = (
+                "" if ratio <= most else "near" if ratio <= most * 1.05 else "MISS"
+            )
+            _print(
+                f"{row['kind']:10}{row['engine']:12}{row['size']:8}"
+                f"{ratio:7.3f} x {subject:8} <= {most:.2f}  {verdict}"
+            )
+
+
+def print_counts(rows: Rows) -> None:
+    """Print what one request asks of its engine."""
+    _print(
+        "",
+        "For one request: round trips, commands (statements; files opened, renamed or",
+        "removed), bytes sent and received",
+        "",
+    )
+    for row in rows:
+        _print(
+            f"{row['engine']:12}{row['kind']:12}{row['subject']:8}"
+            f"{row['round_trips']:8.2f}{row['commands']:8.2f}"
+            f"{row['sent']:10.0f}{row['received']:10.0f}"
+        )
