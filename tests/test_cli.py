@@ -142,7 +142,7 @@ def make_ids(*ids: str) -> Callable[[], str]:
 FIRST, SECOND = "first-id-0123456789", "second-id-0123456789"
 FIRST_HANDLE, SECOND_HANDLE = key_of(FIRST, ""), key_of(SECOND, "")
 # The time at which the clock of the tests begins.
-NOW = "2027-01-15 08:00"
+NOW = "2100-01-01 00:00"
 
 
 # How it gets there
@@ -294,10 +294,10 @@ def test_list_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     site.browser().set(n=1)
     assert printed(site.app, "list") == (
         "HANDLE        USER  LAST SEEN (UTC)   CREATED (UTC)     EXPIRES (UTC)\n"
-        f"{SECOND_HANDLE[:12]}  -     2027-01-15 09:00  2027-01-15 09:00"
-        "  2027-02-15 09:00\n"
-        f"{FIRST_HANDLE[:12]}  ada   2027-01-15 08:00  2027-01-15 08:00"
-        "  2027-02-15 08:00\n"
+        f"{SECOND_HANDLE[:12]}  -     2100-01-01 01:00  2100-01-01 01:00"
+        "  2100-02-01 01:00\n"
+        f"{FIRST_HANDLE[:12]}  ada   2100-01-01 00:00  2100-01-01 00:00"
+        "  2100-02-01 00:00\n"
     )
 
 
@@ -311,9 +311,9 @@ def test_list_shows_what_is_tracked() -> None:
     log_in(site, headers={"User-Agent": ""}, environ_base={"REMOTE_ADDR": "::1"})
     lines = printed(site.app, "list").splitlines()
     assert lines[0].endswith("EXPIRES (UTC)     ADDRESS    USER AGENT")
-    assert lines[1].endswith("2027-02-15 09:00  ::1        -")
+    assert lines[1].endswith("2100-02-01 01:00  ::1        -")
     agent = "Mozilla/5.0 (X11) " + "x" * 27 + "..."
-    assert lines[2].endswith(f"2027-02-15 08:00  127.0.0.1  {agent}")
+    assert lines[2].endswith(f"2100-02-01 00:00  127.0.0.1  {agent}")
     lines = printed(site.app, "list", "--full").splitlines()
     assert lines[2].startswith(f"{FIRST_HANDLE}  ada   ")
     assert lines[2].endswith("Mozilla/5.0 (X11) " + "x" * 60)
@@ -331,9 +331,9 @@ def test_list_prints_a_document(site: Site) -> None:
             {{
               "handle": "{FIRST_HANDLE}",
               "user": "ada",
-              "created_at": "2027-01-15T08:00:00+00:00",
-              "last_seen_at": "2027-01-15T08:00:00+00:00",
-              "expires_at": "2027-02-15T08:00:00+00:00",
+              "created_at": "2100-01-01T00:00:00+00:00",
+              "last_seen_at": "2100-01-01T00:00:00+00:00",
+              "expires_at": "2100-02-01T00:00:00+00:00",
               "meta": {{
                 "remote_addr": "127.0.0.1"
               }}
@@ -446,11 +446,11 @@ def test_columns_are_aligned_whatever_users_are_called(site: Site) -> None:
 
     lines = printed(site.app, "list").splitlines()
     assert {cells(line) for line in lines[1:]} == {cells(lines[1])}
-    assert {cells(line[: line.index("2027-01-15")]) for line in lines[1:]} == {
+    assert {cells(line[: line.index("2100-01-01")]) for line in lines[1:]} == {
         lines[0].index("LAST SEEN")
     }
-    assert any(f"{'x' * 29}...  2027" in line for line in lines)
-    assert any(f"{'李' * 14}...   2027" in line for line in lines)
+    assert any(f"{'x' * 29}...  2100" in line for line in lines)
+    assert any(f"{'李' * 14}...   2100" in line for line in lines)
     assert any("x" * 50 in line for line in printed(site.app, "list", "--full").split())
 
 
@@ -477,9 +477,9 @@ def test_show_prints_what_is_known() -> None:
     assert printed(site.app, "show", FIRST_HANDLE[:12]) == (
         f"Handle      {FIRST_HANDLE}\n"
         "User        ada\n"
-        "Last seen   2027-01-15 08:00:00 UTC\n"
-        "Created     2027-01-15 08:00:00 UTC\n"
-        "Expires     2027-02-15 08:00:00 UTC\n"
+        "Last seen   2100-01-01 00:00:00 UTC\n"
+        "Created     2100-01-01 00:00:00 UTC\n"
+        "Expires     2100-02-01 00:00:00 UTC\n"
         "Address     127.0.0.1\n"
         f"User agent  Mozilla/5.0 {'x' * 90}\n"
     )
@@ -487,9 +487,9 @@ def test_show_prints_what_is_known() -> None:
     assert read(site.app, "show", FIRST_HANDLE) == {
         "handle": FIRST_HANDLE,
         "user": "ada",
-        "created_at": "2027-01-15T08:00:00+00:00",
-        "last_seen_at": "2027-01-15T08:00:00+00:00",
-        "expires_at": "2027-02-15T08:00:00+00:00",
+        "created_at": "2100-01-01T00:00:00+00:00",
+        "last_seen_at": "2100-01-01T00:00:00+00:00",
+        "expires_at": "2100-02-01T00:00:00+00:00",
         "meta": {
             "user_agent": f"Mozilla/5.0 {'x' * 90}",
             "remote_addr": "127.0.0.1",
