@@ -200,7 +200,7 @@ def test_the_help_of_the_group_explains_handles_and_exit_codes() -> None:
     for line in (
         "  flask sessions revoke --user ada\n",
         "  0  it worked\n",
-        "  1  there is no such session, or none that could be ended\n",
+        "  1  there is no such session, or none was ended\n",
         "  2  the command was called wrongly\n",
         "  3  the backend cannot do that\n",
         "  4  the backend does not answer, or refuses to work\n",
@@ -312,7 +312,7 @@ def test_list_shows_what_is_tracked() -> None:
     lines = printed(site.app, "list").splitlines()
     assert lines[0].endswith("EXPIRES (UTC)     ADDRESS    USER AGENT")
     assert lines[1].endswith("2100-02-01 01:00  ::1        -")
-    agent = "Mozilla/5.0 (X11) " + "x" * 27 + "..."
+    agent = "(X11) " + "x" * 39 + "..."
     assert lines[2].endswith(f"2100-02-01 00:00  127.0.0.1  {agent}")
     lines = printed(site.app, "list", "--full").splitlines()
     assert lines[2].startswith(f"{FIRST_HANDLE}  ada   ")
@@ -397,10 +397,11 @@ def test_list_shows_the_sessions_of_one_user(site_anywhere: Site) -> None:
 def test_list_says_when_there_is_nothing(site: Site) -> None:
     assert printed(site.app, "list") == "There are no live sessions.\n"
     assert read(site.app, "list") == {"sessions": []}
-    text = "There are no live sessions of 'a\\x1bb'.\n"
-    assert printed(site.app, "list", "--user", "a\x1bb") == text
-    text = "There are no live sessions of ''.\n"
-    assert printed(site.app, "list", "--user", "") == text
+    for user, shown in (("a\x1bb", r"'a\x1bb'"), ("", "''")):
+        assert printed(site.app, "list", "--user", user) == (
+            f"There are no live sessions of {shown}. A user is called what the session"
+            " holds under '_user_id', which may be a number.\n"
+        )
 
 
 EVIL = "\x1b[2J\x07\r\n\x9b31m\x7f\u202ereversed\u200b\ud800"
@@ -612,12 +613,11 @@ def test_revoke_ends_all_sessions_of_a_user(site_anywhere: Site) -> None:
     )
     assert not any(browser.read() for browser in browsers)
     assert other.read()["n"] == 1
-    assert failed(site.app, "revoke", "--user", "ada", "-y", code=1) == (
-        "There are no live sessions of 'ada'."
-    )
-    assert failed(site.app, "revoke", "--user", "ada", code=1) == (
-        "There are no live sessions of 'ada'."
-    )
+    for option in ([], ["-y"]):
+        assert failed(site.app, "revoke", "--user", "ada", *option, code=1) == (
+            "There are no live sessions of 'ada'. A user is called what the session"
+            " holds under '_user_id', which may be a number."
+        )
 
 
 @pytest.mark.parametrize(
@@ -636,7 +636,8 @@ def test_ending_several_sessions_asks_first(
         assert site.backend.count() == 0
     else:
         assert result.exit_code == 1
-        assert result.stderr.endswith("Aborted!\n")
+        hint = "" if answer else " Where nobody can answer, use --yes."
+        assert result.stderr.endswith(f"\nError: No session was ended.{hint}\n")
         assert site.backend.count() == 2
 
 
@@ -714,16 +715,19 @@ class Terminal:
     def __init__(self, project: Path) -> None:
         self._project = project
 
-    def run(self, *args: str) -> tuple[int, str, str]:
-        """Give exit code, stdout and what was on the terminal."""
+    def run(self, *args: str, columns: int | None = None) -> tuple[int, str, str]:
+        """Give exit code, stdout and what was on the terminal.
+
+        :param columns: How wide the terminal is, if it is to get stdout too.
+        """
         pty = pytest.importorskip("pty", reason="needs terminals as Unix has them")
         controller, terminal = pty.openpty()
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "flask", "--app", "project", "sessions", *args],
                 cwd=self._project,
-                env={**environment(), "TERM": "xterm"},
-                stdout=subprocess.PIPE,
+                env={**environment(), "TERM": "xterm", "COLUMNS": str(columns or "")},
+                stdout=subprocess.PIPE if columns is None else terminal,
                 stderr=terminal,
                 stdin=subprocess.DEVNULL,
             )
@@ -742,9 +746,10 @@ class Terminal:
                 if not data:
                     break
                 shown += data
-            assert process.stdout is not None
-            output = process.stdout.read().decode()
-            process.stdout.close()
+            output = ""
+            if process.stdout is not None:
+                output = process.stdout.read().decode()
+                process.stdout.close()
             return process.wait(60), output, shown.decode()
         finally:
             os.close(controller)
@@ -759,7 +764,9 @@ def environment() -> dict[str, str]:
     }
 
 
-def make_project(folder: Path, *, expired: int = 0, live: int = 1) -> None:
+def make_project(
+    folder: Path, *, expired: int = 0, live: int = 1, user_agent: str = ""
+) -> None:
     """Write an application with the default backend, and give it sessions."""
     (folder / "project.py").write_text(
         textwrap.dedent(
@@ -783,12 +790,18 @@ def make_project(folder: Path, *, expired: int = 0, live: int = 1) -> None:
     )
     app = Flask("project", instance_path=str(folder / "instance"))
     app.config.update(SECRET_KEY="0123456789abcdef")
+    if user_agent:
+        app.config.update(SESSION_TRACK=("user_agent", "remote_addr"))
     clock = FakeClock(time.time() - 40 * 86400)
     ServerSession(app, clock=clock)
 
     def fill(number: int) -> None:
         for _ in range(number):
-            with app.test_client().session_transaction() as content:
+            options: t.Any = {
+                "headers": {"User-Agent": user_agent},
+                "environ_base": {"REMOTE_ADDR": "192.0.2.7"},
+            }
+            with app.test_client().session_transaction(**options) as content:
                 content["_user_id"] = "李"
 
     fill(expired)
@@ -850,6 +863,33 @@ def test_on_a_terminal_a_bar_shows_the_progress_of_listing(tmp_path: Path) -> No
     assert code == 1
     assert "Looking for the session" in shown
     assert "There is no session '00000000'." in shown
+
+
+def test_what_is_printed_fits_into_a_terminal(tmp_path: Path) -> None:
+    agent = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
+    make_project(tmp_path, live=2, user_agent=agent)
+    terminal = Terminal(tmp_path)
+    columns = ["USER", "LAST SEEN (UTC)"]
+    for width, more in ((80, []), (100, ["EXPIRES (UTC)"])):
+        code, _, shown = terminal.run("list", columns=width)
+        assert code == 0
+        header, *rows = shown[shown.index("HANDLE") :].splitlines()
+        expected = ["HANDLE", *columns, *more, "ADDRESS", "USER AGENT"]
+        assert re.split(r" {2,}", header) == expected
+        assert len(rows) == 2
+        for row in rows:
+            assert "  (X11; Linux" in row
+            assert row.endswith("...")
+            assert len(row) + 1 <= width  # the user takes two cells
+    code, _, shown = terminal.run("list", "--full", columns=80)
+    assert shown.count(agent) == 2
+    assert "CREATED (UTC)" in shown
+    code, _, shown = terminal.run("info", columns=80)
+    assert code == 0
+    before, _, after = shown.partition("SETTING ")
+    assert "\r\n         " in before
+    assert all(len(line) <= 80 for line in before.splitlines())
+    assert all(len(line) <= 80 for line in after.partition("Warnings")[2].splitlines())
 
 
 # A backend that does not answer
