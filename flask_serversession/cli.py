@@ -12,7 +12,9 @@ import json
 import os
 import re
 import secrets
+import shutil
 import sys
+import textwrap
 import typing as t
 import unicodedata
 
@@ -47,6 +49,10 @@ _LEAST_DIGITS = 8
 # The widest that columns get unless everything is asked for.
 _WIDEST_USER = 32
 _WIDEST_META = 48
+# What a terminal that is too narrow for a table does not get, and how much of a user
+# agent it does get in any case that can be avoided.
+_LEFT_OUT_FIRST = ("CREATED (UTC)", "EXPIRES (UTC)")
+_LEAST_AGENT = 24
 # How often a progress bar moves, in sessions.
 _STEP = 100
 
@@ -134,7 +140,7 @@ sessions = AppGroup(
     \b
     Exit codes:
       0  it worked
-      1  there is no such session, or none that could be ended
+      1  there is no such session, or none was ended
       2  the command was called wrongly
       3  the backend cannot do that
       4  the backend does not answer, or refuses to work
@@ -243,7 +249,7 @@ def list_(user: str | None, limit: int | None, full: bool, as_json: bool) -> Non
 
     The user is what the application keeps under SESSION_USER_KEY; with Flask-Login
     that is the user's id. Addresses and user agents are listed if SESSION_TRACK asks
-    for them.
+    for them. A narrow terminal gets fewer columns; --full prints them all.
 
     With --user this costs what that user has; without, all sessions are read.
 
@@ -269,7 +275,15 @@ def list_(user: str | None, limit: int | None, full: bool, as_json: bool) -> Non
     elif user is None:
         _print("There are no live sessions.")
     else:
-        _print(f"There are no live sessions of {user!r}.")
+        _print(_none_of(user))
+
+
+def _none_of(user: str) -> str:
+    key = _state().config.user_key
+    return (
+        f"There are no live sessions of {user!r}. A user is called what the session"
+        f" holds under {key!r}, which may be a number."
+    )
 
 
 def _last_seen(info: SessionInfo) -> tuple[dt.datetime, dt.datetime, str]:
@@ -287,12 +301,34 @@ def _print_sessions(listed: cabc.Sequence[SessionInfo], is_full: bool) -> None:
         meta = [_plain(info.meta.get(name, "-")) for name in names]
         if not is_full:
             user = _shorten(user, _WIDEST_USER)
+            # Nearly all user agents begin so, and none is told from another by it.
+            meta = [value.removeprefix("Mozilla/5.0 ") for value in meta]
             meta = [_shorten(value, _WIDEST_META) for value in meta]
         times = (info.last_seen_at, info.created_at, info.expires_at)
         rows.append(
             [handle, user, *(f"{time:%Y-%m-%d %H:%M}" for time in times), *meta]
         )
+    if not is_full and (width := _terminal_width()) is not None:
+        rows = _fitted(rows, width)
     _print_table(rows)
+
+
+def _fitted(rows: list[list[str]], width: int) -> list[list[str]]:
+    """Leave out and shorten what would make lines wrap; ``show`` tells all of it."""
+    has_agent = rows[0][-1] == _META_TITLES["user_agent"].upper()
+    for title in _LEFT_OUT_FIRST:
+        widths = _widths(rows)
+        if has_agent:
+            widths[-1] = min(widths[-1], _LEAST_AGENT)
+        if sum(widths) + 2 * (len(widths) - 1) > width:
+            column = rows[0].index(title)
+            rows = [row[:column] + row[column + 1 :] for row in rows]
+    if has_agent:
+        widths = _widths(rows)
+        room = width - sum(widths[:-1]) - 2 * (len(widths) - 1)
+        room = max(room, len(rows[0][-1]))
+        rows = [[*row[:-1], _shorten(row[-1], room)] for row in rows]
+    return rows
 
 
 @sessions.command("show")
@@ -372,12 +408,22 @@ def _revoke_one(handle: str) -> None:
 def _revoke_all_of(user: str, *, is_sure: bool) -> None:
     if not is_sure:
         number = len(_operator.sessions_of(user))
-        if number > 1:
-            click.confirm(f"End {number} sessions of {user!r}?", abort=True, err=True)
+        if number > 1 and not _is_confirmed(f"End {number} sessions of {user!r}?"):
+            raise _NotFound("No session was ended.")
     ended = _operator.revoke_user(user)
     if not ended:
-        raise _NotFound(f"There are no live sessions of {user!r}.")
+        raise _NotFound(_none_of(user))
     _print(f"Ended {_count(ended, 'session')} of {user!r}.")
+
+
+def _is_confirmed(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        click.echo(err=True)
+        raise _NotFound(
+            "No session was ended. Where nobody can answer, use --yes."
+        ) from None
 
 
 @sessions.command("prune")
@@ -467,7 +513,8 @@ def info(as_json: bool) -> None:
             ["Server", _plain(server or "-") if failure is None else "no answer"],
             ["It can", ", ".join(_POWERS[flag] for flag in capabilities) or "-"],
         ]
-        _print_table(rows)
+        for title, value in rows:
+            _print_wrapped(f"{title:<7}  {value}", " " * 9)
         _print("")
         rows = [["SETTING", "VALUE", "ORIGIN"]]
         rows += [
@@ -478,7 +525,7 @@ def info(as_json: bool) -> None:
         if warnings:
             _print("\nWarnings")
         for warning in warnings:
-            _print(_plain(f"- {warning.setting} {warning.message}"))
+            _print_wrapped(_plain(f"- {warning.setting} {warning.message}"), "  ")
     if failure is not None:
         raise failure
 
@@ -587,8 +634,31 @@ def _print_json(document: t.Any) -> None:
     click.echo(json.dumps(document, indent=2).replace("\x7f", "\\u007f"))
 
 
+def _terminal_width() -> int | None:
+    """Give how wide the terminal is; ``None`` if the output goes somewhere else."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _print_wrapped(text: str, indent: str) -> None:
+    """Print a line, on a terminal without breaking its words."""
+    width = _terminal_width()
+    if width is not None:
+        text = textwrap.fill(
+            text,
+            width,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    _print(text)
+
+
+def _widths(rows: cabc.Sequence[cabc.Sequence[str]]) -> list[int]:
+    return [max(map(_width, column)) for column in zip(*rows, strict=True)]
+
+
 def _print_table(rows: cabc.Sequence[cabc.Sequence[str]]) -> None:
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    widths = _widths(rows)
     for row in rows:
         cells = [
             cell + " " * (width - _width(cell))

@@ -82,10 +82,13 @@ class FakeClock:
         backend = MemoryBackend(clock)
         clock.advance(3600)
 
-    :param now: Where it starts, in seconds since the epoch.
+    :param now: Where it starts, in seconds since the epoch; the first moment
+        of 2100 by default, in UTC. It lies in the future because engines that expire
+        records by a clock of their own, as Redis does, would remove at once what a
+        test stores.
     """
 
-    def __init__(self, now: float = 1_800_000_000.0) -> None:
+    def __init__(self, now: float = 4_102_444_800.0) -> None:
         self._now = now
         self._lock = threading.Lock()
 

@@ -142,7 +142,7 @@ def make_ids(*ids: str) -> Callable[[], str]:
 FIRST, SECOND = "first-id-0123456789", "second-id-0123456789"
 FIRST_HANDLE, SECOND_HANDLE = key_of(FIRST, ""), key_of(SECOND, "")
 # The time at which the clock of the tests begins.
-NOW = "2027-01-15 08:00"
+NOW = "2100-01-01 00:00"
 
 
 # How it gets there
@@ -200,7 +200,7 @@ def test_the_help_of_the_group_explains_handles_and_exit_codes() -> None:
     for line in (
         "  flask sessions revoke --user ada\n",
         "  0  it worked\n",
-        "  1  there is no such session, or none that could be ended\n",
+        "  1  there is no such session, or none was ended\n",
         "  2  the command was called wrongly\n",
         "  3  the backend cannot do that\n",
         "  4  the backend does not answer, or refuses to work\n",
@@ -294,10 +294,10 @@ def test_list_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     site.browser().set(n=1)
     assert printed(site.app, "list") == (
         "HANDLE        USER  LAST SEEN (UTC)   CREATED (UTC)     EXPIRES (UTC)\n"
-        f"{SECOND_HANDLE[:12]}  -     2027-01-15 09:00  2027-01-15 09:00"
-        "  2027-02-15 09:00\n"
-        f"{FIRST_HANDLE[:12]}  ada   2027-01-15 08:00  2027-01-15 08:00"
-        "  2027-02-15 08:00\n"
+        f"{SECOND_HANDLE[:12]}  -     2100-01-01 01:00  2100-01-01 01:00"
+        "  2100-02-01 01:00\n"
+        f"{FIRST_HANDLE[:12]}  ada   2100-01-01 00:00  2100-01-01 00:00"
+        "  2100-02-01 00:00\n"
     )
 
 
@@ -311,9 +311,9 @@ def test_list_shows_what_is_tracked() -> None:
     log_in(site, headers={"User-Agent": ""}, environ_base={"REMOTE_ADDR": "::1"})
     lines = printed(site.app, "list").splitlines()
     assert lines[0].endswith("EXPIRES (UTC)     ADDRESS    USER AGENT")
-    assert lines[1].endswith("2027-02-15 09:00  ::1        -")
-    agent = "Mozilla/5.0 (X11) " + "x" * 27 + "..."
-    assert lines[2].endswith(f"2027-02-15 08:00  127.0.0.1  {agent}")
+    assert lines[1].endswith("2100-02-01 01:00  ::1        -")
+    agent = "(X11) " + "x" * 39 + "..."
+    assert lines[2].endswith(f"2100-02-01 00:00  127.0.0.1  {agent}")
     lines = printed(site.app, "list", "--full").splitlines()
     assert lines[2].startswith(f"{FIRST_HANDLE}  ada   ")
     assert lines[2].endswith("Mozilla/5.0 (X11) " + "x" * 60)
@@ -331,9 +331,9 @@ def test_list_prints_a_document(site: Site) -> None:
             {{
               "handle": "{FIRST_HANDLE}",
               "user": "ada",
-              "created_at": "2027-01-15T08:00:00+00:00",
-              "last_seen_at": "2027-01-15T08:00:00+00:00",
-              "expires_at": "2027-02-15T08:00:00+00:00",
+              "created_at": "2100-01-01T00:00:00+00:00",
+              "last_seen_at": "2100-01-01T00:00:00+00:00",
+              "expires_at": "2100-02-01T00:00:00+00:00",
               "meta": {{
                 "remote_addr": "127.0.0.1"
               }}
@@ -397,10 +397,11 @@ def test_list_shows_the_sessions_of_one_user(site_anywhere: Site) -> None:
 def test_list_says_when_there_is_nothing(site: Site) -> None:
     assert printed(site.app, "list") == "There are no live sessions.\n"
     assert read(site.app, "list") == {"sessions": []}
-    text = "There are no live sessions of 'a\\x1bb'.\n"
-    assert printed(site.app, "list", "--user", "a\x1bb") == text
-    text = "There are no live sessions of ''.\n"
-    assert printed(site.app, "list", "--user", "") == text
+    for user, shown in (("a\x1bb", r"'a\x1bb'"), ("", "''")):
+        assert printed(site.app, "list", "--user", user) == (
+            f"There are no live sessions of {shown}. A user is called what the session"
+            " holds under '_user_id', which may be a number.\n"
+        )
 
 
 EVIL = "\x1b[2J\x07\r\n\x9b31m\x7f\u202ereversed\u200b\ud800"
@@ -446,11 +447,11 @@ def test_columns_are_aligned_whatever_users_are_called(site: Site) -> None:
 
     lines = printed(site.app, "list").splitlines()
     assert {cells(line) for line in lines[1:]} == {cells(lines[1])}
-    assert {cells(line[: line.index("2027-01-15")]) for line in lines[1:]} == {
+    assert {cells(line[: line.index("2100-01-01")]) for line in lines[1:]} == {
         lines[0].index("LAST SEEN")
     }
-    assert any(f"{'x' * 29}...  2027" in line for line in lines)
-    assert any(f"{'李' * 14}...   2027" in line for line in lines)
+    assert any(f"{'x' * 29}...  2100" in line for line in lines)
+    assert any(f"{'李' * 14}...   2100" in line for line in lines)
     assert any("x" * 50 in line for line in printed(site.app, "list", "--full").split())
 
 
@@ -477,9 +478,9 @@ def test_show_prints_what_is_known() -> None:
     assert printed(site.app, "show", FIRST_HANDLE[:12]) == (
         f"Handle      {FIRST_HANDLE}\n"
         "User        ada\n"
-        "Last seen   2027-01-15 08:00:00 UTC\n"
-        "Created     2027-01-15 08:00:00 UTC\n"
-        "Expires     2027-02-15 08:00:00 UTC\n"
+        "Last seen   2100-01-01 00:00:00 UTC\n"
+        "Created     2100-01-01 00:00:00 UTC\n"
+        "Expires     2100-02-01 00:00:00 UTC\n"
         "Address     127.0.0.1\n"
         f"User agent  Mozilla/5.0 {'x' * 90}\n"
     )
@@ -487,9 +488,9 @@ def test_show_prints_what_is_known() -> None:
     assert read(site.app, "show", FIRST_HANDLE) == {
         "handle": FIRST_HANDLE,
         "user": "ada",
-        "created_at": "2027-01-15T08:00:00+00:00",
-        "last_seen_at": "2027-01-15T08:00:00+00:00",
-        "expires_at": "2027-02-15T08:00:00+00:00",
+        "created_at": "2100-01-01T00:00:00+00:00",
+        "last_seen_at": "2100-01-01T00:00:00+00:00",
+        "expires_at": "2100-02-01T00:00:00+00:00",
         "meta": {
             "user_agent": f"Mozilla/5.0 {'x' * 90}",
             "remote_addr": "127.0.0.1",
@@ -612,12 +613,11 @@ def test_revoke_ends_all_sessions_of_a_user(site_anywhere: Site) -> None:
     )
     assert not any(browser.read() for browser in browsers)
     assert other.read()["n"] == 1
-    assert failed(site.app, "revoke", "--user", "ada", "-y", code=1) == (
-        "There are no live sessions of 'ada'."
-    )
-    assert failed(site.app, "revoke", "--user", "ada", code=1) == (
-        "There are no live sessions of 'ada'."
-    )
+    for option in ([], ["-y"]):
+        assert failed(site.app, "revoke", "--user", "ada", *option, code=1) == (
+            "There are no live sessions of 'ada'. A user is called what the session"
+            " holds under '_user_id', which may be a number."
+        )
 
 
 @pytest.mark.parametrize(
@@ -636,7 +636,8 @@ def test_ending_several_sessions_asks_first(
         assert site.backend.count() == 0
     else:
         assert result.exit_code == 1
-        assert result.stderr.endswith("Aborted!\n")
+        hint = "" if answer else " Where nobody can answer, use --yes."
+        assert result.stderr.endswith(f"\nError: No session was ended.{hint}\n")
         assert site.backend.count() == 2
 
 
@@ -714,16 +715,19 @@ class Terminal:
     def __init__(self, project: Path) -> None:
         self._project = project
 
-    def run(self, *args: str) -> tuple[int, str, str]:
-        """Give exit code, stdout and what was on the terminal."""
+    def run(self, *args: str, columns: int | None = None) -> tuple[int, str, str]:
+        """Give exit code, stdout and what was on the terminal.
+
+        :param columns: How wide the terminal is, if it is to get stdout too.
+        """
         pty = pytest.importorskip("pty", reason="needs terminals as Unix has them")
         controller, terminal = pty.openpty()
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "flask", "--app", "project", "sessions", *args],
                 cwd=self._project,
-                env={**environment(), "TERM": "xterm"},
-                stdout=subprocess.PIPE,
+                env={**environment(), "TERM": "xterm", "COLUMNS": str(columns or "")},
+                stdout=subprocess.PIPE if columns is None else terminal,
                 stderr=terminal,
                 stdin=subprocess.DEVNULL,
             )
@@ -742,9 +746,10 @@ class Terminal:
                 if not data:
                     break
                 shown += data
-            assert process.stdout is not None
-            output = process.stdout.read().decode()
-            process.stdout.close()
+            output = ""
+            if process.stdout is not None:
+                output = process.stdout.read().decode()
+                process.stdout.close()
             return process.wait(60), output, shown.decode()
         finally:
             os.close(controller)
@@ -759,7 +764,9 @@ def environment() -> dict[str, str]:
     }
 
 
-def make_project(folder: Path, *, expired: int = 0, live: int = 1) -> None:
+def make_project(
+    folder: Path, *, expired: int = 0, live: int = 1, user_agent: str = ""
+) -> None:
     """Write an application with the default backend, and give it sessions."""
     (folder / "project.py").write_text(
         textwrap.dedent(
@@ -783,12 +790,18 @@ def make_project(folder: Path, *, expired: int = 0, live: int = 1) -> None:
     )
     app = Flask("project", instance_path=str(folder / "instance"))
     app.config.update(SECRET_KEY="0123456789abcdef")
+    if user_agent:
+        app.config.update(SESSION_TRACK=("user_agent", "remote_addr"))
     clock = FakeClock(time.time() - 40 * 86400)
     ServerSession(app, clock=clock)
 
     def fill(number: int) -> None:
         for _ in range(number):
-            with app.test_client().session_transaction() as content:
+            options: t.Any = {
+                "headers": {"User-Agent": user_agent},
+                "environ_base": {"REMOTE_ADDR": "192.0.2.7"},
+            }
+            with app.test_client().session_transaction(**options) as content:
                 content["_user_id"] = "李"
 
     fill(expired)
@@ -850,6 +863,33 @@ def test_on_a_terminal_a_bar_shows_the_progress_of_listing(tmp_path: Path) -> No
     assert code == 1
     assert "Looking for the session" in shown
     assert "There is no session '00000000'." in shown
+
+
+def test_what_is_printed_fits_into_a_terminal(tmp_path: Path) -> None:
+    agent = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
+    make_project(tmp_path, live=2, user_agent=agent)
+    terminal = Terminal(tmp_path)
+    columns = ["USER", "LAST SEEN (UTC)"]
+    for width, more in ((80, []), (100, ["EXPIRES (UTC)"])):
+        code, _, shown = terminal.run("list", columns=width)
+        assert code == 0
+        header, *rows = shown[shown.index("HANDLE") :].splitlines()
+        expected = ["HANDLE", *columns, *more, "ADDRESS", "USER AGENT"]
+        assert re.split(r" {2,}", header) == expected
+        assert len(rows) == 2
+        for row in rows:
+            assert "  (X11; Linux" in row
+            assert row.endswith("...")
+            assert len(row) + 1 <= width  # the user takes two cells
+    code, _, shown = terminal.run("list", "--full", columns=80)
+    assert shown.count(agent) == 2
+    assert "CREATED (UTC)" in shown
+    code, _, shown = terminal.run("info", columns=80)
+    assert code == 0
+    before, _, after = shown.partition("SETTING ")
+    assert "\r\n         " in before
+    assert all(len(line) <= 80 for line in before.splitlines())
+    assert all(len(line) <= 80 for line in after.partition("Warnings")[2].splitlines())
 
 
 # A backend that does not answer

@@ -69,12 +69,12 @@ class TestContractThroughACountingBackend(BackendContract):
 
 def test_a_fake_clock_stands_still_until_it_is_advanced() -> None:
     clock = FakeClock()
-    assert clock() == clock() == 1_800_000_000.0
+    assert clock() == clock() == 4_102_444_800.0
     clock.advance(1.5)
-    assert clock() == 1_800_000_001.5
+    assert clock() == 4_102_444_801.5
     clock.advance(0)
-    assert clock() == 1_800_000_001.5
-    assert repr(clock) == "<FakeClock 1800000001.5>"
+    assert clock() == 4_102_444_801.5
+    assert repr(clock) == "<FakeClock 4102444801.5>"
 
 
 def test_a_fake_clock_starts_where_it_is_told_to() -> None:

@@ -22,7 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from flask import Flask
 
+from flask_serversession import ServerSession
 from flask_serversession.backends import filesystem
 from flask_serversession.backends.base import Backend
 from flask_serversession.backends.base import Conflict
@@ -757,9 +759,8 @@ def test_listing_a_user_reads_what_that_user_has(
     reading, listing = filesystem.read, os.listdir
 
     def read(path: str, size: int | None = None) -> bytes | None:
-        assert size is not None
-        assert size < 3_000
-        opened.append(path)
+        opened.append("whole" if size is None else "start")
+        assert size is None or size < 3_000
         return reading(path, size)
 
     def listdir(path: str) -> list[str]:
@@ -775,6 +776,25 @@ def test_listing_a_user_reads_what_that_user_has(
     assert (len(opened), len(listed)) == (1_009, 2)
     assert backend.keys_of_user("nobody") == []
     assert (len(opened), len(listed)) == (1_009, 2)
+    assert set(opened) == {"start"}
+    app = Flask(__name__)
+    app.config.update(
+        SECRET_KEY="key", SESSION_BACKEND=backend, SESSION_KEY_PREFIX=PREFIX
+    )
+    operator = ServerSession(app)
+    with app.app_context():
+        for user, number in (("7", 9), ("many", 1_000), ("nobody", 0)):
+            opened.clear()
+            listed.clear()
+            assert len(operator.sessions_of(user)) == number
+            assert opened == ["start"] * number + ["whole"] * number
+            assert len(listed) == bool(number)
+            opened.clear()
+            listed.clear()
+            assert operator.revoke_user(user) == number
+            # Once to list it, and once to see that it may be deleted.
+            assert opened == ["start"] * 2 * number
+            assert len(listed) == bool(number)
 
 
 def kill_at(path: Path, patch: str, call: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import collections.abc as cabc
 import contextlib
 import dataclasses
@@ -22,8 +23,10 @@ import redis
 import redis.asyncio
 import redis.sentinel
 import valkey
+from flask import Flask
 from redis.exceptions import ResponseError
 
+from flask_serversession import ServerSession
 from flask_serversession.backends.base import Backend
 from flask_serversession.backends.base import Capability
 from flask_serversession.backends.base import Conflict
@@ -773,6 +776,27 @@ def test_listing_a_user_costs_what_that_user_has(
         with monitoring(server) as commands:
             assert len(backend.load_many(keys)) == number
         assert commands == ["GET"] * number
+    app = Flask(__name__)
+    app.config.update(
+        SECRET_KEY="key", SESSION_BACKEND=backend, SESSION_KEY_PREFIX=prefix
+    )
+    operator = ServerSession(app)
+    with app.app_context():
+        for user, number in (("7", 9), ("many", 1_000), ("nobody", 0)):
+            with monitoring(server) as commands:
+                assert len(operator.sessions_of(user)) == number
+            listing = ["ZRANGE", *["GETRANGE"] * number]
+            assert commands == [*listing, *["GET"] * number]
+            with monitoring(server) as commands:
+                assert operator.revoke_user(user) == number
+            # Twice more, to see that nothing has come meanwhile.
+            listings = 3 if number else 2
+            counted = collections.Counter(commands)
+            assert counted["ZRANGE"] == listings
+            assert counted["GETRANGE"] == listings * number
+            # Two to know the digests of the scripts, and some to mark what is gone.
+            assert number <= counted["EVALSHA"] <= number + 2 + 2 * -(-number // 100)
+            assert set(counted) <= {"ZRANGE", "GETRANGE", "EVALSHA", "EVAL"}
 
 
 def test_listing_a_user_reads_no_data(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -18,9 +19,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
 from sqlalchemy import event
 from sqlalchemy import exc
 
+from flask_serversession import ServerSession
 from flask_serversession.backends.base import Backend
 from flask_serversession.backends.base import Capability
 from flask_serversession.backends.base import Conflict
@@ -34,6 +37,7 @@ from flask_serversession.record import FORMAT
 from flask_serversession.record import MAGIC
 from flask_serversession.record import Record
 from flask_serversession.record import frame
+from flask_serversession.record import key_of
 from flask_serversession.testing import BackendContract
 from flask_serversession.testing import FakeClock
 from flask_serversession.testing import Spoil
@@ -290,6 +294,7 @@ def operations(
         "touch": lambda: backend.touch(KEY, now, now + 900),
         "replace": lambda: backend.replace(KEY, record(clock, b"new", user="42"), 1),
         "keys_of_user": lambda: backend.keys_of_user("42"),
+        "load_many": lambda: backend.load_many([KEY, "absent", KEY]),
         "iterate": lambda: list(backend.iterate()),
         "count": lambda: backend.count(),
         "prune": lambda: backend.prune(10) == 0,
@@ -592,7 +597,8 @@ def test_the_database_uses_the_indexes(url: str, make: Make, clock: FakeClock) -
             "touched_at": now,
             # Few have expired, as everywhere where cleaning up works.
             "expires_at": now + number - 20,
-            "user": str(number % 500),
+            # Hardly anybody is logged in.
+            "user": str(number % 2) if number < 40 else None,
             "meta": "",
         }
         for number in range(5000)
@@ -608,7 +614,11 @@ def test_the_database_uses_the_indexes(url: str, make: Make, clock: FakeClock) -
     for statement in (statements.load, statements.delete):
         plan = explain(backend, statement, **columns)
         assert re.search(r"PRIMARY|_pkey|autoindex", plan), plan
-    plan = explain(backend, statements.keys_of_user, user_="42", now=now)
+    for number in (1, 20, 500):
+        keys = [row["key"] for row in rows[100 : 100 + number]]
+        plan = explain(backend, statements.load_many, keys=keys)
+        assert re.search(r"PRIMARY|_pkey|autoindex", plan), plan
+    plan = explain(backend, statements.keys_of_user, user_="0")
     assert f"ix_{table}_user" in plan
     plan = explain(backend, statements.prune, now=now, limit=10)
     assert f"ix_{table}_expires_at" in plan
@@ -618,6 +628,47 @@ def test_the_database_uses_the_indexes(url: str, make: Make, clock: FakeClock) -
     plan = explain(backend, statements.page, after=rows[4000]["key"])
     assert re.search(r"PRIMARY|_pkey|autoindex", plan), plan
     assert not re.search(r"Sort|TEMP B-TREE|filesort", plan), plan
+
+
+def test_listing_a_user_costs_what_that_user_has(
+    url: str, make: Make, clock: FakeClock
+) -> None:
+    backend = make(url, prefix="s:")
+    backend.create_tables()
+    now = clock()
+    users = [str(number % 1_000) for number in range(9_000)] + ["many"] * 1_000
+    rows = [
+        {
+            "key": key_of(str(number), "s:"),
+            "data": frame(b"data" * 100),
+            "version": 1,
+            "created_at": now,
+            "touched_at": now,
+            "expires_at": now + 600,
+            "user": user,
+            "meta": "",
+        }
+        for number, user in enumerate(users)
+    ]
+    with engine_of(backend).connect() as connection:
+        connection.execute(sa.insert(backend.table), rows)
+    app = Flask(__name__)
+    app.config.update(
+        SECRET_KEY="key", SESSION_BACKEND=backend, SESSION_KEY_PREFIX="s:"
+    )
+    operator = ServerSession(app, clock=clock)
+    with app.app_context():
+        for user, number, loads in (("7", 9, 1), ("many", 1_000, 2), ("nobody", 0, 0)):
+            with recording(engine_of(backend)) as statements:
+                assert len(operator.sessions_of(user)) == number
+            assert [text.split()[0] for text in statements] == ["SELECT"] * (1 + loads)
+            with recording(engine_of(backend)) as statements:
+                assert operator.revoke_user(user) == number
+            verbs = collections.Counter(text.split()[0] for text in statements)
+            # Twice more, to see that nothing has come meanwhile.
+            assert verbs["SELECT"] == (3 if number else 2)
+            assert (verbs["DELETE"], len(verbs)) == (number, 2 if number else 1)
+        assert operator.count() == 10_000 - 1_009
 
 
 # -- what is stored
@@ -832,6 +883,21 @@ def test_nonsense_in_the_meta_column_is_damage(
         with pytest.raises(RecordError) as info:
             backend.load(KEY)
         assert info.value.reason == "damaged"
+
+
+def test_a_time_that_makes_no_sense_does_not_hide_a_users_other_sessions(
+    make: Make, sqlite_url: str, clock: FakeClock
+) -> None:
+    backend = make(sqlite_url)
+    for key in (KEY, "s:other"):
+        backend.create(key, record(clock, user="42"))
+    # Only SQLite takes it.
+    text = sa.update(backend.table).where(backend.table.c["key"] == KEY)
+    with engine_of(backend).connect() as connection:
+        connection.execute(text.values(expires_at=sa.literal("soon", sa.Text())))
+    assert sorted(backend.keys_of_user("42")) == [KEY, "s:other"]
+    assert list(backend.load_many([KEY, "s:other"])) == ["s:other"]
+    assert backend.delete(KEY) is True
 
 
 # -- the application's transactions
