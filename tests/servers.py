@@ -460,14 +460,25 @@ class ValkeySentinel(ValkeyServer):
 
 
 class ValkeyCluster:
-    """A Valkey Cluster, each node with an equal share of the slots.
+    """A Valkey Cluster, each primary with an equal share of the slots.
 
-    :param size: How many nodes, all of them primaries.
+    :param size: How many primaries.
+    :param args: Further options of each node, as on the command line.
+    :param replicas: How many replicas each primary has.
     """
 
-    def __init__(self, size: int = 3, *args: str) -> None:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", *args)
+    def __init__(self, size: int = 3, *args: str, replicas: int = 0) -> None:
+        options = (
+            *("--cluster-enabled", "yes", "--cluster-node-timeout", "2000"),
+            *("--repl-diskless-sync-delay", "0"),
+            *args,
+        )
+        #: Those that begin as primaries.
         self.nodes = [ValkeyServer(*options, persistent=True) for _ in range(size)]
+        #: Those that begin as replicas, as many for each of :attr:`nodes` in turn.
+        self.replicas = [
+            ValkeyServer(*options, persistent=True) for _ in range(size * replicas)
+        ]
 
     @property
     def url(self) -> str:
@@ -482,25 +493,40 @@ class ValkeyCluster:
         first = self.nodes[0]
         size = len(self.nodes)
 
-        for i, node in enumerate(self.nodes):
+        for node in [*self.nodes, *self.replicas]:
             node.start()
-            begin, end = i * 16_384 // size, (i + 1) * 16_384 // size
-            self._tell(node, f"CLUSTER ADDSLOTSRANGE {begin} {end - 1}")
 
             if node is not first:
                 self._tell(node, f"CLUSTER MEET {first.host} {first.port}")
 
+        for i, node in enumerate(self.nodes):
+            begin, end = i * 16_384 // size, (i + 1) * 16_384 // size
+            self._tell(node, f"CLUSTER ADDSLOTSRANGE {begin} {end - 1}")
+
         deadline = time.monotonic() + START_TIMEOUT
 
-        while not all(self._is_complete(node) for node in self.nodes):
-            if time.monotonic() > deadline:
-                raise ServerError(f"{self} did not form.\n{first._read_log()}")
+        def wait_for(condition: Callable[[], bool]) -> None:
+            while not condition():
+                if time.monotonic() > deadline:
+                    raise ServerError(f"{self} did not form.\n{first._read_log()}")
 
-            time.sleep(0.05)
+                time.sleep(0.05)
+
+        for i, replica in enumerate(self.replicas):
+            primary = self.nodes[i * size // len(self.replicas)]
+            command = f"CLUSTER REPLICATE {self.id_of(primary)}"
+            # Refused until the replica has heard of its primary.
+            wait_for(lambda: replica._ask(command).startswith("+OK"))  # noqa: B023
+
+        wait_for(lambda: all(map(self._is_complete, [*self.nodes, *self.replicas])))
+
+    def id_of(self, node: ValkeyServer) -> str:
+        """Give what the other nodes call a running node."""
+        return node._ask("CLUSTER MYID").split()[1]
 
     def close(self) -> None:
         """End the nodes and remove their files."""
-        for node in self.nodes:
+        for node in [*self.nodes, *self.replicas]:
             node.close()
 
     def __enter__(self) -> te.Self:
@@ -524,6 +550,10 @@ class ValkeyCluster:
             "cluster_state:ok" in info
             and "cluster_slots_ok:16384" in info
             and f"cluster_size:{len(self.nodes)}\r" in info
+            and (
+                node not in self.replicas
+                or "master_link_status:up" in node._ask("INFO replication")
+            )
         )
 
     def _tell(self, node: ValkeyServer, command: str) -> None:
@@ -721,6 +751,18 @@ class MemcachedServer(Server):
 
         if not answer.startswith("VERSION "):
             raise ServerError(f"'version' was answered with {answer!r}.")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for something that nothing tells us of.
+
+    :raises AssertionError: if it does not happen in time.
+    """
+    deadline = time.monotonic() + seconds
+
+    while not condition():
+        assert time.monotonic() < deadline, "It did not happen in time."
+        time.sleep(0.02)
 
 
 def is_port_free(port: int) -> bool:
