@@ -78,6 +78,12 @@ def memcached_server() -> Iterator[MemcachedServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def run_server() -> Callable[..., contextlib.AbstractContextManager[t.Any]]:
+    """Start a server of a class for a ``with`` statement, where it is installed."""
+    return _run
+
+
 #: Those shared by all tests: a test that kills or pauses a server starts its own.
 SERVER_FIXTURES: dict[type[Server], str] = {
     ValkeyServer: "valkey_server",
@@ -141,7 +147,7 @@ def report(pytestconfig: pytest.Config) -> Callable[[str], None]:
 
 
 @contextlib.contextmanager
-def _run(server: type[S]) -> Iterator[S]:
+def _run(server: type[S], *args: t.Any) -> Iterator[S]:
     if not server.is_available():
         reason = f"{server.__name__} needs {server.package}, which is not installed."
 
@@ -151,7 +157,7 @@ def _run(server: type[S]) -> Iterator[S]:
 
         pytest.skip(reason)
 
-    with server() as running:
+    with server(*args) as running:
         yield running
 
 
