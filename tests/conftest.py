@@ -16,6 +16,7 @@ from .backend_configs import Config
 from .backend_configs import Place
 from .servers import MariaDBServer
 from .servers import MemcachedServer
+from .servers import PgBouncer
 from .servers import PostgresServer
 from .servers import RedisServer
 from .servers import Server
@@ -63,6 +64,12 @@ def redis_server() -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     with _run(PostgresServer) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pgbouncer_server(postgres_server: PostgresServer) -> Iterator[PgBouncer]:
+    with _run(PgBouncer, postgres_server) as server:
         yield server
 
 

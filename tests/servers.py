@@ -17,6 +17,7 @@ import importlib.util
 import os
 import pwd
 import random
+import re
 import shutil
 import signal
 import socket
@@ -623,6 +624,77 @@ class PostgresServer(Server):
             connect_timeout=2,
         ) as connection:
             connection.execute("SELECT 1")
+
+
+class PgBouncer(Server):
+    """A pooler in transaction mode before a PostgreSQL server.
+
+    Its pool is small, so that a client hardly gets the same connection twice.
+
+    :param postgres: The server; it need not run.
+    """
+
+    package = "pgbouncer"
+    # The one that ends it at once in every version.
+    stop_signal = signal.SIGQUIT
+    unprivileged = True  # it refuses to run as root
+
+    def __init__(self, postgres: PostgresServer) -> None:
+        super().__init__()
+        self.postgres = postgres
+
+    @classmethod
+    def is_available(cls) -> bool:
+        return find_program("pgbouncer") is not None
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg://postgres@{self.address}/postgres"
+
+    def _prepare(self) -> None:
+        program = find_program("pgbouncer")
+        assert program is not None
+        version = subprocess.run(
+            [program, "--version"],
+            capture_output=True,
+            text=True,
+            **_as_user(self._user),
+        ).stdout
+        match = re.search(r"(\d+)\.(\d+)", version)
+        assert match is not None, version
+        users = self.directory / "users.txt"
+        users.write_text('"postgres" ""\n')
+        options = {
+            "listen_addr": self.host,
+            "listen_port": self.port,
+            "unix_socket_dir": "",
+            "auth_type": "trust",
+            "auth_file": users,
+            "pool_mode": "transaction",
+            "default_pool_size": 3,
+            # Seconds, and not 15, until it tries a server again that was down.
+            "server_login_retry": 1,
+        }
+        if (int(match[1]), int(match[2])) >= (1, 21):
+            # Older ones cannot keep them, and newer ones need not be told to.
+            options["max_prepared_statements"] = 0
+        lines = [f"{name} = {value}" for name, value in options.items()]
+        (self.directory / "pgbouncer.ini").write_text(
+            "[databases]\n"
+            f"* = host={self.postgres.host} port={self.postgres.port}\n"
+            "[pgbouncer]\n" + "\n".join(lines) + "\n"
+        )
+
+    def _command(self) -> list[str]:
+        program = find_program("pgbouncer")
+        assert program is not None
+        return [program, str(self.directory / "pgbouncer.ini")]
+
+    def _ping(self) -> None:
+        # PostgreSQL's clients may ask for TLS first. It has none, and says so.
+        with socket.create_connection((self.host, self.port), timeout=2) as connection:
+            connection.sendall(bytes.fromhex("0000000804d2162f"))
+            assert connection.recv(1) == b"N"
 
 
 class MariaDBServer(Server):
