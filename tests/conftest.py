@@ -17,6 +17,7 @@ from .backend_configs import Config
 from .backend_configs import Place
 from .servers import MariaDBServer
 from .servers import MemcachedServer
+from .servers import PgBouncer
 from .servers import PostgresServer
 from .servers import RedisServer
 from .servers import Server
@@ -71,6 +72,12 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
+def pgbouncer_server(postgres_server: PostgresServer) -> Iterator[PgBouncer]:
+    with _run(PgBouncer, postgres_server) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[MariaDBServer]:
     with _run(MariaDBServer) as server:
         yield server
@@ -80,6 +87,12 @@ def mariadb_server() -> Iterator[MariaDBServer]:
 def memcached_server() -> Iterator[MemcachedServer]:
     with _run(MemcachedServer) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def run_server() -> Callable[..., contextlib.AbstractContextManager[t.Any]]:
+    """Start a server of a class for a ``with`` statement, where it is installed."""
+    return _run
 
 
 #: Those shared by all tests: a test that kills or pauses a server starts its own.
@@ -130,8 +143,22 @@ def backend_config(
     return make_backend_config(request.param)
 
 
+@pytest.fixture
+def report(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Give a function that shows a line, also where output is captured."""
+    reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
+    capture = pytestconfig.pluginmanager.get_plugin("capturemanager")
+
+    def write(line: str) -> None:
+        if reporter is not None and capture is not None:
+            with capture.global_and_fixture_disabled():
+                reporter.write_line(f"\n{line}")
+
+    return write
+
+
 @contextlib.contextmanager
-def _run(server: type[S]) -> Iterator[S]:
+def _run(server: type[S], *args: t.Any) -> Iterator[S]:
     if not server.is_available():
         reason = f"{server.__name__} needs {server.package}, which is not installed."
 
@@ -141,7 +168,7 @@ def _run(server: type[S]) -> Iterator[S]:
 
         pytest.skip(reason)
 
-    with server() as running:
+    with server(*args) as running:
         yield running
 
 

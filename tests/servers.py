@@ -17,6 +17,7 @@ import importlib.util
 import os
 import pwd
 import random
+import re
 import shutil
 import signal
 import socket
@@ -460,14 +461,25 @@ class ValkeySentinel(ValkeyServer):
 
 
 class ValkeyCluster:
-    """A Valkey Cluster, each node with an equal share of the slots.
+    """A Valkey Cluster, each primary with an equal share of the slots.
 
-    :param size: How many nodes, all of them primaries.
+    :param size: How many primaries.
+    :param args: Further options of each node, as on the command line.
+    :param replicas: How many replicas each primary has.
     """
 
-    def __init__(self, size: int = 3, *args: str) -> None:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", *args)
+    def __init__(self, size: int = 3, *args: str, replicas: int = 0) -> None:
+        options = (
+            *("--cluster-enabled", "yes", "--cluster-node-timeout", "2000"),
+            *("--repl-diskless-sync-delay", "0"),
+            *args,
+        )
+        #: Those that begin as primaries.
         self.nodes = [ValkeyServer(*options, persistent=True) for _ in range(size)]
+        #: Those that begin as replicas, as many for each of :attr:`nodes` in turn.
+        self.replicas = [
+            ValkeyServer(*options, persistent=True) for _ in range(size * replicas)
+        ]
 
     @property
     def url(self) -> str:
@@ -482,25 +494,40 @@ class ValkeyCluster:
         first = self.nodes[0]
         size = len(self.nodes)
 
-        for i, node in enumerate(self.nodes):
+        for node in [*self.nodes, *self.replicas]:
             node.start()
-            begin, end = i * 16_384 // size, (i + 1) * 16_384 // size
-            self._tell(node, f"CLUSTER ADDSLOTSRANGE {begin} {end - 1}")
 
             if node is not first:
                 self._tell(node, f"CLUSTER MEET {first.host} {first.port}")
 
+        for i, node in enumerate(self.nodes):
+            begin, end = i * 16_384 // size, (i + 1) * 16_384 // size
+            self._tell(node, f"CLUSTER ADDSLOTSRANGE {begin} {end - 1}")
+
         deadline = time.monotonic() + START_TIMEOUT
 
-        while not all(self._is_complete(node) for node in self.nodes):
-            if time.monotonic() > deadline:
-                raise ServerError(f"{self} did not form.\n{first._read_log()}")
+        def wait_for(condition: Callable[[], bool]) -> None:
+            while not condition():
+                if time.monotonic() > deadline:
+                    raise ServerError(f"{self} did not form.\n{first._read_log()}")
 
-            time.sleep(0.05)
+                time.sleep(0.05)
+
+        for i, replica in enumerate(self.replicas):
+            primary = self.nodes[i * size // len(self.replicas)]
+            command = f"CLUSTER REPLICATE {self.id_of(primary)}"
+            # Refused until the replica has heard of its primary.
+            wait_for(lambda: replica._ask(command).startswith("+OK"))  # noqa: B023
+
+        wait_for(lambda: all(map(self._is_complete, [*self.nodes, *self.replicas])))
+
+    def id_of(self, node: ValkeyServer) -> str:
+        """Give what the other nodes call a running node."""
+        return node._ask("CLUSTER MYID").split()[1]
 
     def close(self) -> None:
         """End the nodes and remove their files."""
-        for node in self.nodes:
+        for node in [*self.nodes, *self.replicas]:
             node.close()
 
     def __enter__(self) -> te.Self:
@@ -524,6 +551,10 @@ class ValkeyCluster:
             "cluster_state:ok" in info
             and "cluster_slots_ok:16384" in info
             and f"cluster_size:{len(self.nodes)}\r" in info
+            and (
+                node not in self.replicas
+                or "master_link_status:up" in node._ask("INFO replication")
+            )
         )
 
     def _tell(self, node: ValkeyServer, command: str) -> None:
@@ -593,6 +624,77 @@ class PostgresServer(Server):
             connect_timeout=2,
         ) as connection:
             connection.execute("SELECT 1")
+
+
+class PgBouncer(Server):
+    """A pooler in transaction mode before a PostgreSQL server.
+
+    Its pool is small, so that a client hardly gets the same connection twice.
+
+    :param postgres: The server; it need not run.
+    """
+
+    package = "pgbouncer"
+    # The one that ends it at once in every version.
+    stop_signal = signal.SIGQUIT
+    unprivileged = True  # it refuses to run as root
+
+    def __init__(self, postgres: PostgresServer) -> None:
+        super().__init__()
+        self.postgres = postgres
+
+    @classmethod
+    def is_available(cls) -> bool:
+        return find_program("pgbouncer") is not None
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg://postgres@{self.address}/postgres"
+
+    def _prepare(self) -> None:
+        program = find_program("pgbouncer")
+        assert program is not None
+        version = subprocess.run(
+            [program, "--version"],
+            capture_output=True,
+            text=True,
+            **_as_user(self._user),
+        ).stdout
+        match = re.search(r"(\d+)\.(\d+)", version)
+        assert match is not None, version
+        users = self.directory / "users.txt"
+        users.write_text('"postgres" ""\n')
+        options = {
+            "listen_addr": self.host,
+            "listen_port": self.port,
+            "unix_socket_dir": "",
+            "auth_type": "trust",
+            "auth_file": users,
+            "pool_mode": "transaction",
+            "default_pool_size": 3,
+            # Seconds, and not 15, until it tries a server again that was down.
+            "server_login_retry": 1,
+        }
+        if (int(match[1]), int(match[2])) >= (1, 21):
+            # Older ones cannot keep them, and newer ones need not be told to.
+            options["max_prepared_statements"] = 0
+        lines = [f"{name} = {value}" for name, value in options.items()]
+        (self.directory / "pgbouncer.ini").write_text(
+            "[databases]\n"
+            f"* = host={self.postgres.host} port={self.postgres.port}\n"
+            "[pgbouncer]\n" + "\n".join(lines) + "\n"
+        )
+
+    def _command(self) -> list[str]:
+        program = find_program("pgbouncer")
+        assert program is not None
+        return [program, str(self.directory / "pgbouncer.ini")]
+
+    def _ping(self) -> None:
+        # PostgreSQL's clients may ask for TLS first. It has none, and says so.
+        with socket.create_connection((self.host, self.port), timeout=2) as connection:
+            connection.sendall(bytes.fromhex("0000000804d2162f"))
+            assert connection.recv(1) == b"N"
 
 
 class MariaDBServer(Server):
@@ -721,6 +823,18 @@ class MemcachedServer(Server):
 
         if not answer.startswith("VERSION "):
             raise ServerError(f"'version' was answered with {answer!r}.")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for something that nothing tells us of.
+
+    :raises AssertionError: if it does not happen in time.
+    """
+    deadline = time.monotonic() + seconds
+
+    while not condition():
+        assert time.monotonic() < deadline, "It did not happen in time."
+        time.sleep(0.02)
 
 
 def is_port_free(port: int) -> bool:

@@ -158,7 +158,8 @@ class Server:
         Its text can hold arguments of the command, and so a session's values.
         """
         start = f"The Redis backend at {self.where!r}"
-        names = names_of(error)
+        # A failed handshake is an OSError to the drivers, and then a ConnectionError.
+        names = names_of(error) | (names_of(error.__context__) & {_UNTRUSTED})
         for name, code, text in _REASONS:
             if name in names or (code and has_code(error, code)):
                 if name == "TimeoutError" and self._timeout:
@@ -178,11 +179,19 @@ class Server:
         )
 
 
+_UNTRUSTED = "SSLCertVerificationError"
+
 # What the drivers' exceptions mean: the name of a class, the code that the server's
 # answer begins with, and the end of the sentence. The first match counts, so classes
 # stand before what they are derived from. Names, because redis-py and valkey-py each
 # have their own classes, and either may be missing.
 _REASONS: tuple[tuple[str, str, str], ...] = (
+    (
+        _UNTRUSTED,
+        "",
+        "has a certificate that is not trusted or not for this host, and was not asked"
+        " for {}",
+    ),
     ("TimeoutError", "", "did not answer {}"),
     ("AuthenticationError", "WRONGPASS", "refused user name or password at {}"),
     ("AuthenticationError", "NOAUTH", "refused user name or password at {}"),
@@ -570,6 +579,9 @@ def _get_defaults(redis: t.Any, url: str) -> dict[str, t.Any]:
         defaults["retry"] = _make_retry(redis)
         # redis-py before 6 retries a command for these only, whatever the above says.
         defaults["retry_on_error"] = [redis.ConnectionError, redis.ReadOnlyError]
+    if url.startswith("rediss") and "ssl_cert_reqs=" not in url:
+        # redis-py before 6 takes a certificate for any host, unless told not to.
+        defaults["ssl_check_hostname"] = True
     return defaults
 
 

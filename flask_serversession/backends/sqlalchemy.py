@@ -99,6 +99,8 @@ _HEAD_NEWEST = bytes([MAGIC, 255])
 # serialization_failure and deadlock_detected; MySQL's deadlock, and MariaDB's
 # "record has changed since last read". The engine has undone the statement.
 _UNDONE = frozenset({"40001", "40P01", 1213, 1020})
+# PostgreSQL's invalid_sql_statement_name and duplicate_prepared_statement.
+_UNPREPARED = frozenset({"26000", "42P05"})
 _TABLE_MISSING = frozenset({"42P01", 1146})
 # PostgreSQL's duplicate_table, duplicate_object and unique_violation; MySQL's
 # existing table and duplicate index.
@@ -515,6 +517,13 @@ class SQLAlchemyBackend(Backend):
                 f" held the lock on {where}. If that is a transaction of this"
                 " application, end it before the session is saved, or keep the"
                 " sessions in a database of their own."
+            )
+        elif not _UNPREPARED.isdisjoint(_codes_of(error)):
+            error_class = BackendError
+            message = (
+                f"The 'sqlalchemy' backend could not {operation!r}: {where} lost a"
+                f" prepared statement ({what}), as poolers in transaction mode do."
+                " Make the engine with connect_args={'prepare_threshold': None}."
             )
         elif _is_overdue(error):
             message = (
@@ -958,7 +967,13 @@ def _prepare_sqlite(dbapi_connection: t.Any, _: t.Any) -> None:
 
 
 def _prepare_psycopg(dbapi_connection: t.Any, _: t.Any) -> None:
-    """Set a time-out for answers, which neither libpq nor psycopg has."""
+    """Set a time-out for answers, which neither libpq nor psycopg has.
+
+    And prepare no statements behind a pooler. In transaction mode the next one may
+    go to another connection of the server's, where the same name can stand for what
+    another client has prepared. A pooler tells of no process of the server's, since
+    it has a different one each time.
+    """
     from psycopg import OperationalError
 
     wait = dbapi_connection.wait
@@ -983,6 +998,10 @@ def _prepare_psycopg(dbapi_connection: t.Any, _: t.Any) -> None:
             return stop.value
 
     dbapi_connection.wait = wait_no_longer
+    with dbapi_connection.cursor() as cursor:
+        row = cursor.execute("SELECT pg_backend_pid()").fetchone()
+    if row[0] != dbapi_connection.info.backend_pid:
+        dbapi_connection.prepare_threshold = None
 
 
 @contextlib.contextmanager

@@ -117,7 +117,7 @@ class TestOnRedis(RedisContract):
 
 @pytest.fixture(scope="module")
 def cluster() -> cabc.Iterator[ValkeyCluster]:
-    with ValkeyCluster() as cluster:
+    with ValkeyCluster(replicas=1) as cluster:
         yield cluster
 
 

@@ -101,8 +101,12 @@ def get_url(request: pytest.FixtureRequest, name: str) -> str:
         return "sqlite://"
     if name == "sqlite":
         return t.cast(str, request.getfixturevalue("sqlite_url"))
-    fixture = "postgres_server" if name == "postgresql" else "mariadb_server"
-    return t.cast(Server, request.getfixturevalue(fixture)).url
+    fixtures = {
+        "postgresql": "postgres_server",
+        "pgbouncer": "pgbouncer_server",
+        "mariadb": "mariadb_server",
+    }
+    return t.cast(Server, request.getfixturevalue(fixtures[name])).url
 
 
 @pytest.fixture
@@ -240,6 +244,10 @@ class TestMemory(Contract):
 
 class TestPostgreSQL(Contract):
     database = "postgresql"
+
+
+class TestThroughPgBouncer(Contract):
+    database = "pgbouncer"
 
 
 class TestMariaDB(Contract):
