@@ -7,7 +7,6 @@ import dataclasses
 import datetime as dt
 import logging
 import random
-import re
 import time
 import typing as t
 import warnings
@@ -37,6 +36,8 @@ from .interface import ServerSessionInterface
 from .keeper import SUCCESSOR
 from .keeper import BackendKeeper
 from .record import Record
+from .record import is_key
+from .record import key_of_handle
 from .session import ServerSideSession
 from .session import state_of
 from .template import TEMPLATE_SESSION
@@ -77,17 +78,11 @@ class AppState:
 
     def key_of_handle(self, handle: str) -> str | None:
         """Give the key that a handle stands for; ``None`` if it is not a handle."""
-        if re.fullmatch(r"[0-9a-f]{64}", handle) is None:
-            return None
-        return self.config.key_prefix + handle
+        return key_of_handle(handle, self.config.key_prefix)
 
     def is_own(self, key: str) -> bool:
         """Whether a key belongs to this application: others may share the store."""
-        prefix = self.config.key_prefix
-        return (
-            key.startswith(prefix)
-            and self.key_of_handle(key[len(prefix) :]) is not None
-        )
+        return is_key(key, self.config.key_prefix)
 
     def keys_of_user(self, user: object) -> list[str]:
         """Give the keys of a user's live sessions; nobody (``None``) has none.

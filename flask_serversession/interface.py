@@ -17,6 +17,7 @@ changed                                     load, replace          if new, perma
 fresh and written                           create                 set
 ``SESSION_RESAVE`` and unchanged            load, replace          as read
 emptied or destroyed                        delete                 deleted, if sent
+emptied and then written                    load, create, replace  set
 id rotated                                  load, create, replace  set
 unknown, expired, forged or malformed id    at most one load       none
 rotated away, or gone when saving           as above               none, either way
@@ -293,8 +294,10 @@ class ServerSessionInterface(SessionInterface):
         """Settle a session that was loaded, or saved before the end of the request."""
         keeper = self.keeper
         change = keeper.change_reason(state)
-        is_refreshed = _is_refreshed(app)
-        is_sent_again = is_refreshed and keeper.is_permanent(state)
+        is_changed = change is not None or state.is_saved
+        is_renewed = _is_refreshed(app) or state.is_touched
+        is_sent_again = is_renewed and keeper.is_permanent(state)
+        state.is_activity = is_changed or is_renewed or not keeper.is_permanent(state)
         if (
             change is not None
             or self.config.resave
@@ -306,18 +309,17 @@ class ServerSessionInterface(SessionInterface):
             if outcome is Outcome.LOST:
                 return Cookie.NONE
         elif keeper.is_retired(state.key) or (
-            (is_refreshed or state.is_touched or not keeper.is_permanent(state))
+            (is_renewed or not keeper.is_permanent(state))
             and not keeper.renew(state, is_sent_again)
         ):
             return Cookie.NONE
         is_permanent = keeper.is_permanent(state)
-        is_changed = change is not None or state.is_saved
         is_due = state.failure is None and (
             state.cookie is None
             # Signed with a secret that will be removed one day.
             or state.cookie.is_stale
             or not state.cookie.says(is_permanent, state.lifetime)
-            or (is_permanent and (is_refreshed or is_changed))
+            or (is_permanent and (is_renewed or is_changed))
         )
         return Cookie.SET if is_due or state.is_cookie_due else Cookie.NONE
 

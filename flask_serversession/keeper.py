@@ -6,6 +6,7 @@ import collections.abc as cabc
 import dataclasses
 import enum
 import functools
+import inspect
 import itertools
 import logging
 import random
@@ -33,6 +34,7 @@ from .errors import SessionLostError
 from .errors import SessionTooLargeError
 from .merge import merge
 from .record import Record
+from .record import is_key
 from .record import key_of
 from .serializers import Serializer
 from .serializers import serializer_for
@@ -182,6 +184,7 @@ class BackendKeeper:
                 self._begin_instead(state, "unknown")
             elif state.is_cleared:
                 state.data.clear()
+                state.lifetime = None
 
     def _adopt(self, state: State, record: Record) -> None:
         """Make a record the one that changes are compared with."""
@@ -297,7 +300,7 @@ class BackendKeeper:
         if state.status is Status.UNLOADED:
             return state.cookie is not None and state.cookie.is_permanent
         default = self._config.permanent and (
-            state.status is Status.NEW or state.is_restarted
+            state.status is Status.NEW or state.is_restarted or state.is_cleared
         )
         return bool(state.data.get(PERMANENT_KEY, default))
 
@@ -339,7 +342,13 @@ class BackendKeeper:
             return "lifetime changed"
         if state.is_exposed:
             writer = state.writer or self._serializer
-            encoded = writer.dumps(state.data)
+            try:
+                encoded = writer.dumps(state.data)
+            except SerializationError:
+                if writer is self._serializer:
+                    raise
+                # What was stored, the former serializer could write.
+                return "nested change"
             if encoded != state.payload:
                 if writer is self._serializer:
                     state.encoded = encoded
@@ -351,6 +360,10 @@ class BackendKeeper:
         config = self._config
         if state.is_rotating:
             return "regenerate() was called"
+        # Emptying a session ends it, so what is written afterwards begins another one,
+        # which a request that still runs for the former one has no part in.
+        if state.is_cleared and state.data and not state.is_closed:
+            return "it was emptied and written again"
         if config.regenerate_on_login and self.user(state) != state.stored_user:
             return "the user changed"
         if (
@@ -444,8 +457,10 @@ class BackendKeeper:
 
     def _try_write(self, state: State, rotation: _Rotation) -> Outcome | Record:
         """Write once; another request's record comes back if that was in the way."""
-        if state.is_cleared and not state.data:
-            return self._delete_stored(state)
+        if state.is_cleared:
+            if not state.data:
+                return self._delete_stored(state)
+            state.is_restarted = True
         is_emptied = not state.data and not self._was_empty(state)
         reason = self.rotation_reason(state)
         if is_emptied or (reason is None and rotation.record is None):
@@ -493,7 +508,7 @@ class BackendKeeper:
                 " 'SESSION_CONFLICT' is 'raise'. The other request's version is kept."
             )
         mine, lifetime = state.data, state.lifetime
-        self._rebase(state, current, state.payload, mine)
+        self._rebase(state, current, state.payload, state.writer, mine)
         if policy == "overwrite" or state.is_restarted:
             state.data, state.lifetime = mine, lifetime
 
@@ -520,12 +535,20 @@ class BackendKeeper:
         return None if record is None or record.is_tombstone else record
 
     def _rebase(
-        self, state: State, current: Record, base: bytes, mine: dict[str, t.Any]
+        self,
+        state: State,
+        current: Record,
+        base: bytes,
+        writer: Serializer | None,
+        mine: dict[str, t.Any],
     ) -> None:
-        """Put what changed from ``base`` to ``mine`` on top of another record."""
+        """Put what changed from ``base`` to ``mine`` on top of another record.
+
+        :param writer: What wrote ``base``, if that is not the configured serializer.
+        """
         lifetime = state.lifetime
         is_lifetime_mine = lifetime != state.stored_lifetime
-        writer = state.writer or self._serializer
+        writer = writer or self._serializer
         try:
             self._adopt(state, current)
         except RecordError as error:
@@ -537,7 +560,7 @@ class BackendKeeper:
             ) from error
         if is_lifetime_mine:
             state.lifetime = lifetime
-        if base != state.payload:
+        if base != state.payload and not state.is_cleared:
             mine = merge(writer.loads(base), mine, state.data, self._is_equal)
         state.data = mine
 
@@ -682,7 +705,7 @@ class BackendKeeper:
         mine = (state.stored.touched_at, state.key)
         for tries in range(_LIMIT_TRIES):
             keys = self._asked(state, "keys_of_user", self.backend.keys_of_user, user)
-            keys = [key for key in keys if key.startswith(self._config.key_prefix)]
+            keys = [key for key in keys if is_key(key, self._config.key_prefix)]
             if len(keys) <= limit or state.key not in keys:
                 return
             records = self._asked(state, "load", self.backend.load_many, keys)
@@ -740,7 +763,7 @@ class BackendKeeper:
         state.is_saved = True
         state.stored_lifetime = state.lifetime
         state.stored_user = record.user
-        state.is_written = state.is_cleared = False
+        state.is_written = state.is_cleared = state.is_restarted = False
         # Somebody may hold on to a list that is in there now.
         state.is_exposed = True
 
@@ -907,7 +930,9 @@ class BackendKeeper:
         """Delete the record now and start over."""
         self.verify(state)
         if state.failure is not None:
-            # Not known to be ended, so nobody may be told that it is.
+            # Not known to be ended, so nobody may be told that it is: the response
+            # neither, should the view go on.
+            state.is_cleared = True
             raise state.failure
         state.data.clear()
         state.is_written = state.is_cleared = state.is_exposed = False
@@ -917,7 +942,11 @@ class BackendKeeper:
             Status.STORED,
             Status.LOST,
         ):
-            self._delete_stored(state)
+            try:
+                self._delete_stored(state)
+            except BackendUnavailableError:
+                state.is_cleared = True
+                raise
         elif state.status in (Status.UNLOADED, Status.NEW):
             self._begin(state)
 
@@ -945,7 +974,11 @@ class BackendKeeper:
             state.data = {}
 
     def save(self, state: State) -> None:
-        """Write now."""
+        """Write now, or together with the rest of what atomic() does."""
+        if not state.is_atomic:
+            self._save(state)
+
+    def _save(self, state: State) -> None:
         if state.status is Status.UNLOADED:
             if not state.is_written:
                 return
@@ -987,13 +1020,33 @@ class BackendKeeper:
         function: cabc.Callable[[ServerSideSession], T],
     ) -> T:
         """Run the function on the freshest copy and save it."""
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(
+                "session.atomic() takes a function that is not async; it would never"
+                " be awaited."
+            )
+        if state.is_atomic:  # a part of what the outer one saves, and repeats
+            return function(session)
+        state.is_atomic = True
+        try:
+            return self._run_atomic(session, state, function)
+        finally:
+            state.is_atomic = False
+
+    def _run_atomic(
+        self,
+        session: ServerSideSession,
+        state: State,
+        function: cabc.Callable[[ServerSideSession], T],
+    ) -> T:
         if state.status is not Status.STORED:
             result = function(session)
-            self.save(state)
+            self._save(state)
             return result
         was_written = state.is_written
         flags = state.is_rotating, state.is_restarted, state.is_cleared
-        base, mine = state.payload, self._serializer.dumps(state.data)
+        base, writer = state.payload, state.writer
+        mine = self._serializer.dumps(state.data)
         lifetime = state.lifetime
         is_lifetime_mine = lifetime != state.stored_lifetime
         results: list[T] = []
@@ -1002,7 +1055,7 @@ class BackendKeeper:
             state.is_rotating, state.is_restarted, state.is_cleared = flags
             state.lifetime = lifetime if is_lifetime_mine else state.stored_lifetime
             state.encoded = None
-            self._rebase(state, current, base, self._serializer.loads(mine))
+            self._rebase(state, current, base, writer, self._serializer.loads(mine))
 
         def run(current: Record) -> None:
             start_from(current)
@@ -1057,6 +1110,9 @@ class BackendKeeper:
                 " the user's id there.",
                 f"session[{key!r}]",
             )
+        touched_at, expires_at = now, self._expiry(state, now, created_at)
+        if not state.is_activity and state.record is not None:
+            touched_at, expires_at = state.record.touched_at, state.record.expires_at
         envelope = Envelope(
             payload=payload,
             serializer=self._serializer.code,
@@ -1067,8 +1123,8 @@ class BackendKeeper:
             data=self._sealer.seal(envelope, state.key),
             version=version,
             created_at=created_at,
-            touched_at=now,
-            expires_at=self._expiry(state, now, created_at),
+            touched_at=touched_at,
+            expires_at=expires_at,
             user=user,
             meta=state.meta,
         )

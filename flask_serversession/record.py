@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import struct
 import typing as t
 import zlib
@@ -26,6 +27,8 @@ _TIMES = struct.Struct(">dd")
 _TIMES_CRC = struct.Struct(">I")
 _VERSION = struct.Struct(">Q")
 _FRAME = struct.Struct(">BBxxI")
+# What follows the prefix in a key.
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 #: Length of the fixed-size header of an encoded record, in bytes.
 HEADER_SIZE = _HEADER.size
@@ -83,6 +86,22 @@ def key_of(id: str, prefix: str) -> str:
     CVE-2019-16782).
     """
     return prefix + hashlib.sha256(id.encode()).hexdigest()
+
+
+def key_of_handle(handle: object, prefix: str) -> str | None:
+    """Give the key that a handle stands for; ``None`` if it is not a handle."""
+    if not isinstance(handle, str) or _DIGEST.fullmatch(handle) is None:
+        return None
+    return prefix + handle
+
+
+def is_key(key: str, prefix: str) -> bool:
+    """Whether a key is one of :func:`key_of` with this prefix.
+
+    Not so the keys of another application in the same store, also if its prefix
+    begins with this one.
+    """
+    return key.startswith(prefix) and _DIGEST.fullmatch(key, len(prefix)) is not None
 
 
 def encode_times(touched_at: float, expires_at: float) -> bytes:

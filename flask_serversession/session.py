@@ -127,6 +127,11 @@ class State:
     is_touched: bool = False
     #: The browser has to be told about a new id, whatever else happens.
     is_cookie_due: bool = False
+    #: Whether saving it renews it; not if a permanent session was only looked at
+    #: and ``SESSION_REFRESH_EACH_REQUEST`` is off.
+    is_activity: bool = True
+    #: A function of ``atomic()`` is running.
+    is_atomic: bool = False
     #: It was saved before the end of the request.
     is_saved: bool = False
     #: Settling it has failed, or was not wanted.
@@ -273,15 +278,18 @@ class ServerSideSession(SessionMixin):
     __hash__ = None  # type: ignore[assignment]
 
     def clear(self) -> None:
-        """Empty the session, which ends it unless something is written afterwards.
+        """Empty the session, which ends it.
 
-        What is stored then goes as a whole, also what another request is adding at
-        this moment. Does not load a session that was not looked at.
+        What is stored goes as a whole, also what another request is adding at this
+        moment. If something is written afterwards, that begins a new session with a
+        new id, as after ``regenerate(keep_data=False)``. Does not load a session that
+        was not looked at.
         """
         state = self._state
         self.accessed = True
         state.is_cleared = True
         state.is_written = True
+        state.lifetime = None
         state.data.clear()
 
     def popitem(self) -> tuple[str, t.Any]:
@@ -305,6 +313,9 @@ class ServerSideSession(SessionMixin):
     ) -> ServerSideSession:
         self.update(other)
         return self
+
+    def __copy__(self) -> dict[str, t.Any]:
+        return self.copy()
 
     def __deepcopy__(self, memo: dict[int, t.Any]) -> dict[str, t.Any]:
         return deepcopy(self.copy(), memo)
@@ -337,7 +348,13 @@ class ServerSideSession(SessionMixin):
 
     @permanent.setter
     def permanent(self, value: bool) -> None:
-        self[PERMANENT_KEY] = bool(value)
+        state = self._loaded()
+        if state.data.get(PERMANENT_KEY) is bool(value):
+            # What many applications do before each request: it renews the session,
+            # as with Flask's own, and changes nothing.
+            state.is_touched = True
+        else:
+            self[PERMANENT_KEY] = bool(value)
 
     @property
     def new(self) -> bool:  # type: ignore[override]
@@ -402,11 +419,16 @@ class ServerSideSession(SessionMixin):
     def lifetime(self, value: dt.timedelta | float | None) -> None:
         if isinstance(value, dt.timedelta):
             value = value.total_seconds()
-        if value is not None and not 0 < value <= MAX_DURATION:
-            raise ValueError(
-                "session.lifetime takes a positive timedelta or number of seconds, of"
-                " 1000 years at most, or None for the app's lifetime."
-            )
+        if value is not None:
+            number = t.cast("object", value)
+            is_number = isinstance(number, (int, float)) and number is not True
+            if not is_number or not 0 < value <= MAX_DURATION:
+                raise ValueError(
+                    f"session.lifetime takes a positive timedelta or number of seconds,"
+                    f" of 1000 years at most, or None for the app's lifetime; not"
+                    f" {value!r}."
+                )
+            value = float(value)
         state = self._loaded()
         state.lifetime = value
         state.is_written = True
@@ -450,6 +472,10 @@ class ServerSideSession(SessionMixin):
 
     def save(self) -> None:
         """Write the changes now instead of at the end of the request.
+
+        Lists and dicts that were taken out of the session before may be copies
+        afterwards, if another request has saved meanwhile: take them out again.
+        Inside of :meth:`atomic` it is done together with the rest.
 
         For handlers that run after the response was begun: streams, WebSockets.
 

@@ -143,20 +143,6 @@ def backend_config(
     return make_backend_config(request.param)
 
 
-@pytest.fixture
-def report(pytestconfig: pytest.Config) -> Callable[[str], None]:
-    """Give a function that shows a line, also where output is captured."""
-    reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
-    capture = pytestconfig.pluginmanager.get_plugin("capturemanager")
-
-    def write(line: str) -> None:
-        if reporter is not None and capture is not None:
-            with capture.global_and_fixture_disabled():
-                reporter.write_line(f"\n{line}")
-
-    return write
-
-
 @contextlib.contextmanager
 def _run(server: type[S], *args: t.Any) -> Iterator[S]:
     if not server.is_available():

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import pytest
 
-#: Has a line of figures shown: ``report(kills=300, torn=0)``.
+#: Has a line of figures shown: ``report(kills=300, torn=0)``, or ``report("a line")``.
 Report = Callable[..., None]
 
 _LINE = "line of figures"
@@ -24,10 +24,9 @@ _COST = "cost of a request"
 def report(request: pytest.FixtureRequest) -> Report:
     """Have figures of this test shown at the end, also when everything is well."""
 
-    def show(**figures: object) -> None:
-        text = ", ".join(
-            f"{name.replace('_', ' ')}: {value}" for name, value in figures.items()
-        )
+    def show(*lines: str, **figures: object) -> None:
+        parts = (f"{name.replace('_', ' ')}: {n}" for name, n in figures.items())
+        text = ", ".join((*lines, *parts))
         request.node.user_properties.append((_LINE, text))
 
     return show

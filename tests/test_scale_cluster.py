@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import typing as t
-from collections.abc import Callable
 from collections.abc import Iterator
 
 import flask
@@ -19,6 +18,7 @@ from redis.crc import key_slot
 
 from flask_serversession import ServerSession
 
+from .figures import Report
 from .load import Load
 from .load import Visitor
 from .load import client_of
@@ -157,7 +157,7 @@ class Move:
 
 @pytest.mark.parametrize("timeout", [60])
 def test_slots_that_move_under_load_are_not_noticed(
-    cluster: ValkeyCluster, apps: list[flask.Flask], report: Callable[[str], None]
+    cluster: ValkeyCluster, apps: list[flask.Flask], report: Report
 ) -> None:
     load = Load([client_of(app) for app in apps])
     server_session = extension_of(apps[0])
@@ -201,7 +201,7 @@ def test_a_primary_that_dies_costs_503s_and_nothing_that_was_replicated(
     cluster: ValkeyCluster,
     apps: list[flask.Flask],
     is_behind: bool,
-    report: Callable[[str], None],
+    report: Report,
 ) -> None:
     load = Load([client_of(app) for app in apps])
     victim, heir = cluster.nodes[1], cluster.replicas[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import typing as t
-from collections.abc import Callable
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +13,7 @@ from flask_serversession import BackendError
 from flask_serversession import BackendUnavailableError
 from flask_serversession.backends.sqlalchemy import SQLAlchemyBackend
 
+from .figures import Report
 from .load import Load
 from .load import client_of
 from .load import create_app
@@ -91,7 +91,7 @@ def test_a_primary_that_restarts_costs_503s_and_nothing_that_was_confirmed(
     postgres: PostgresServer,
     pooler: PgBouncer,
     table: str,
-    report: Callable[[str], None],
+    report: Report,
 ) -> None:
     urls = [postgres.url, pooler.url] * 4
     apps = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import typing as t
-from collections.abc import Callable
 from collections.abc import Iterator
 
 import flask
@@ -14,6 +13,7 @@ import redis.sentinel
 import valkey
 import valkey.sentinel
 
+from .figures import Report
 from .load import Load
 from .load import client_of
 from .load import create_app
@@ -96,7 +96,7 @@ def apps(watched: Watched) -> Iterator[list[flask.Flask]]:
 
 @pytest.mark.slow
 def test_a_fail_over_costs_503s_and_nothing_that_was_replicated(
-    watched: Watched, apps: list[flask.Flask], report: Callable[[str], None]
+    watched: Watched, apps: list[flask.Flask], report: Report
 ) -> None:
     load = Load([client_of(app) for app in apps])
     heir = watched.replicas[1]

@@ -1,0 +1,278 @@
+"""Orders of calls, and overlaps, that ended wrongly once."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import typing as t
+
+import pytest
+from flask import Response
+from flask import session
+
+from flask_serversession import BackendUnavailableError
+from flask_serversession import SerializationError
+from flask_serversession import session as typed_session
+from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.testing import FakeClock
+
+from .site import Site
+from .site import cookie_of
+
+Config = dict[str, t.Any]
+HOUR = 3600.0
+
+
+@pytest.fixture
+def site(backend_config: Config) -> Site:
+    return Site(backend_config)
+
+
+def make_site(**settings: t.Any) -> Site:
+    clock = FakeClock()
+    return Site({"SESSION_BACKEND": MemoryBackend(clock)}, clock, **settings)
+
+
+def advance(site: Site, seconds: float) -> None:
+    t.cast(FakeClock, site.clock).advance(seconds)
+
+
+@pytest.mark.parametrize("is_user_known", [True, False], ids=["user key", "other key"])
+def test_who_logs_in_after_clear_gets_nothing_of_the_former_user(
+    site: Site, is_user_known: bool
+) -> None:
+    key = "_user_id" if is_user_known else "user_id"
+    browser = site.browser()
+    browser.set(**{key: "joe"})
+    parallel = browser.twin()
+
+    def log_in() -> None:
+        assert session[key] == "joe"
+        parallel.set(report="joe's")
+        session.clear()
+        session[key] = "eve"
+
+    browser.visit(log_in)
+    assert browser.read() == {key: "eve"}
+
+
+def test_what_is_written_after_clear_has_a_new_id(site: Site) -> None:
+    browser = site.browser()
+    browser.set(user_id="joe")
+    late = browser.twin()
+    former = browser.id
+
+    def log_in() -> None:
+        session.clear()
+        session["user_id"] = "eve"
+
+    def change() -> None:
+        assert session["user_id"] == "joe"
+        browser.visit(log_in)
+        session["report"] = "joe's"
+
+    assert cookie_of(late.visit(change), site) == "none"
+    assert browser.id != former
+    assert browser.read() == {"user_id": "eve"}
+    # Its former id sees nothing.
+    assert late.read() == {}
+
+
+def test_after_clear_a_session_begins_as_a_new_one_does() -> None:
+    site = make_site(SESSION_PERMANENT=True)
+    browser = site.browser()
+
+    def begin() -> None:
+        session.permanent = False
+        typed_session.lifetime = dt.timedelta(days=30)
+        session["seen"] = 1
+
+    def log_in() -> str:
+        session.clear()
+        session["user_id"] = "eve"
+        return f"{session.permanent} {typed_session.lifetime}"
+
+    browser.visit(begin)
+    assert browser.visit(log_in).text == "True None"
+    assert browser.read() == {"user_id": "eve", "_permanent": True}
+
+
+def test_a_session_cleared_and_written_after_the_response_keeps_its_id() -> None:
+    site = make_site()
+    browser = site.browser()
+    browser.set(n=1)
+
+    def stream() -> t.Any:
+        real = t.cast(t.Any, session)._get_current_object()
+        session["n"] = 2
+
+        def generate() -> t.Iterator[str]:
+            yield "begun"
+            real.clear()
+            real["m"] = 3
+            real.save()
+
+        return Response(generate())
+
+    assert browser.visit(stream).text == "begun"
+    assert browser.read() == {"m": 3}
+
+
+@pytest.mark.parametrize("setting", ["SESSION_RESAVE", "SESSION_RENEWAL_INTERVAL"])
+def test_reading_does_not_renew_what_is_not_refreshed(setting: str) -> None:
+    value = True if setting == "SESSION_RESAVE" else 900
+    site = make_site(
+        SESSION_REFRESH_EACH_REQUEST=False,
+        PERMANENT_SESSION_LIFETIME=HOUR,
+        **{setting: value},
+    )
+    browser = site.browser()
+    browser.set(x=1, _permanent=True)
+    for _ in range(2):
+        advance(site, 1500)
+        response = browser.visit(lambda: session["x"])
+        assert response.text == "1"
+        sent = "none" if setting == "SESSION_RESAVE" else "set"
+        assert cookie_of(response, site) == sent
+    advance(site, 1500)
+    assert browser.read() == {}
+
+
+def test_setting_permanent_again_writes_nothing_and_renews() -> None:
+    site = make_site(PERMANENT_SESSION_LIFETIME=HOUR)
+    browser = site.browser()
+
+    def act() -> None:
+        session.permanent = True
+
+    browser.set(n=1)
+    assert browser.costs(act) == ({"load": 1, "replace": 1}, "set")
+    assert browser.costs(act) == ({"load": 1}, "set")
+    site.app.config["SESSION_REFRESH_EACH_REQUEST"] = False
+    for _ in range(3):
+        advance(site, HOUR / 2)
+        assert browser.costs(act) == ({"load": 1, "touch": 1}, "set")
+
+
+def test_what_the_former_serializer_cannot_write_the_new_one_can() -> None:
+    backend = MemoryBackend(FakeClock())
+    before = Site({"SESSION_BACKEND": backend}, SESSION_SERIALIZER="json")
+    after = Site({"SESSION_BACKEND": backend})
+    browser = before.browser()
+    browser.set(a=[1])
+    cookie, browser = browser.cookie, after.browser()
+    browser.cookie = cookie
+    browser.visit(lambda: session["a"].append({1, 2}))
+    assert browser.read() == {"a": [1, {1, 2}]}
+    with pytest.raises(SerializationError):
+        browser.visit(lambda: session["a"].append(object()))
+
+
+@pytest.mark.parametrize("has_failed", [True, False])
+def test_atomic_survives_a_change_of_the_serializer(has_failed: bool) -> None:
+    backend = MemoryBackend(FakeClock())
+    before = Site({"SESSION_BACKEND": backend}, SESSION_SERIALIZER="json")
+    after = Site({"SESSION_BACKEND": backend})
+    browser = before.browser()
+    browser.set(n=1)
+    cookie, browser = browser.cookie, after.browser()
+    browser.cookie = cookie
+    other = browser.twin()
+    turns = iter(range(10))
+
+    def count(own: t.Any) -> None:
+        own["n"] += 1
+        if next(turns) == 0:
+            other.set(m=1)
+            if has_failed:
+                raise ValueError("on purpose")
+
+    def act() -> None:
+        assert session["n"] == 1
+        if has_failed:
+            with pytest.raises(ValueError, match="on purpose"):
+                typed_session.atomic(count)
+        else:
+            typed_session.atomic(count)
+
+    browser.visit(act)
+    assert browser.read() == {"n": 1 if has_failed else 2, "m": 1}
+
+
+@pytest.mark.parametrize("inner", ["atomic", "save"])
+def test_what_is_saved_inside_of_atomic_counts_once(inner: str) -> None:
+    site = make_site()
+    browser = site.browser()
+    browser.set(n=0)
+    other = browser.twin()
+    turns = iter(range(10))
+
+    def add(own: t.Any) -> None:
+        own["n"] += 1
+
+    def outer(own: t.Any) -> None:
+        if inner == "atomic":
+            own.atomic(add)
+        else:
+            add(own)
+            own.save()
+        if next(turns) == 0:
+            other.set(m=1)
+
+    browser.visit(lambda: typed_session.atomic(outer))
+    assert browser.read() == {"n": 1, "m": 1}
+
+
+def test_atomic_refuses_what_nobody_would_await() -> None:
+    site = make_site()
+    browser = site.browser()
+    browser.set(n=0)
+
+    async def count(own: t.Any) -> None:
+        own["n"] += 1
+
+    with pytest.raises(TypeError, match="not async"):
+        browser.visit(lambda: typed_session.atomic(t.cast(t.Any, count)))
+
+
+def test_a_copy_is_no_alias() -> None:
+    site = make_site()
+    browser = site.browser()
+    browser.set(cart=[1])
+
+    def act() -> None:
+        old = copy.copy(t.cast(t.Any, session)._get_current_object())
+        session.clear()
+        session.update(old)
+
+    browser.visit(act)
+    assert browser.read() == {"cart": [1]}
+
+
+@pytest.mark.parametrize("lifetime", ["60", True, 0, -1, float("nan"), 1e12])
+def test_a_lifetime_that_is_none_is_refused_by_name(lifetime: t.Any) -> None:
+    site = make_site()
+
+    def act() -> None:
+        with pytest.raises(ValueError, match=r"session\.lifetime takes a positive"):
+            typed_session.lifetime = lifetime
+        session["n"] = 1
+
+    browser = site.browser()
+    assert browser.visit(act).status_code == 200
+    assert browser.read() == {"n": 1}
+
+
+def test_a_view_that_hides_a_failed_log_out_does_not_answer_success() -> None:
+    site = make_site(SESSION_ON_BACKEND_ERROR="ignore")
+    browser = site.browser()
+    browser.set(_user_id="ada")
+
+    def log_out() -> str:
+        with pytest.raises(BackendUnavailableError):
+            typed_session.destroy()
+        return "Good bye."
+
+    with site.backend.failing("delete"):
+        assert browser.visit(log_out).status_code == 503
+    assert browser.read() == {"_user_id": "ada"}
