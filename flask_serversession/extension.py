@@ -413,7 +413,7 @@ def _opened_session() -> SessionMixin | None:
     Does not count as access to it, as ``request_ctx.session`` does since Flask 3.1.3.
     """
     try:
-        session: t.Any = request_ctx._session
+        session: t.Any = request_ctx._session  # pyright: ignore[reportPrivateUsage]
     except AttributeError:
         session = request_ctx.session
     return t.cast("SessionMixin | None", session)
