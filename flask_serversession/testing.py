@@ -710,14 +710,26 @@ class BackendContract:
 
     def test_touch_moves_the_expiry(self, backend: Backend, clock: Clock) -> None:
         now = clock()
-        backend.create(self.key("longer"), self.record(clock, lives=self.short))
-        backend.create(self.key("shorter"), self.record(clock))
-        assert backend.touch(self.key("longer"), now, now + 600) is True
-        assert backend.touch(self.key("shorter"), now, now + self.short) is True
-        assert backend.load(self.key("shorter")) is not None
+        backend.create(self.key(), self.record(clock, lives=self.short))
+        assert backend.touch(self.key(), now, now + 600) is True
         clock.advance(self.short)
-        assert _loaded(backend, self.key("longer")).expires_at == now + 600
-        assert backend.load(self.key("shorter")) is None
+        assert _loaded(backend, self.key()).expires_at == now + 600
+
+    @pytest.mark.parametrize("user", [None, "ada"])
+    def test_touch_does_not_undo_a_longer_life_that_another_request_gave(
+        self, backend: Backend, clock: Clock, user: str | None
+    ) -> None:
+        now = clock()
+        record = self.record(clock, lives=self.short, user=user)
+        backend.create(self.key(), record)
+        longer = self.record(clock, lives=10_000, user=user)
+        assert backend.replace(self.key(), longer, 1) == Replaced(2)
+        assert backend.touch(self.key(), now + 1, now + self.short) is True
+        touched = _loaded(backend, self.key())
+        assert touched.expires_at == longer.expires_at
+        assert touched.touched_at == now + 1
+        clock.advance(self.short)
+        assert backend.load(self.key()) is not None
 
     def test_touch_to_a_moment_that_has_passed_ends_the_record(
         self, backend: Backend, clock: Clock

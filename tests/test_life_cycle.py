@@ -276,3 +276,27 @@ def test_a_view_that_hides_a_failed_log_out_does_not_answer_success() -> None:
     with site.backend.failing("delete"):
         assert browser.visit(log_out).status_code == 503
     assert browser.read() == {"_user_id": "ada"}
+
+
+@pytest.mark.parametrize("is_looked_at", [True, False])
+def test_a_parallel_request_does_not_undo_a_longer_life(
+    backend_config: Config, is_looked_at: bool
+) -> None:
+    site = Site(backend_config, SESSION_IDLE_TIMEOUT=1800)
+    browser = site.browser()
+    browser.set(cart=[1], _permanent=True)
+    browser.visit(lambda: setattr(typed_session, "lifetime", 1800))
+    slow = browser.twin()
+
+    def remember() -> None:
+        typed_session.lifetime = dt.timedelta(days=30)
+
+    def read() -> None:
+        if is_looked_at:
+            assert session["cart"] == [1]
+        browser.visit(remember)
+
+    advance(site, 61)
+    slow.visit(read)
+    advance(site, 1801)
+    assert browser.read()["cart"] == [1]

@@ -121,10 +121,14 @@ class Backend(abc.ABC):
     def touch(self, key: str, touched_at: float, expires_at: float) -> bool:
         """Extend the life of a record without reading or rewriting its data.
 
-        Does not change the version, so it never conflicts with a replace.
+        Does not change the version, so it never conflicts with a replace. A record
+        that lives for longer already goes on doing so, since another request may have
+        just prolonged it, which this one does not know; but it ends where
+        ``expires_at`` has passed.
 
         :param touched_at: When the session was last used, in seconds since the epoch.
-        :param expires_at: From when on the record is gone, in seconds since the epoch.
+        :param expires_at: Until when the record lives at least, in seconds since the
+            epoch.
         :return: ``False`` if the record is absent, has expired or is a tombstone;
             nothing is created or changed then.
         :raises BackendUnavailableError: if the engine did not answer in time.

@@ -172,7 +172,9 @@ class CachelibBackend(Backend):
                 return False
             if expires_at > self._clock():
                 record = dataclasses.replace(
-                    current, touched_at=touched_at, expires_at=expires_at
+                    current,
+                    touched_at=touched_at,
+                    expires_at=max(expires_at, current.expires_at),
                 )
                 self._set(key, record, "touch")
             else:

@@ -280,11 +280,12 @@ class FilesystemBackend(Backend):
                     return False
                 try:
                     header = os.read(descriptor, HEADER_SIZE)
-                    if (
-                        decode_times(header)[1] <= self._clock()
-                        or header[FLAGS_OFFSET] & TOMBSTONE_FLAG
-                    ):
+                    _, lives_until = decode_times(header)
+                    now = self._clock()
+                    if lives_until <= now or header[FLAGS_OFFSET] & TOMBSTONE_FLAG:
                         return False
+                    if expires_at > now:
+                        expires_at = max(expires_at, lives_until)
                     write_at(
                         descriptor,
                         encode_times(touched_at, expires_at),

@@ -117,6 +117,8 @@ class MemoryBackend(Backend):
             record = self._find(key, now)
             if record is None or record.is_tombstone:
                 return False
+            if expires_at > now:
+                expires_at = max(expires_at, record.expires_at)
             self._store(
                 key,
                 dataclasses.replace(

@@ -148,13 +148,18 @@ return number
 """
 
 # ARGV: now, the encoded times, the expiry in ms, and until when the index of which user
-# lists it now ('' if it was not asked). Gives 1 for done, 0 for absent, and the user,
-# which is a string, if the index has to list it for longer first.
+# lists it now ('' if it was not asked). Gives 1 for done, 0 for absent, the user, which
+# is a string, if the index has to list it for longer first, and a list of the encoded
+# expiry if the record lives for longer already: a script cannot make the checksum.
 _TOUCH = f"""{_PRELUDE}
 if not is_live or is_tombstone then return 0 end
+local new_expires_at = struct.unpack('>d', ARGV[2], 9)
+if expires_at > new_expires_at and new_expires_at > tonumber(ARGV[1]) then
+  return {{string.sub(header, {TIMES_SLICE.start + 9}, {TIMES_SLICE.start + 16})}}
+end
 if struct.unpack('>H', header, {USER_LENGTH_SLICE.start + 1}) ~= {NO_USER} then
   {_GET_USER}
-  if struct.unpack('>d', listed) < struct.unpack('>d', ARGV[2], 9) then
+  if struct.unpack('>d', listed) < new_expires_at then
     if ARGV[4] == '' or user ~= ARGV[5] then return user end
     redis.call('SETRANGE', KEYS[1],
       redis.call('STRLEN', KEYS[1]) - {_TRAILER.size}, ARGV[4])
@@ -413,21 +418,32 @@ class RedisBackend(Backend):
     def touch(self, key: str, touched_at: float, expires_at: float) -> bool:
         """Move the times in the value and the key's expiry. One ``EVALSHA``.
 
-        Three, if the index of its user does not list it yet for so long.
+        Three, if the index of its user does not list it yet for so long; one more, if
+        it lives for longer already.
         """
         name = _encode_key(key)
-        args = (
-            repr(self._clock()),
-            encode_times(touched_at, expires_at),
-            _to_milliseconds(expires_at),
-        )
-        result = self._run("touch", _TOUCH, name, *args, "", "")
-        # More than once only if the user changes right here.
-        while isinstance(result, bytes):
-            user, listed = result, _until(touched_at, expires_at)
-            self._list("touch", name, user, listed)
-            result = self._run("touch", _TOUCH, name, *args, _LISTED.pack(listed), user)
-        return bool(result)
+        user = listed = b""
+        while True:
+            result = self._run(
+                "touch",
+                _TOUCH,
+                name,
+                repr(self._clock()),
+                encode_times(touched_at, expires_at),
+                _to_milliseconds(expires_at),
+                listed,
+                user,
+            )
+            # Each of these more than once only if another request is in between.
+            if isinstance(result, list):
+                (expires_at,) = _LISTED.unpack(t.cast("list[bytes]", result)[0])
+                user = listed = b""
+            elif isinstance(result, bytes):
+                user, until = result, _until(touched_at, expires_at)
+                self._list("touch", name, user, until)
+                listed = _LISTED.pack(until)
+            else:
+                return bool(result)
 
     def load_many(self, keys: t.Sequence[str]) -> dict[str, Record]:
         """Load several records, a hundred in one round trip to each node."""

@@ -608,10 +608,18 @@ class _Statements:
             )
             .values({name: value for name, value in values.items() if name != "key"})
         )
+        lives_longer = sa.and_(
+            values["expires_at"] > now, expires_at > values["expires_at"]
+        )
         self.touch = (
             sa.update(table)
             .where(is_this, is_live, is_known)
-            .values({name: values[name] for name in ("touched_at", "expires_at")})
+            .values(
+                touched_at=values["touched_at"],
+                expires_at=sa.case(
+                    (lives_longer, expires_at), else_=values["expires_at"]
+                ),
+            )
         )
         self.delete = sa.delete(table).where(
             is_this, is_live, sa.not_(is_tombstone), sa.not_(is_newer)

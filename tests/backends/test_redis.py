@@ -249,7 +249,7 @@ def test_a_server_that_lost_its_scripts_gets_them_again(
     client.script_flush()
     use: cabc.Callable[[], object] = {
         "replace": lambda: backend.replace(key, make_record(), 1),
-        "touch": lambda: backend.touch(key, 1, time.time() + 60),
+        "touch": lambda: backend.touch(key, 1, time.time() + 900),
         "delete": lambda: backend.delete(key),
     }[operation]
     with monitoring(server) as commands:
@@ -1142,7 +1142,7 @@ def get_operations(
         "load": lambda: backend.load(key),
         "create": lambda: backend.create(f"{key}-new", make_record()),
         "replace": lambda: backend.replace(key, make_record(), 1),
-        "touch": lambda: backend.touch(key, 1, time.time() + 60),
+        "touch": lambda: backend.touch(key, 1, time.time() + 900),
         "delete": lambda: backend.delete(key),
         "load_many": lambda: backend.load_many([key]),
         "keys_of_user": lambda: backend.keys_of_user("zoë"),
