@@ -1271,7 +1271,7 @@ class BackendContract:
             backend.create(self.key(name), short)
         backend.create(self.key("shortened"), self.record(clock, user=user))
         backend.touch(self.key("touched"), clock(), clock() + 600)
-        backend.touch(self.key("shortened"), clock(), clock() + self.short)
+        assert backend.replace(self.key("shortened"), short, 1) == Replaced(2)
         clock.advance(self.short)
         assert backend.keys_of_user(user) == [self.key("touched")]
         backend.create(self.key("reused"), self.record(clock, user=other))
