@@ -74,6 +74,10 @@ _BACKEND_OF_KEY = {
 }
 
 
+_TOKEN = re.compile(r"[\w!#$%&'*+\-.^`|~]+", re.ASCII)
+_NO_ATTRIBUTE = re.compile(r"[;\x00-\x1f\x7f]")
+
+
 class ConfigurationWarning(UserWarning):
     """Something in the configuration is probably not what was meant."""
 
@@ -226,7 +230,7 @@ def _track(value: t.Any) -> tuple[str, ...]:
     if (
         isinstance(value, str)
         or not isinstance(value, (list, tuple, set, frozenset))
-        or not set(t.cast("cabc.Iterable[t.Any]", value)) <= set(allowed)
+        or not all(item in allowed for item in t.cast("cabc.Iterable[t.Any]", value))
     ):
         raise _Invalid("a tuple of 'user_agent' and 'remote_addr', or ()")
     names = t.cast("cabc.Collection[str]", value)
@@ -394,10 +398,28 @@ def _check_cookie(config: cabc.Mapping[str, t.Any], problems: Problems) -> None:
             "'SESSION_COOKIE_SAMESITE' is 'None', which browsers accept only from a"
             " Secure cookie: set 'SESSION_COOKIE_SECURE' to True.",
         )
-    if not isinstance(name, str) or not name:
+    for key in (
+        "SESSION_COOKIE_HTTPONLY",
+        "SESSION_COOKIE_PARTITIONED",
+        "SESSION_REFRESH_EACH_REQUEST",
+    ):
+        if config[key] not in (True, False):
+            problems.add(key, f"{key!r} is {config[key]!r}; expected True or False.")
+    for key in ("SESSION_COOKIE_DOMAIN", "SESSION_COOKIE_PATH"):
+        value = config[key]
+        # Flask takes any false value for none.
+        if value and (not isinstance(value, str) or _NO_ATTRIBUTE.search(value)):
+            problems.add(
+                key,
+                f"{key!r} is {value!r}; expected a str without semicolons and control"
+                " characters, or None.",
+            )
+    # RFC 6265, section 4.1.1: the name is a token.
+    if not isinstance(name, str) or _TOKEN.fullmatch(name) is None:
         problems.add(
             "SESSION_COOKIE_NAME",
-            f"'SESSION_COOKIE_NAME' is {name!r}; expected a str that is not empty.",
+            f"'SESSION_COOKIE_NAME' is {name!r}; expected a str of letters, digits and"
+            " any of !#$%&'*+-.^_`|~.",
         )
         return
     # RFC 6265bis, section 4.1.3: browsers ignore such a cookie otherwise.
@@ -426,13 +448,18 @@ def _check_secret(config: cabc.Mapping[str, t.Any], problems: Problems) -> None:
             "SECRET_KEY",
             f"'SECRET_KEY' is {_shown('SECRET', secret)}; expected a str or bytes.",
         )
-    if config["SECRET_KEY_FALLBACKS"] is not None:
+    fallbacks = config["SECRET_KEY_FALLBACKS"]
+    if fallbacks is not None and fallbacks not in ([], ()):
         try:
-            _secrets(list(config["SECRET_KEY_FALLBACKS"]) or None)
-        except (_Invalid, TypeError):
+            # Of a str each letter would be a secret.
+            if isinstance(fallbacks, (str, bytes)):
+                raise _Invalid
+            _secrets(fallbacks)
+        except _Invalid:
             problems.add(
                 "SECRET_KEY_FALLBACKS",
-                "'SECRET_KEY_FALLBACKS' is not shown; expected a list of str or bytes.",
+                f"'SECRET_KEY_FALLBACKS' is {_shown('SECRET', fallbacks)}; expected a"
+                " list of str or bytes, or None.",
             )
 
 

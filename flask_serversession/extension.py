@@ -108,6 +108,11 @@ class AppState:
         )
 
 
+def _now() -> float:
+    # Looked up each time, so that tests can freeze the time.
+    return time.time()
+
+
 def _utc(timestamp: float) -> dt.datetime:
     return dt.datetime.fromtimestamp(timestamp, dt.timezone.utc)
 
@@ -128,9 +133,9 @@ class ServerSession:
     interface_class: type[ServerSessionInterface] = ServerSessionInterface
 
     def __init__(
-        self, app: Flask | None = None, *, clock: cabc.Callable[[], float] = time.time
+        self, app: Flask | None = None, *, clock: cabc.Callable[[], float] | None = None
     ) -> None:
-        self._clock = clock
+        self._clock = clock or _now
         if app is not None:
             self.init_app(app)
 

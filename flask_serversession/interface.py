@@ -53,6 +53,7 @@ from .errors import BackendUnavailableError
 from .errors import SerializationError
 from .keeper import BackendKeeper
 from .keeper import Outcome
+from .session import NullServerSession
 from .session import ServerSideSession
 from .session import State
 from .session import Status
@@ -81,6 +82,7 @@ class ServerSessionInterface(SessionInterface):
     """
 
     session_class: type[ServerSideSession] = ServerSideSession
+    null_session_class = NullServerSession
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import typing as t
 import uuid
 from copy import deepcopy
 
+from flask.sessions import NullSession
 from flask.sessions import SessionMixin
 from markupsafe import Markup
 
@@ -501,6 +502,12 @@ class ServerSideSession(SessionMixin):
         """
         self._loaded()
         return self._keeper.atomic(self, self._state, function)
+
+
+class NullServerSession(NullSession):
+    """What there is without a secret: Flask's, which can be read but not changed."""
+
+    regenerate = destroy = reload = save = touch = atomic = NullSession.clear
 
 
 def state_of(session: ServerSideSession) -> State:

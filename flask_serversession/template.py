@@ -65,5 +65,8 @@ class TemplateSession:
         return repr(flask.session)
 
 
+# For Jinja's filter "items" and its test "mapping".
+t.cast("t.Any", cabc.Mapping).register(TemplateSession)
+
 #: There is one for all requests: it asks :data:`flask.session` each time.
 TEMPLATE_SESSION = TemplateSession()

@@ -1398,7 +1398,7 @@ class BackendContract:
             backend.create(self.key(str(number)), short)
         backend.create(self.key("tombstone"), self.tombstone(clock, lives=self.short))
         backend.create(self.key("shortened"), self.record(clock))
-        backend.touch(self.key("shortened"), now, short.expires_at)
+        assert backend.replace(self.key("shortened"), short, 1) == Replaced(2)
         kept = {
             self.key("live"): self.record(clock),
             self.key("kept tombstone"): self.tombstone(clock),

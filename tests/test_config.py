@@ -413,3 +413,38 @@ def test_a_missing_driver_is_reported_with_the_install_command(
     imported, message = run.stdout.splitlines()
     assert imported == "[]"
     assert f'pip install "flask-serversession[{extra}]"' in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("SECRET_KEY_FALLBACKS", "oldkey", "a list of str or bytes"),
+        ("SECRET_KEY_FALLBACKS", {"a": 1}, "a list of str or bytes"),
+        ("SESSION_TRACK", [[1]], "a tuple of 'user_agent'"),
+        ("SESSION_BACKEND", "json:loads", "no backend can be made"),
+        ("SESSION_BACKEND", "..:b", "cannot be imported"),
+        ("SESSION_COOKIE_NAME", "a;b", "letters, digits"),
+        ("SESSION_COOKIE_NAME", "a\r\nSet-Cookie: x", "letters, digits"),
+        ("SESSION_COOKIE_PATH", 5, "a str without semicolons"),
+        ("SESSION_COOKIE_DOMAIN", "a;b", "a str without semicolons"),
+        ("SESSION_COOKIE_HTTPONLY", "false", "True or False"),
+        ("SESSION_COOKIE_PARTITIONED", "no", "True or False"),
+        ("SESSION_REFRESH_EACH_REQUEST", "no", "True or False"),
+        ("SESSION_SQLALCHEMY_METADATA", "x", "MetaData"),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(
+    key: str, value: object, expected: str
+) -> None:
+    app = Flask("app")
+    app.config["SECRET_KEY"] = "a secret"
+    if key == "SESSION_SQLALCHEMY_METADATA":
+        app.config.update(
+            SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY_URL="sqlite://"
+        )
+    app.config[key] = value
+    with pytest.raises(ConfigurationError) as info:
+        ServerSession(app)
+    assert key in str(info.value)
+    assert expected in str(info.value)
+    assert "oldkey" not in str(info.value)

@@ -6,12 +6,16 @@ import copy
 import datetime as dt
 import typing as t
 
+import flask
+import freezegun
 import pytest
+from flask import Flask
 from flask import Response
 from flask import session
 
 from flask_serversession import BackendUnavailableError
 from flask_serversession import SerializationError
+from flask_serversession import ServerSession
 from flask_serversession import session as typed_session
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.testing import FakeClock
@@ -300,3 +304,39 @@ def test_a_parallel_request_does_not_undo_a_longer_life(
     slow.visit(read)
     advance(site, 1801)
     assert browser.read()["cart"] == [1]
+
+
+def test_without_a_secret_ending_a_session_says_what_is_missing() -> None:
+    app = Flask("app")
+    app.config.update(SESSION_BACKEND="memory", TESTING=True)
+    ServerSession(app)
+    with app.test_request_context():
+        assert session.get("n") is None
+        for act in (typed_session.destroy, typed_session.regenerate):
+            with pytest.raises(RuntimeError, match="secret key"):
+                act()
+
+
+def test_frozen_time_is_the_time_of_sessions() -> None:
+    app = Flask("app")
+    app.config.update(
+        SECRET_KEY="a secret", SESSION_BACKEND="memory", SESSION_IDLE_TIMEOUT=60
+    )
+    app.testing = True
+    ServerSession(app)
+    app.add_url_rule("/set", "set", view_func=lambda: session.update(n=1) or "")
+    app.add_url_rule("/get", "get", view_func=lambda: str(session.get("n")))
+    client = app.test_client()
+    client.get("/set")
+    assert client.get("/get").text == "1"
+    with freezegun.freeze_time(dt.timedelta(hours=1)):
+        assert client.get("/get").text == "None"
+
+
+def test_templates_can_filter_the_session() -> None:
+    site = make_site()
+    browser = site.browser()
+    browser.set(a=1)
+    template = "{{ session is mapping }} {{ session|items|list }}"
+    response = browser.visit(lambda: flask.render_template_string(template))
+    assert response.text == "True [(&#39;a&#39;, 1)]"

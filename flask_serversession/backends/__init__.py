@@ -89,7 +89,7 @@ def _third_party(name: str, setting: Setting) -> Backend:
             if not points:
                 raise _unknown(name)
             found = next(iter(points)).load()
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise Refused(
             key, f"{key!r} is {name!r}, which cannot be imported: {error}."
         ) from error
@@ -101,7 +101,12 @@ def _third_party(name: str, setting: Setting) -> Backend:
         )
     # A class that wants to be configured has from_config(mapping); others take nothing.
     make = getattr(found, "from_config", None)
-    backend = found() if make is None else make(setting.app_config)
+    try:
+        backend: t.Any = found() if make is None else make(setting.app_config)
+    except TypeError as error:
+        raise Refused(
+            key, f"{key!r} is {name!r}, from which no backend can be made: {error}."
+        ) from error
     if not isinstance(backend, Backend):
         raise Refused(
             key,
@@ -180,10 +185,17 @@ def _build_sqlalchemy(setting: Setting) -> tuple[Backend, str | None]:
             "sqlalchemy", "'SESSION_SQLALCHEMY_URL' (such as 'sqlite:///sessions.db')"
         )
     backend_class = _import("sqlalchemy", "sqlalchemy").SQLAlchemyBackend
+    metadata: t.Any = config.sqlalchemy_metadata
+    if metadata is not None and not hasattr(metadata, "tables"):
+        raise Refused(
+            "SESSION_SQLALCHEMY_METADATA",
+            f"'SESSION_SQLALCHEMY_METADATA' is {metadata!r}; expected a"
+            " sqlalchemy.MetaData or None.",
+        )
     options: dict[str, t.Any] = {
         "table_name": config.sqlalchemy_table,
         "schema": config.sqlalchemy_schema,
-        "metadata": config.sqlalchemy_metadata,
+        "metadata": metadata,
         "create_table": config.sqlalchemy_create_table,
         "prefix": config.key_prefix,
         "clock": setting.clock,
@@ -194,11 +206,11 @@ def _build_sqlalchemy(setting: Setting) -> tuple[Backend, str | None]:
     try:
         if config.sqlalchemy is None:
             return backend_class.from_url(config.sqlalchemy_url, **options), None
-        engine, metadata = setting.sqlalchemy_engine(
+        engine, its_metadata = setting.sqlalchemy_engine(
             config.sqlalchemy, config.sqlalchemy_bind_key
         )
         if options["metadata"] is None:
-            options["metadata"] = metadata
+            options["metadata"] = its_metadata
         return backend_class(engine, **options), None
     except ImportError as error:
         raise Refused(

@@ -123,7 +123,10 @@ def test_records_that_are_shortened_again_and_again_do_not_grow_the_heap(
         memory.create(str(number), make_record(clock, 10_000))
     for step in range(100):
         for number in range(100):
-            assert memory.touch(str(number), now, now + 9000 - step)
+            record = dataclasses.replace(
+                make_record(clock), expires_at=now + 9000 - step
+            )
+            assert memory.replace(str(number), record, step + 1) == Replaced(step + 2)
         assert len(memory._expiries) <= 2 * 100
     clock.advance(9000 - 99)
     assert memory.prune(1000) == 100
@@ -241,8 +244,11 @@ class MemoryMachine(RuleBasedStateMachine):
         now = self.clock()
         assert self.backend.touch(key, now, now + lives) is is_there
         if is_there and record is not None:
+            expires_at = now + lives
+            if lives > 0:
+                expires_at = max(expires_at, record.expires_at)
             self.model[key] = dataclasses.replace(
-                record, touched_at=now, expires_at=now + lives
+                record, touched_at=now, expires_at=expires_at
             )
 
     @rule(limit=st.integers(0, 3))

@@ -571,6 +571,10 @@ def test_an_index_lists_a_record_for_as_long_as_it_lives_whatever_happens(
                 assert backend.create(key, record)
             elif chance.random() < 0.7:
                 assert backend.touch(key, touched_at, expires_at)
+                if expires_at > clock():
+                    expires_at = max(expires_at, record.expires_at)
+                else:  # perhaps it had passed already, and ended the record
+                    backend.delete(key)
                 record = dataclasses.replace(
                     record, touched_at=touched_at, expires_at=expires_at
                 )
