@@ -233,7 +233,11 @@ class Store:
         if entry is None or entry.is_tombstone:
             return False
         entry.touched = self.clock()
-        entry.expires = self.limit(entry.touched + lifetime, created)
+        expires = self.limit(entry.touched + lifetime, created)
+        # Unless the limit has passed, no touch shortens a life.
+        if expires > entry.touched:
+            expires = max(expires, entry.expires)
+        entry.expires = expires
         return True
 
     def is_touch_due(self, touched: float, lifetime: float) -> bool:
@@ -264,7 +268,7 @@ class ModelRequest:
         self.base: dict[str, t.Any] = {}
         self.data: dict[str, t.Any] = {}
         self.version = 0
-        self.touched = self.created = self.issued = 0.0
+        self.touched = self.created = self.issued = self.expires = 0.0
         self.lifetime: float | None = None
         self.base_lifetime: float | None = None
         self.user: str | None = None
@@ -272,6 +276,7 @@ class ModelRequest:
         self.is_restarted = self.is_touched = self.has_ended = False
         self.is_moved = self.is_saved = self.is_loss_told = False
         self.flashes_shown = False
+        self.is_activity = True
 
     # what views do
 
@@ -294,14 +299,14 @@ class ModelRequest:
             self.adopt(entry)
             self.status = "stored"
             if self.is_cleared:
-                self.data = {}
+                self.data, self.lifetime = {}, None
 
     def adopt(self, entry: Entry) -> None:
         self.base, self.data = copy.deepcopy(entry.data), copy.deepcopy(entry.data)
         self.lifetime = self.base_lifetime = entry.lifetime
         self.version, self.user = entry.version, entry.user
         self.touched, self.created = entry.touched, entry.created
-        self.issued = entry.issued
+        self.issued, self.expires = entry.issued, entry.expires
 
     def begin(self) -> None:
         self.status, self.id = "new", None
@@ -312,6 +317,13 @@ class ModelRequest:
         self.load()
         self.data[name] = value
         self.is_written = True
+
+    def set_permanent(self, is_permanent: bool) -> None:
+        self.load()
+        if self.data.get("_permanent") is is_permanent:
+            self.is_touched = True
+        else:
+            self.set("_permanent", is_permanent)
 
     def pop(self, name: str) -> None:
         self.load()
@@ -345,7 +357,7 @@ class ModelRequest:
 
     def clear(self) -> None:
         self.is_cleared = self.is_written = True
-        self.data = {}
+        self.data, self.lifetime = {}, None
 
     def destroy(self) -> Steps[None]:
         self.data = {}
@@ -447,7 +459,7 @@ class ModelRequest:
             self.adopt(entry)
             if is_lifetime_mine:
                 self.lifetime = lifetime
-            if is_same(base, entry.data):
+            if self.is_cleared or is_same(base, entry.data):
                 self.data = copy.deepcopy(mine)
             else:
                 self.data = merged(base, mine, entry.data)
@@ -475,6 +487,7 @@ class ModelRequest:
         interval = self.store.rules.renewal_interval
         return (
             self.is_rotating
+            or (self.is_cleared and bool(self.data))
             or self.data.get(USER) != self.user
             or (interval is not None and self.store.clock() - self.issued >= interval)
         )
@@ -492,7 +505,7 @@ class ModelRequest:
         """Go on with what was just stored."""
         self.adopt(entry)
         self.status = "stored"
-        self.is_written = self.is_cleared = False
+        self.is_written = self.is_cleared = self.is_restarted = False
         self.is_saved = True
 
     def write(self, has_changed: bool, resolve: Callable[[Entry], None]) -> Steps[str]:
@@ -505,17 +518,23 @@ class ModelRequest:
             if self.is_cleared and not self.data:
                 outcome = "ended" if (yield from self.delete()) else "lost"
                 break
+            # What is written after clear() begins another session.
+            self.is_restarted |= self.is_cleared
             is_emptied = not self.data and bool(self.base)
             is_rotating = not is_emptied and (heir is not None or self.must_rotate())
             now = self.store.clock()
             created = now if is_rotating and self.is_restarted else self.created
             new = self.store.make(self.data, self.lifetime, created, self.issued, 0)
+            if not self.is_activity:
+                new.touched, new.expires = self.touched, self.expires
             if is_rotating:
                 if heir is None:
                     yield "create"
                     heir, issued = self.store.new_id(), now
                 else:
                     yield "replace"
+                    if self.store.get(heir) is None:  # expired before it was known
+                        break
                 new.issued, new.version = issued, 1
                 self.store.entries[heir] = new
             tombstone_expires = self.store.clock() + self.store.rules.grace
@@ -541,7 +560,7 @@ class ModelRequest:
                     heir=heir if is_same_user else None,
                 )
                 self.id, heir = heir, None
-                self.is_rotating = self.is_restarted = False
+                self.is_rotating = False
                 self.is_moved = True
                 self.keep(new)
                 tried["rotations"] += 1
@@ -629,8 +648,10 @@ class ModelRequest:
     def finish_stored(self) -> Steps[str]:
         assert self.id is not None
         has_changed, store = self.has_changed(), self.store
-        is_refreshed = store.rules.is_refreshed
+        is_renewed = store.rules.is_refreshed or self.is_touched
+        is_changed = has_changed or self.is_saved
         was_permanent = bool(self.data.get("_permanent"))
+        self.is_activity = is_changed or is_renewed or not was_permanent
         if has_changed or self.must_rotate():
             outcome = yield from self.write(has_changed, self.merge)
             if outcome == "ended":
@@ -639,23 +660,22 @@ class ModelRequest:
                 return "none"
         elif store.is_retired(self.id):
             return "none"
-        elif is_refreshed or self.is_touched or not was_permanent:
+        elif is_renewed or not was_permanent:
             lifetime = lifetime_of(self.data, self.lifetime)
             is_old = store.clock() - self.seen_at > 0.1
             if (
                 store.is_touch_due(self.touched, lifetime)
-                or (is_old and is_refreshed and was_permanent)
+                or (is_old and is_renewed and was_permanent)
             ) and not store.touch(self.id, lifetime, self.created):
                 return "none"
         if self.is_moved:
             return "new"
         is_permanent = bool(self.data.get("_permanent"))
-        is_changed = has_changed or self.is_saved
         is_due = (
             self.cookie is None
             or self.cookie.is_permanent != is_permanent
             or self.cookie.lifetime != self.lifetime
-            or (is_permanent and (is_refreshed or is_changed))
+            or (is_permanent and (is_renewed or is_changed))
         )
         return "same" if is_due else "none"
 
@@ -991,7 +1011,7 @@ def in_model(model: ModelRequest, name: str, *values: t.Any) -> Steps[None]:
         "change inside": model.change_inside,
         "flash": model.flash,
         "show": model.show,
-        "permanent": functools.partial(model.set, "_permanent"),
+        "permanent": model.set_permanent,
         "lifetime": model.set_lifetime,
         "log in": functools.partial(model.set, USER),
         "log out": functools.partial(model.pop, USER),
