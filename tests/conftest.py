@@ -10,6 +10,7 @@ from pathlib import Path
 
 import flask
 import pytest
+from hypothesis import settings
 
 from . import figures
 from .backend_configs import BACKEND_CONFIGS
@@ -27,6 +28,12 @@ from .servers import ValkeyServer
 report = figures.report
 
 S = t.TypeVar("S", bound=Server)
+
+# The same random examples for everybody, so that who changed nothing meets no failure.
+# To look for new ones: pytest --hypothesis-profile=search
+settings.register_profile("repeatable", derandomize=True, print_blob=True)
+settings.register_profile("search", derandomize=False, print_blob=True)
+settings.load_profile("repeatable")
 
 # Before anything imports it, for pytest's messages about its assertions.
 pytest.register_assert_rewrite("flask_serversession.testing")
