@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import http.client
 import itertools
 import json
 import os
@@ -42,6 +43,7 @@ CONFIG_VARIABLE = "LOAD_APP_CONFIG"
 
 def create_app(config: t.Mapping[str, t.Any] | None = None) -> flask.Flask:
     """Make the application: every session has an owner and a list."""
+    is_served = config is None
     if config is None:
         config = json.loads(os.environ[CONFIG_VARIABLE])
     app = flask.Flask(__name__, instance_path="/nonexistent/instance")
@@ -69,6 +71,10 @@ def create_app(config: t.Mapping[str, t.Any] | None = None) -> flask.Flask:
     def read() -> dict[str, t.Any]:
         return {"owner": session.get("owner"), "log": session.get("log")}
 
+    if is_served:
+        # Before the server forks: with open connections, which its workers inherit.
+        status, text, _ = client_of(app)("POST", "/start/parent/parent", None)
+        assert status == 200, text
     return app
 
 
@@ -97,6 +103,23 @@ def client_of(app: flask.Flask) -> Client:
             response.text,
             find_cookie(response.headers.getlist("Set-Cookie")),
         )
+
+    return ask
+
+
+def client_at(host: str, port: int) -> Client:
+    """Give a client that sends each request over a connection of its own."""
+
+    def ask(method: str, path: str, cookie: str | None) -> tuple[int, str, str | None]:
+        headers = {} if cookie is None else {"Cookie": f"session={cookie}"}
+        with contextlib.closing(
+            http.client.HTTPConnection(host, port, timeout=WAIT)
+        ) as connection:
+            connection.request(method, path, headers=headers)
+            response = connection.getresponse()
+            text = response.read().decode()
+            cookies = response.headers.get_all("Set-Cookie", [])
+        return response.status, text, find_cookie(cookies)
 
     return ask
 
