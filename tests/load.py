@@ -41,7 +41,10 @@ CONFIG_VARIABLE = "LOAD_APP_CONFIG"
 # -- the application
 
 
-def create_app(config: t.Mapping[str, t.Any] | None = None) -> flask.Flask:
+def create_app(
+    config: t.Mapping[str, t.Any] | None = None,
+    extension: Callable[[flask.Flask], t.Any] = ServerSession,
+) -> flask.Flask:
     """Make the application: every session has an owner and a list."""
     is_served = config is None
     if config is None:
@@ -49,7 +52,7 @@ def create_app(config: t.Mapping[str, t.Any] | None = None) -> flask.Flask:
     app = flask.Flask(__name__, instance_path="/nonexistent/instance")
     app.config.update(SECRET_KEY="a secret")
     app.config.update(config)
-    app.extensions["extension"] = ServerSession(app)
+    app.extensions["extension"] = extension(app)
 
     @app.post("/start/<owner>/<user>")
     def start(owner: str, user: str) -> str:
