@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import http.client
 import itertools
 import json
 import os
@@ -40,14 +41,18 @@ CONFIG_VARIABLE = "LOAD_APP_CONFIG"
 # -- the application
 
 
-def create_app(config: t.Mapping[str, t.Any] | None = None) -> flask.Flask:
+def create_app(
+    config: t.Mapping[str, t.Any] | None = None,
+    extension: Callable[[flask.Flask], t.Any] = ServerSession,
+) -> flask.Flask:
     """Make the application: every session has an owner and a list."""
+    is_served = config is None
     if config is None:
         config = json.loads(os.environ[CONFIG_VARIABLE])
     app = flask.Flask(__name__, instance_path="/nonexistent/instance")
     app.config.update(SECRET_KEY="a secret")
     app.config.update(config)
-    app.extensions["extension"] = ServerSession(app)
+    app.extensions["extension"] = extension(app)
 
     @app.post("/start/<owner>/<user>")
     def start(owner: str, user: str) -> str:
@@ -69,6 +74,10 @@ def create_app(config: t.Mapping[str, t.Any] | None = None) -> flask.Flask:
     def read() -> dict[str, t.Any]:
         return {"owner": session.get("owner"), "log": session.get("log")}
 
+    if is_served:
+        # Before the server forks: with open connections, which its workers inherit.
+        status, text, _ = client_of(app)("POST", "/start/parent/parent", None)
+        assert status == 200, text
     return app
 
 
@@ -97,6 +106,23 @@ def client_of(app: flask.Flask) -> Client:
             response.text,
             find_cookie(response.headers.getlist("Set-Cookie")),
         )
+
+    return ask
+
+
+def client_at(host: str, port: int) -> Client:
+    """Give a client that sends each request over a connection of its own."""
+
+    def ask(method: str, path: str, cookie: str | None) -> tuple[int, str, str | None]:
+        headers = {} if cookie is None else {"Cookie": f"session={cookie}"}
+        with contextlib.closing(
+            http.client.HTTPConnection(host, port, timeout=WAIT)
+        ) as connection:
+            connection.request(method, path, headers=headers)
+            response = connection.getresponse()
+            text = response.read().decode()
+            cookies = response.headers.get_all("Set-Cookie", [])
+        return response.status, text, find_cookie(cookies)
 
     return ask
 

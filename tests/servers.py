@@ -22,6 +22,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import typing as t
@@ -823,6 +824,57 @@ class MemcachedServer(Server):
 
         if not answer.startswith("VERSION "):
             raise ServerError(f"'version' was answered with {answer!r}.")
+
+
+class Gunicorn(Server):
+    """A gunicorn that serves an application, made before it forks its workers.
+
+    :param app: What gunicorn is told to serve: ``"package.module:function()"``.
+    :param args: Further options as on the command line.
+    :param environ: Further variables of the environment.
+    """
+
+    package = "the Python package gunicorn"
+
+    def __init__(
+        self, app: str, *args: str, environ: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__()
+        self.app = app
+        self.args = args
+        self.environ = {} if environ is None else environ
+
+    @classmethod
+    def is_available(cls) -> bool:
+        return _find_package("gunicorn") is not None
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}/"
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The processes that answer requests."""
+        return psutil.Process(self.pid).children()
+
+    def _command(self) -> list[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "--preload",
+            "--bind",
+            self.address,
+        ]
+        return [*command, "--log-level", "warning", *self.args, self.app]
+
+    def _popen_options(self) -> dict[str, t.Any]:
+        options = super()._popen_options()
+        options["env"].update(self.environ, PYTHONPATH=str(Path(__file__).parents[1]))
+        return options
+
+    def _ping(self) -> None:
+        assert self._ask("GET / HTTP/1.0\r\n").startswith("HTTP/1.")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -40,6 +40,10 @@ RIGHTS = (
 )
 
 
+#: What the drivers need beside that for a Cluster.
+CLUSTER_RIGHTS = "+cluster|slots +command"
+
+
 def make_certificates(directory: Path) -> None:
     """Write an authority's certificate, and two of servers that it has signed."""
     now = dt.datetime.now(dt.timezone.utc)
@@ -245,7 +249,13 @@ def test_a_cluster_over_tls(certificates: Path, run_server: t.Any) -> None:
         server._ask("CLUSTER ADDSLOTSRANGE 0 16383")
         while "cluster_state:ok" not in server._ask("CLUSTER INFO"):
             pass
-        url = f"rediss+cluster://127.0.0.1:{port}?ssl_ca_certs={certificates}/ca.pem"
+        rights = f"{RIGHTS.format('session:')} {CLUSTER_RIGHTS}"
+        server._ask(f"ACL SETUSER {USER} on >{PASSWORD} {rights}")
+        server._ask("ACL SETUSER default off")
+        url = (
+            f"rediss+cluster://{USER}:{QUOTED}@127.0.0.1:{port}"
+            f"?ssl_ca_certs={certificates}/ca.pem"
+        )
         app = create_app({"SESSION_BACKEND": "redis", "SESSION_REDIS_URL": url})
         use_everything(app)
         app.extensions["serversession"].backend.close()

@@ -615,7 +615,13 @@ class FilesystemBackend(Backend):
         """Hold the lock of a shard. Gives ``False`` if there is no such folder."""
         deadline = time.monotonic() + self._lock_timeout
         # In front of the lock file, so that threads wait in line and do not poll.
-        lock = self._thread_locks[int(shard[-2:], 16)]
+        # Made when first needed: gevent replaces threading.Lock, in gunicorn's workers
+        # only after a preloaded application was made, and an original one, waited for
+        # by a greenlet, stops the greenlet that holds it too.
+        number = int(shard[-2:], 16)
+        lock = self._thread_locks.get(number)
+        if lock is None:
+            lock = self._thread_locks.setdefault(number, threading.Lock())
         if not lock.acquire(timeout=self._lock_timeout):
             raise self._locked_out(operation, shard, "thread")
         try:
@@ -661,7 +667,7 @@ class FilesystemBackend(Backend):
             os.close(descriptor)
 
     def _forget_locks(self) -> None:
-        self._thread_locks = [threading.Lock() for _ in range(_SHARD_COUNT)]
+        self._thread_locks: dict[int, threading.Lock] = {}
         #: Open lock files of this process.
         self._held: set[int] = set()
 

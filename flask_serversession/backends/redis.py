@@ -170,11 +170,11 @@ redis.call('PEXPIREAT', KEYS[1], ARGV[3])
 return 1
 """
 
-# The index of a user: a sorted set of keys. A member's score is until when it is
-# listed, which is never before its record expires; so what has a score in the past is
-# not needed any more (with a minute for servers whose clocks differ). A negative score
-# is a mark: at this moment there was no such record. The set itself expires when
-# nothing in it is listed any more.
+# The index of a user: a sorted set whose members are the handles of records. A member's
+# score is until when it is listed, which is never before its record expires; so what
+# has a score in the past is not needed any more (with a minute for servers whose clocks
+# differ). A negative score is a mark: at this moment there was no such record. The set
+# itself expires when nothing in it is listed any more.
 #
 # A record's index is written before the record, here and in every other case, so that
 # whoever dies in between leaves one member too many and never one too few.
@@ -222,7 +222,7 @@ class RedisBackend(Backend):
     checksum of its data, which would have to be computed in the server; :meth:`load`
     does.
 
-    *Users.* The keys of a user's records are the members of a sorted set,
+    *Users.* The handles of a user's records are the members of a sorted set,
     ``<prefix>user:<user>:sessions``, with the user percent-encoded. It is written by
     the :meth:`create` of a record that has a user, in the same round trip (on a
     Cluster in one of its own), and then only when the record would outlive its place
@@ -526,7 +526,21 @@ class RedisBackend(Backend):
     def _index_args(self, name: bytes, listed: float) -> tuple[t.Any, ...]:
         # A second more than needed: TIME and PTTL may differ by milliseconds.
         expiry = min(_to_milliseconds(listed) + 1_000, _LATEST_EXPIRY)
-        return repr(self._clock()), repr(listed), expiry, name
+        return repr(self._clock()), repr(listed), expiry, self._member_of(name)
+
+    def _member_of(self, name: bytes) -> bytes:
+        # Without the prefix: a sorted set with a member of more than 64 bytes
+        # (zset-max-listpack-value) takes several times the memory.
+        prefix = _encode_key(self._prefix)
+        handle = name[len(prefix) :]
+        if name.startswith(prefix) and _HANDLE.fullmatch(handle):
+            return handle
+        return _WHOLE_KEY + name
+
+    def _name_of(self, member: bytes) -> bytes:
+        if _HANDLE.fullmatch(member):
+            return _encode_key(self._prefix) + member
+        return member.removeprefix(_WHOLE_KEY)
 
     def _create_and_list(
         self, name: bytes, user: str, listed: float, command: tuple[t.Any, ...]
@@ -580,7 +594,9 @@ class RedisBackend(Backend):
         pairs: t.Iterable[t.Any] = self._server.connect().zrange(
             index, 0, -1, withscores=True
         )
-        scores: dict[bytes, float] = {name: float(score) for name, score in pairs}
+        scores: dict[bytes, float] = {
+            self._name_of(member): float(score) for member, score in pairs
+        }
         size = len(user).to_bytes(2, "big")
         now = self._clock()
         keys: list[str] = []
@@ -600,9 +616,12 @@ class RedisBackend(Backend):
                 score = scores[name]
                 if score >= 0:
                     is_due = score < now - _IN_FLIGHT
-                    repairs += name, repr(score), b"" if is_due else repr(-now)
+                    new_score = b"" if is_due else repr(-now)
                 elif -score <= now - _IN_FLIGHT:
-                    repairs += name, repr(score), b""
+                    new_score = b""
+                else:
+                    continue
+                repairs += self._member_of(name), repr(score), new_score
         with contextlib.suppress(*self._server.errors):
             for start_at in range(0, len(repairs), 3 * _REPAIRS_AT_ONCE):
                 self._eval(
@@ -679,6 +698,11 @@ def _foreign() -> RecordError:
 
 
 # -- values --------------------------------------------------------------------
+
+# What a member is that stands for a key of the library's, and what one begins with that
+# stands for any other key.
+_HANDLE = re.compile(rb"[0-9a-f]{64}")
+_WHOLE_KEY = b"="
 
 _ESCAPED = re.compile(rb"[^A-Za-z0-9_.@+-]")
 _GLOB = re.compile(rb"[\\*?\[\]]")
