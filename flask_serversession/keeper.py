@@ -702,31 +702,36 @@ class BackendKeeper:
         limit, user = self._config.max_per_user, state.stored_user
         if limit is None or user is None:
             return
-        mine = (state.stored.touched_at, state.key)
         for tries in range(_LIMIT_TRIES):
             keys = self._asked(state, "keys_of_user", self.backend.keys_of_user, user)
             keys = [key for key in keys if is_key(key, self._config.key_prefix)]
             if len(keys) <= limit or state.key not in keys:
                 return
             records = self._asked(state, "load", self.backend.load_many, keys)
-            records.pop(state.key, None)
-            excess = len(records) + 1 - limit
+            records[state.key] = state.stored
+            excess = max(0, len(records) - limit)
             # What was written after this one may be another log-in at this moment,
             # which ends this one if it is one too many. Were both to end each other,
             # nobody would be left. It is ended last, should nothing come of that: its
             # clock was wrong, or it had counted before this one was there.
+            written = {key: (records[key].touched_at, key) for key in records}
             is_last = tries == _LIMIT_TRIES - 1
+            is_newest = is_last or max(written.values()) == written[state.key]
+            # All choose in the same order, so together they end no more than they have
+            # to. Who is itself among the oldest stays, and another one goes for it; but
+            # not if somebody newer is about to end it.
+            oldest = sorted(records, key=lambda key: (records[key].created_at, key))
+            is_spared = is_newest and state.key in oldest[:excess]
             allowed = [
                 key
-                for key, record in records.items()
-                if is_last or (record.touched_at, key) < mine
+                for key in oldest[: excess + is_spared]
+                if key != state.key and (is_last or written[key] < written[state.key])
             ]
-            allowed.sort(key=lambda key: records[key].created_at)
-            for key in allowed[: max(0, excess)]:
+            for key in allowed:
                 if self._asked(state, "delete", self.backend.delete, key):
                     self._retire(key)
                     ended.append(key)
-            if len(allowed) >= excess:
+            if len(allowed) == excess:
                 return
             time.sleep(random.uniform(0.5, 1.5) * _LIMIT_PAUSE)  # noqa: S311
 

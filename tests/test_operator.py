@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import logging
 import threading
+import types
 import typing as t
 import uuid
 from collections.abc import Callable
@@ -1061,15 +1062,15 @@ def test_only_logging_in_costs_the_limit_anything(make_site: MakeSite) -> None:
     }
 
 
-def let_two_meet(site: Site, when: str, operation: str) -> None:
-    """Let two threads wait for each other when they first get to an operation."""
-    barrier = threading.Barrier(2)
+def let_meet(site: Site, number: int, when: str, operation: str) -> None:
+    """Let threads wait for each other when they first get to an operation."""
+    barrier = threading.Barrier(number)
     have_met = threading.local()
 
     def meet() -> None:
         if not hasattr(have_met, "flag"):
             have_met.flag = True
-            barrier.wait(10)
+            barrier.wait(30)
 
     getattr(site.backend, when)[operation] = meet
 
@@ -1087,13 +1088,23 @@ def test_two_who_log_in_at_once_do_not_end_each_other(
         for browser in browsers:
             browser.set(n=1)
     # Both have written before either lists, and listed before either ends anything.
-    let_two_meet(site, "before", "keys_of_user")
-    let_two_meet(site, "after", "load_many")
+    let_meet(site, 2, "before", "keys_of_user")
+    let_meet(site, 2, "after", "load_many")
+    log_in_at_once(site, browsers)
+    live = sum(is_live(browser) for browser in [*earlier, *browsers])
+    assert live == len(sessions_of(site, "ada")) == limit
+    assert sum(is_live(browser) for browser in browsers) == limit
+
+
+def log_in_at_once(
+    site: Site, browsers: list[Browser], when_one_is_in: Callable[[], t.Any] = int
+) -> None:
     errors: list[BaseException] = []
 
     def run(browser: Browser) -> None:
         try:
             browser.set(n=1, _user_id="ada")
+            when_one_is_in()
         except BaseException as error:  # noqa: BLE001 - shown below
             errors.append(error)
 
@@ -1105,9 +1116,33 @@ def test_two_who_log_in_at_once_do_not_end_each_other(
     assert not errors
     site.backend.before.clear()
     site.backend.after.clear()
-    live = sum(is_live(browser) for browser in [*earlier, *browsers])
-    assert live == len(sessions_of(site, "ada")) == limit
-    assert sum(is_live(browser) for browser in browsers) == limit
+
+
+def test_eight_who_log_in_at_once_leave_as_many_as_the_limit_allows(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site(SESSION_MAX_PER_USER=3)
+    browsers = [site.browser() for _ in range(8)]
+    # The order in which they began is not that in which they log in.
+    for browser in browsers:
+        browser.set(n=1)
+        advance(site, 1)
+    # All have written before any lists, and listed before any ends another. Who leaves
+    # the rest to somebody else goes on when that one is through.
+    let_meet(site, 8, "before", "keys_of_user")
+    let_meet(site, 8, "after", "load_many")
+    has_ended = threading.Event()
+    waiting = types.SimpleNamespace(sleep=lambda _: has_ended.wait(30))
+    monkeypatch.setattr("flask_serversession.keeper.time", waiting)
+    log_in_at_once(site, browsers, has_ended.set)
+    live = [browser for browser in browsers if is_live(browser)]
+    assert len(live) == len(sessions_of(site, "ada")) == 3
+    # All have stored at the same moment; which of them did so last is then told by
+    # the keys, and that one is never ended.
+    assert max(browsers, key=handle_of) in live
+    advance(site, 1)
+    assert is_live(log_in(site))
+    assert len(sessions_of(site, "ada")) == 3
 
 
 @pytest.mark.parametrize("name", UNINDEXED)
