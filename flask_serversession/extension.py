@@ -326,9 +326,20 @@ class ServerSession:
     def count(self) -> int:
         """Give the number of live sessions of the current application.
 
+        A backend that neither keeps to one application's records nor can enumerate
+        them counts those of others too.
+
         :raises NotSupportedError: if the backend cannot count.
         """
-        return _current_state().backend.count()
+        state = _current_state()
+        backend = state.backend
+        if (
+            backend.key_prefix == state.config.key_prefix
+            or Capability.COUNT not in backend.capabilities
+            or Capability.ITERATE not in backend.capabilities
+        ):
+            return backend.count()
+        return sum(state.is_own(key) for key, _ in backend.iterate())
 
     def prune(
         self,

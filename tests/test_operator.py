@@ -570,6 +570,64 @@ def test_applications_that_share_a_store_do_not_see_each_other() -> None:
     assert not is_live(mine)
 
 
+#: Each but the first begins with another one.
+PREFIXES = ["app:", "app:admin:", "app:admin:é", "app:user:", "app:" + "0" * 64]
+
+
+def be_there_shortly() -> None:
+    session["n"] = 1
+    typed_session.lifetime = dt.timedelta(seconds=9)
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_applications_whose_prefixes_nest_do_not_see_each_other(
+    make_backend_config: Callable[[str], Config], name: str
+) -> None:
+    config, clock = make_backend_config(name), FakeClock()
+    if name == "memory":
+        config = {"SESSION_BACKEND": MemoryBackend(clock)}
+    outer = config.get("SESSION_KEY_PREFIX", "")
+    sites = {
+        prefix: Site(config | {"SESSION_KEY_PREFIX": outer + prefix}, clock)
+        for prefix in PREFIXES
+    }
+    browsers: dict[str, list[Browser]] = {}
+    for number, (prefix, site) in enumerate(sites.items(), 1):
+        browsers[prefix] = [log_in(site) for _ in range(number)]
+        site.browser().set(n=1)
+        site.browser().visit(be_there_shortly)
+    advance(site, 10)
+    for number, (prefix, site) in enumerate(sites.items(), 1):
+        assert asked(site, ServerSession.count) == number + 1
+        listed = asked(site, lambda operator: list(operator.sessions()))
+        assert len(listed) == number + 1
+        assert set(handles_of(site, "ada")) == set(map(handle_of, browsers[prefix]))
+    if name == "filesystem":
+        # The one that was there shortly, and what logging in left of the old ids.
+        pruned = [asked(site, ServerSession.prune) for site in sites.values()]
+        assert pruned == [2, 3, 4, 5, 6]
+    assert asked(sites["app:"], lambda operator: operator.revoke_user("ada")) == 1
+    for number, (prefix, site) in enumerate(sites.items(), 1):
+        is_over = prefix == "app:"
+        assert asked(site, ServerSession.count) == number + 1 - is_over
+        assert all(is_live(browser) is not is_over for browser in browsers[prefix])
+
+
+class Unsorted(MemoryBackend):
+    """Of a third party: it counts, and that is all."""
+
+    capabilities = Capability.COMPARE_AND_SWAP | Capability.COUNT
+
+
+def test_what_cannot_be_told_apart_is_counted_together() -> None:
+    backend = Unsorted(FakeClock())
+    one = Site({"SESSION_BACKEND": backend, "SESSION_KEY_PREFIX": "one:"})
+    two = Site({"SESSION_BACKEND": backend, "SESSION_KEY_PREFIX": "two:"})
+    for site in (one, two):
+        site.browser().set(n=1)
+    assert asked(one, ServerSession.count) == 2
+
+
 # Ending one session
 
 
