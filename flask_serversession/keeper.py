@@ -36,6 +36,7 @@ from .merge import merge
 from .record import Record
 from .record import is_key
 from .record import key_of
+from .record import key_of_handle
 from .serializers import Serializer
 from .serializers import serializer_for
 from .session import PERMANENT_KEY
@@ -56,6 +57,9 @@ logger = logging.getLogger("flask_serversession")
 SUCCESSOR = "successor"
 #: Key in a tombstone's meta: the id changed, but not whom the session belongs to.
 SAME_USER = "same_user"
+#: Key in the meta of a record that has just got its id: the handle before. While the
+#: id changes there are two records of one session, and this tells.
+PREDECESSOR = "predecessor"
 
 # Sessions stay readable when SESSION_SERIALIZER changes from one to the other.
 _BUILT_IN = {
@@ -82,6 +86,11 @@ _LIMIT_TRIES = 6
 _LIMIT_PAUSE = 0.02
 # The user is kept in columns and index names; longer ones are somebody's mistake.
 _MAX_USER = 255
+
+
+def predecessor_of(record: Record, prefix: str) -> str | None:
+    """Give the key from which a record's session is moving, or has just moved."""
+    return key_of_handle(record.meta.get(PREDECESSOR), prefix)
 
 
 class Outcome(enum.Enum):
@@ -591,6 +600,8 @@ class BackendKeeper:
         now = self.clock()
         created_at = now if state.is_restarted else old_record.created_at
         heir = dataclasses.replace(state)
+        if self.user(state) is not None:
+            heir.meta = {**state.meta, PREDECESSOR: self._handle_of(old_key)}
         if rotation.heir is None or rotation.record is None:
             self._issue_id(heir)
             try:
@@ -708,6 +719,11 @@ class BackendKeeper:
             if len(keys) <= limit or state.key not in keys:
                 return
             records = self._asked(state, "load", self.backend.load_many, keys)
+            records = {
+                key: record
+                for key, record in records.items()
+                if predecessor_of(record, self._config.key_prefix) not in records
+            }
             records[state.key] = state.stored
             excess = max(0, len(records) - limit)
             # What was written after this one may be another log-in at this moment,

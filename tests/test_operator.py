@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import hashlib
 import logging
 import threading
 import types
@@ -22,6 +23,7 @@ from flask_serversession import Capability
 from flask_serversession import ConfigurationError
 from flask_serversession import NotSupportedError
 from flask_serversession import RecordError
+from flask_serversession import SerializationError
 from flask_serversession import ServerSession
 from flask_serversession import ServerSessionError
 from flask_serversession import SessionInfo
@@ -513,8 +515,16 @@ USERS: list[object] = [
     "a\\da",
     "a\nda",
     "a\0da",
+    "a\x1b[2Jda",
     "ada:",
+    "user:ada:sessions",
+    "session:ada",
+    "7:session:ada",
+    "/",
+    "..",
     "../ada",
+    "ada/..",
+    "ada%0a",
     "{ada}",
     "ádà",
     "a\u0301da",
@@ -523,6 +533,8 @@ USERS: list[object] = [
     "\u202eada",
     "x" * 255,
     "é" * 255,
+    # What stands for another one in SQL.
+    "sha256:" + hashlib.sha256(b"a\0da").hexdigest(),
     7,
     70,
     uuid.UUID(int=7),
@@ -539,6 +551,18 @@ def test_users_of_all_kinds_are_told_apart(site: Site) -> None:
         assert asked(site, lambda operator, user=user: operator.revoke_user(user)) == 1
         assert not is_live(browser)
     assert all(is_live(browser) for browser in browsers[1::2])
+
+
+@pytest.mark.parametrize("user", ["x" * 10_000, "é" * 40_000, "x" * 100_000])
+def test_a_user_that_is_too_long_to_log_in_has_no_sessions(
+    site: Site, user: str
+) -> None:
+    browser = log_in(site, user[:255])
+    with pytest.raises(SerializationError, match="longer than 255 characters"):
+        log_in(site, user)
+    assert sessions_of(site, user) == []
+    assert asked(site, lambda operator: operator.revoke_user(user)) == 0
+    assert is_live(browser)
 
 
 def test_a_number_and_its_digits_are_one_user(site: Site) -> None:
@@ -985,6 +1009,47 @@ def test_the_current_session_is_spared_though_another_request_gives_it_a_new_id(
     assert browser.visit(view).text == "1"
     assert is_live(twin)
     assert not is_live(other)
+
+
+@pytest.mark.parametrize(
+    "when", ["before create", "after create", "before replace", "after replace"]
+)
+def test_the_current_session_is_spared_in_the_middle_of_its_rotation(
+    site: Site, when: str
+) -> None:
+    browser, other = log_in(site), log_in(site)
+    twin = browser.twin()
+    hook, operation = when.split()
+    answers: list[str] = []
+
+    def view() -> str:
+        return str(site.extension.revoke_user("ada", except_current=True))
+
+    def end_others() -> None:
+        answers.append(browser.visit(view).text)
+
+    once(site, hook, operation, end_others)
+    twin.visit(lambda: typed_session.regenerate())
+    assert answers == ["1"]
+    assert is_live(twin)
+    assert not is_live(other)
+    (info,) = sessions_of(site, "ada")
+    assert info.handle == handle_of(twin)
+    assert info.meta == {}
+
+
+@pytest.mark.parametrize("when", ["after create", "before replace", "after replace"])
+def test_a_session_counts_once_in_the_middle_of_its_rotation(
+    make_site: MakeSite, when: str
+) -> None:
+    site = make_site(SESSION_MAX_PER_USER=2)
+    browser, later = log_in(site), site.browser()
+    later.set(n=1)
+    hook, operation = when.split()
+    once(site, hook, operation, lambda: later.set(_user_id="ada"))
+    browser.visit(lambda: typed_session.regenerate())
+    assert is_live(browser)
+    assert is_live(later)
 
 
 def test_a_listing_that_misses_a_session_in_rotation_is_not_believed() -> None:
