@@ -33,8 +33,10 @@ from .errors import NotSupportedError
 from .errors import RecordError
 from .errors import ServerSessionError
 from .interface import ServerSessionInterface
+from .keeper import PREDECESSOR
 from .keeper import SUCCESSOR
 from .keeper import BackendKeeper
+from .keeper import predecessor_of
 from .record import Record
 from .record import is_key
 from .record import key_of_handle
@@ -103,7 +105,11 @@ class AppState:
             created_at=_utc(record.created_at),
             last_seen_at=_utc(record.touched_at),
             expires_at=_utc(record.expires_at),
-            meta=dict(record.meta),
+            meta={
+                name: value
+                for name, value in record.meta.items()
+                if name != PREDECESSOR
+            },
             current=is_current,
         )
 
@@ -301,9 +307,9 @@ class ServerSession:
             # Again until none is left: a session whose id was rotated after it was
             # listed goes by another key.
             for _ in range(10):
-                keys = set(state.keys_of_user(user))
-                keys -= _keys_of_current(state, current, keys)
-                keys -= {*ended, *failures}
+                keys = {*state.keys_of_user(user)} - {current, *ended, *failures}
+                if current is not None and keys:
+                    keys -= _keys_of_current(state, current, keys)
                 if is_empty and not keys:
                     break
                 # Not at once: an engine that lists in several steps can miss the old
@@ -326,9 +332,20 @@ class ServerSession:
     def count(self) -> int:
         """Give the number of live sessions of the current application.
 
+        A backend that neither keeps to one application's records nor can enumerate
+        them counts those of others too.
+
         :raises NotSupportedError: if the backend cannot count.
         """
-        return _current_state().backend.count()
+        state = _current_state()
+        backend = state.backend
+        if (
+            backend.key_prefix == state.config.key_prefix
+            or Capability.COUNT not in backend.capabilities
+            or Capability.ITERATE not in backend.capabilities
+        ):
+            return backend.count()
+        return sum(state.is_own(key) for key, _ in backend.iterate())
 
     def prune(
         self,
@@ -386,19 +403,25 @@ def _current_key(state: AppState) -> str | None:
 
 
 def _keys_of_current(
-    state: AppState, current: str | None, keys: cabc.Set[str]
+    state: AppState, current: str | None, keys: cabc.Collection[str]
 ) -> set[str | None]:
     """Give the key that the cookie stands for, and those the session has got since.
 
-    :param keys: Known to be live, and so not to have been rotated away.
+    :param keys: Where to look for one that another request is just giving it.
     """
-    found = {current}
+    found: set[str | None] = {current}
+    records = state.backend.load_many([*keys])
+    # Not before: what is no heir any more in there has left a tombstone here.
     # As many rotations as fit into one grace period, and no endless loop.
     for _ in range(10):
-        if current is None or current in keys:
+        if current is None:
             break
         current = _successor(state, current)
         found.add(current)
+    prefix = state.config.key_prefix
+    found |= {
+        key for key in records if predecessor_of(records[key], prefix) in found - {None}
+    }
     return found
 
 

@@ -36,6 +36,7 @@ from .merge import merge
 from .record import Record
 from .record import is_key
 from .record import key_of
+from .record import key_of_handle
 from .serializers import Serializer
 from .serializers import serializer_for
 from .session import PERMANENT_KEY
@@ -56,6 +57,9 @@ logger = logging.getLogger("flask_serversession")
 SUCCESSOR = "successor"
 #: Key in a tombstone's meta: the id changed, but not whom the session belongs to.
 SAME_USER = "same_user"
+#: Key in the meta of a record that has just got its id: the handle before. While the
+#: id changes there are two records of one session, and this tells.
+PREDECESSOR = "predecessor"
 
 # Sessions stay readable when SESSION_SERIALIZER changes from one to the other.
 _BUILT_IN = {
@@ -82,6 +86,11 @@ _LIMIT_TRIES = 6
 _LIMIT_PAUSE = 0.02
 # The user is kept in columns and index names; longer ones are somebody's mistake.
 _MAX_USER = 255
+
+
+def predecessor_of(record: Record, prefix: str) -> str | None:
+    """Give the key from which a record's session is moving, or has just moved."""
+    return key_of_handle(record.meta.get(PREDECESSOR), prefix)
 
 
 class Outcome(enum.Enum):
@@ -591,6 +600,8 @@ class BackendKeeper:
         now = self.clock()
         created_at = now if state.is_restarted else old_record.created_at
         heir = dataclasses.replace(state)
+        if self.user(state) is not None:
+            heir.meta = {**state.meta, PREDECESSOR: self._handle_of(old_key)}
         if rotation.heir is None or rotation.record is None:
             self._issue_id(heir)
             try:
@@ -702,31 +713,41 @@ class BackendKeeper:
         limit, user = self._config.max_per_user, state.stored_user
         if limit is None or user is None:
             return
-        mine = (state.stored.touched_at, state.key)
         for tries in range(_LIMIT_TRIES):
             keys = self._asked(state, "keys_of_user", self.backend.keys_of_user, user)
             keys = [key for key in keys if is_key(key, self._config.key_prefix)]
             if len(keys) <= limit or state.key not in keys:
                 return
             records = self._asked(state, "load", self.backend.load_many, keys)
-            records.pop(state.key, None)
-            excess = len(records) + 1 - limit
+            records = {
+                key: record
+                for key, record in records.items()
+                if predecessor_of(record, self._config.key_prefix) not in records
+            }
+            records[state.key] = state.stored
+            excess = max(0, len(records) - limit)
             # What was written after this one may be another log-in at this moment,
             # which ends this one if it is one too many. Were both to end each other,
             # nobody would be left. It is ended last, should nothing come of that: its
             # clock was wrong, or it had counted before this one was there.
+            written = {key: (records[key].touched_at, key) for key in records}
             is_last = tries == _LIMIT_TRIES - 1
+            is_newest = is_last or max(written.values()) == written[state.key]
+            # All choose in the same order, so together they end no more than they have
+            # to. Who is itself among the oldest stays, and another one goes for it; but
+            # not if somebody newer is about to end it.
+            oldest = sorted(records, key=lambda key: (records[key].created_at, key))
+            is_spared = is_newest and state.key in oldest[:excess]
             allowed = [
                 key
-                for key, record in records.items()
-                if is_last or (record.touched_at, key) < mine
+                for key in oldest[: excess + is_spared]
+                if key != state.key and (is_last or written[key] < written[state.key])
             ]
-            allowed.sort(key=lambda key: records[key].created_at)
-            for key in allowed[: max(0, excess)]:
+            for key in allowed:
                 if self._asked(state, "delete", self.backend.delete, key):
                     self._retire(key)
                     ended.append(key)
-            if len(allowed) >= excess:
+            if len(allowed) == excess:
                 return
             time.sleep(random.uniform(0.5, 1.5) * _LIMIT_PAUSE)  # noqa: S311
 

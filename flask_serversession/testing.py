@@ -31,6 +31,7 @@ from .errors import BackendUnavailableError
 from .errors import NotSupportedError
 from .errors import RecordError
 from .record import Record
+from .record import key_of
 
 try:
     import pytest
@@ -164,6 +165,7 @@ class CountingBackend(Backend):
         # A class attribute everywhere else; the messages must name the one inside.
         self.name = backend.name
         self.capabilities = backend.capabilities
+        self.key_prefix = backend.key_prefix
         #: The backend that does the work.
         self.backend = backend
         #: How often each operation was asked for.
@@ -402,8 +404,8 @@ class BackendContract:
     # -- what the tests, also those of a subclass, are made with
 
     def key(self, name: str = "key") -> str:
-        """Give a key that no other test uses."""
-        return f"{self.prefix}{self._token}:{name}"
+        """Give a key that no other test uses; it is like those of the library."""
+        return key_of(f"{self._token}:{name}", self.prefix)
 
     def record(
         self,
@@ -845,7 +847,7 @@ class BackendContract:
         ],
     )
     def test_any_key_works(self, backend: Backend, clock: Clock, name: str) -> None:
-        key = self.key(name)
+        key = self._unlike(name)
         assert backend.load(key) is None
         record = self.record(clock, name.encode())
         assert backend.create(key, record) is True
@@ -877,16 +879,16 @@ class BackendContract:
         ]
         for name in names:
             record = self.record(clock, name.encode())
-            assert backend.create(self.key(name), record) is True, name
+            assert backend.create(self._unlike(name), record) is True, name
         for name in names:
-            assert _loaded(backend, self.key(name)).data == name.encode()
+            assert _loaded(backend, self._unlike(name)).data == name.encode()
         gone, kept = names[::2], names[1::2]
         for name in gone:
-            assert backend.delete(self.key(name)) is True, name
+            assert backend.delete(self._unlike(name)) is True, name
         for name in gone:
-            assert backend.load(self.key(name)) is None, name
+            assert backend.load(self._unlike(name)) is None, name
         for name in kept:
-            assert _loaded(backend, self.key(name)).data == name.encode()
+            assert _loaded(backend, self._unlike(name)).data == name.encode()
 
     # -- unreadable records
 
@@ -1309,7 +1311,7 @@ class BackendContract:
         self, backend: Backend, clock: Clock, spoil: Spoil | None
     ) -> None:
         records = {
-            self.key(f"{number} *%/☃"): self.record(clock, b"%d" % number, user="one")
+            self.key(f"{number}"): self.record(clock, b"%d" % number, user="one")
             for number in range(250)
         }
         for key, record in records.items():
@@ -1329,19 +1331,21 @@ class BackendContract:
     ) -> None:
         _need(backend, Capability.ITERATE)
         records = {
-            self.key(f"{number} *%/☃"): self.record(
+            self.key(f"{number}"): self.record(
                 clock, b"%d" % number, user=str(number), meta={"number": str(number)}
             )
             for number in range(25)
         }
         for key, record in records.items():
             backend.create(key, record)
-        backend.create(self.key("tombstone"), self.tombstone(clock))
-        backend.create(self.key("deleted"), self.record(clock))
-        backend.delete(self.key("deleted"))
-        backend.create(self.key("expired"), self.record(clock, lives=self.short))
+        others = [self.key(name) for name in ("tombstone", "deleted", "expired")]
+        backend.create(others[0], self.tombstone(clock))
+        backend.create(others[1], self.record(clock))
+        backend.delete(others[1])
+        backend.create(others[2], self.record(clock, lives=self.short))
         clock.advance(self.short)
-        found = [item for item in backend.iterate() if item[0].startswith(self.key(""))]
+        keys = {*records, *others}
+        found = [item for item in backend.iterate() if item[0] in keys]
         assert dict(found) == records
         assert len(found) == len(records)
 
@@ -1357,7 +1361,7 @@ class BackendContract:
             if key in keys:
                 found.add(key)
                 assert backend.delete(key) is True
-                backend.create(f"{key}-new", self.record(clock))
+                backend.create(self.key(f"instead of {key}"), self.record(clock))
         assert found == keys
 
     def test_count_follows_what_happens_to_records(
@@ -1385,6 +1389,23 @@ class BackendContract:
         backend.create(self.key("expired"), self.record(clock, lives=self.short))
         clock.advance(self.short)
         assert backend.count() == before + 1
+
+    def test_iterate_and_count_keep_to_the_key_prefix(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        prefix = backend.key_prefix
+        if prefix is None:
+            pytest.skip("the backend gives the records of all applications")
+        _need(backend, Capability.ITERATE | Capability.COUNT)
+        before = backend.count()
+        own = key_of(self._token, prefix)
+        # A prefix may begin with another one.
+        others = [key_of(self._token, f"{prefix}{more}") for more in ("x", "x:", "0")]
+        for key in (own, *others):
+            assert backend.create(key, self.record(clock)) is True
+        assert backend.count() == before + 1
+        listed = {key for key, _ in backend.iterate()}
+        assert listed.intersection([own, *others]) == {own}
 
     def test_prune_deletes_expired_records_up_to_the_limit(
         self, backend: Backend, clock: Clock
@@ -1443,6 +1464,10 @@ class BackendContract:
         assert backend.load(self.key("live")) is not None
 
     # -- private helpers
+
+    def _unlike(self, name: str) -> str:
+        """Give a key that no other test uses, and that the library would not make."""
+        return f"{self.prefix}{self._token}:{name}"
 
     @functools.cached_property
     def _token(self) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import hashlib
 import logging
 import threading
+import types
 import typing as t
 import uuid
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from flask_serversession import Capability
 from flask_serversession import ConfigurationError
 from flask_serversession import NotSupportedError
 from flask_serversession import RecordError
+from flask_serversession import SerializationError
 from flask_serversession import ServerSession
 from flask_serversession import ServerSessionError
 from flask_serversession import SessionInfo
@@ -512,8 +515,16 @@ USERS: list[object] = [
     "a\\da",
     "a\nda",
     "a\0da",
+    "a\x1b[2Jda",
     "ada:",
+    "user:ada:sessions",
+    "session:ada",
+    "7:session:ada",
+    "/",
+    "..",
     "../ada",
+    "ada/..",
+    "ada%0a",
     "{ada}",
     "ádà",
     "a\u0301da",
@@ -522,6 +533,8 @@ USERS: list[object] = [
     "\u202eada",
     "x" * 255,
     "é" * 255,
+    # What stands for another one in SQL.
+    "sha256:" + hashlib.sha256(b"a\0da").hexdigest(),
     7,
     70,
     uuid.UUID(int=7),
@@ -538,6 +551,18 @@ def test_users_of_all_kinds_are_told_apart(site: Site) -> None:
         assert asked(site, lambda operator, user=user: operator.revoke_user(user)) == 1
         assert not is_live(browser)
     assert all(is_live(browser) for browser in browsers[1::2])
+
+
+@pytest.mark.parametrize("user", ["x" * 10_000, "é" * 40_000, "x" * 100_000])
+def test_a_user_that_is_too_long_to_log_in_has_no_sessions(
+    site: Site, user: str
+) -> None:
+    browser = log_in(site, user[:255])
+    with pytest.raises(SerializationError, match="longer than 255 characters"):
+        log_in(site, user)
+    assert sessions_of(site, user) == []
+    assert asked(site, lambda operator: operator.revoke_user(user)) == 0
+    assert is_live(browser)
 
 
 def test_a_number_and_its_digits_are_one_user(site: Site) -> None:
@@ -567,6 +592,64 @@ def test_applications_that_share_a_store_do_not_see_each_other() -> None:
     assert asked(one, lambda operator: operator.revoke_user("ada")) == 1
     assert is_live(theirs)
     assert not is_live(mine)
+
+
+#: Each but the first begins with another one.
+PREFIXES = ["app:", "app:admin:", "app:admin:é", "app:user:", "app:" + "0" * 64]
+
+
+def be_there_shortly() -> None:
+    session["n"] = 1
+    typed_session.lifetime = dt.timedelta(seconds=9)
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_applications_whose_prefixes_nest_do_not_see_each_other(
+    make_backend_config: Callable[[str], Config], name: str
+) -> None:
+    config, clock = make_backend_config(name), FakeClock()
+    if name == "memory":
+        config = {"SESSION_BACKEND": MemoryBackend(clock)}
+    outer = config.get("SESSION_KEY_PREFIX", "")
+    sites = {
+        prefix: Site(config | {"SESSION_KEY_PREFIX": outer + prefix}, clock)
+        for prefix in PREFIXES
+    }
+    browsers: dict[str, list[Browser]] = {}
+    for number, (prefix, site) in enumerate(sites.items(), 1):
+        browsers[prefix] = [log_in(site) for _ in range(number)]
+        site.browser().set(n=1)
+        site.browser().visit(be_there_shortly)
+    advance(site, 10)
+    for number, (prefix, site) in enumerate(sites.items(), 1):
+        assert asked(site, ServerSession.count) == number + 1
+        listed = asked(site, lambda operator: list(operator.sessions()))
+        assert len(listed) == number + 1
+        assert set(handles_of(site, "ada")) == set(map(handle_of, browsers[prefix]))
+    if name == "filesystem":
+        # The one that was there shortly, and what logging in left of the old ids.
+        pruned = [asked(site, ServerSession.prune) for site in sites.values()]
+        assert pruned == [2, 3, 4, 5, 6]
+    assert asked(sites["app:"], lambda operator: operator.revoke_user("ada")) == 1
+    for number, (prefix, site) in enumerate(sites.items(), 1):
+        is_over = prefix == "app:"
+        assert asked(site, ServerSession.count) == number + 1 - is_over
+        assert all(is_live(browser) is not is_over for browser in browsers[prefix])
+
+
+class Unsorted(MemoryBackend):
+    """Of a third party: it counts, and that is all."""
+
+    capabilities = Capability.COMPARE_AND_SWAP | Capability.COUNT
+
+
+def test_what_cannot_be_told_apart_is_counted_together() -> None:
+    backend = Unsorted(FakeClock())
+    one = Site({"SESSION_BACKEND": backend, "SESSION_KEY_PREFIX": "one:"})
+    two = Site({"SESSION_BACKEND": backend, "SESSION_KEY_PREFIX": "two:"})
+    for site in (one, two):
+        site.browser().set(n=1)
+    assert asked(one, ServerSession.count) == 2
 
 
 # Ending one session
@@ -928,6 +1011,47 @@ def test_the_current_session_is_spared_though_another_request_gives_it_a_new_id(
     assert not is_live(other)
 
 
+@pytest.mark.parametrize(
+    "when", ["before create", "after create", "before replace", "after replace"]
+)
+def test_the_current_session_is_spared_in_the_middle_of_its_rotation(
+    site: Site, when: str
+) -> None:
+    browser, other = log_in(site), log_in(site)
+    twin = browser.twin()
+    hook, operation = when.split()
+    answers: list[str] = []
+
+    def view() -> str:
+        return str(site.extension.revoke_user("ada", except_current=True))
+
+    def end_others() -> None:
+        answers.append(browser.visit(view).text)
+
+    once(site, hook, operation, end_others)
+    twin.visit(lambda: typed_session.regenerate())
+    assert answers == ["1"]
+    assert is_live(twin)
+    assert not is_live(other)
+    (info,) = sessions_of(site, "ada")
+    assert info.handle == handle_of(twin)
+    assert info.meta == {}
+
+
+@pytest.mark.parametrize("when", ["after create", "before replace", "after replace"])
+def test_a_session_counts_once_in_the_middle_of_its_rotation(
+    make_site: MakeSite, when: str
+) -> None:
+    site = make_site(SESSION_MAX_PER_USER=2)
+    browser, later = log_in(site), site.browser()
+    later.set(n=1)
+    hook, operation = when.split()
+    once(site, hook, operation, lambda: later.set(_user_id="ada"))
+    browser.visit(lambda: typed_session.regenerate())
+    assert is_live(browser)
+    assert is_live(later)
+
+
 def test_a_listing_that_misses_a_session_in_rotation_is_not_believed() -> None:
     """Engines that list in several steps can miss the old and the new id at once."""
     site = Site({"SESSION_BACKEND": "memory"})
@@ -1061,15 +1185,15 @@ def test_only_logging_in_costs_the_limit_anything(make_site: MakeSite) -> None:
     }
 
 
-def let_two_meet(site: Site, when: str, operation: str) -> None:
-    """Let two threads wait for each other when they first get to an operation."""
-    barrier = threading.Barrier(2)
+def let_meet(site: Site, number: int, when: str, operation: str) -> None:
+    """Let threads wait for each other when they first get to an operation."""
+    barrier = threading.Barrier(number)
     have_met = threading.local()
 
     def meet() -> None:
         if not hasattr(have_met, "flag"):
             have_met.flag = True
-            barrier.wait(10)
+            barrier.wait(30)
 
     getattr(site.backend, when)[operation] = meet
 
@@ -1087,13 +1211,23 @@ def test_two_who_log_in_at_once_do_not_end_each_other(
         for browser in browsers:
             browser.set(n=1)
     # Both have written before either lists, and listed before either ends anything.
-    let_two_meet(site, "before", "keys_of_user")
-    let_two_meet(site, "after", "load_many")
+    let_meet(site, 2, "before", "keys_of_user")
+    let_meet(site, 2, "after", "load_many")
+    log_in_at_once(site, browsers)
+    live = sum(is_live(browser) for browser in [*earlier, *browsers])
+    assert live == len(sessions_of(site, "ada")) == limit
+    assert sum(is_live(browser) for browser in browsers) == limit
+
+
+def log_in_at_once(
+    site: Site, browsers: list[Browser], when_one_is_in: Callable[[], t.Any] = int
+) -> None:
     errors: list[BaseException] = []
 
     def run(browser: Browser) -> None:
         try:
             browser.set(n=1, _user_id="ada")
+            when_one_is_in()
         except BaseException as error:  # noqa: BLE001 - shown below
             errors.append(error)
 
@@ -1105,9 +1239,33 @@ def test_two_who_log_in_at_once_do_not_end_each_other(
     assert not errors
     site.backend.before.clear()
     site.backend.after.clear()
-    live = sum(is_live(browser) for browser in [*earlier, *browsers])
-    assert live == len(sessions_of(site, "ada")) == limit
-    assert sum(is_live(browser) for browser in browsers) == limit
+
+
+def test_eight_who_log_in_at_once_leave_as_many_as_the_limit_allows(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site(SESSION_MAX_PER_USER=3)
+    browsers = [site.browser() for _ in range(8)]
+    # The order in which they began is not that in which they log in.
+    for browser in browsers:
+        browser.set(n=1)
+        advance(site, 1)
+    # All have written before any lists, and listed before any ends another. Who leaves
+    # the rest to somebody else goes on when that one is through.
+    let_meet(site, 8, "before", "keys_of_user")
+    let_meet(site, 8, "after", "load_many")
+    has_ended = threading.Event()
+    waiting = types.SimpleNamespace(sleep=lambda _: has_ended.wait(30))
+    monkeypatch.setattr("flask_serversession.keeper.time", waiting)
+    log_in_at_once(site, browsers, has_ended.set)
+    live = [browser for browser in browsers if is_live(browser)]
+    assert len(live) == len(sessions_of(site, "ada")) == 3
+    # All have stored at the same moment; which of them did so last is then told by
+    # the keys, and that one is never ended.
+    assert max(browsers, key=handle_of) in live
+    advance(site, 1)
+    assert is_live(log_in(site))
+    assert len(sessions_of(site, "ada")) == 3
 
 
 @pytest.mark.parametrize("name", UNINDEXED)

@@ -611,12 +611,24 @@ class PruningLive(MemoryBackend):
 class PruningByAStaleIndex(MemoryBackend):
     """Prunes what would have expired had nobody touched it."""
 
+    touched: frozenset[str] = frozenset()
+
+    def touch(self, key: str, touched_at: float, expires_at: float) -> bool:
+        self.touched |= {key}
+        return super().touch(key, touched_at, expires_at)
+
     def prune(self, limit: int) -> int:
         removed = super().prune(limit)
         for key, entry in list(self._entries.items()):
-            if entry.record.created_at + 1 <= self._clock() and "touched" in key:
+            if entry.record.created_at + 1 <= self._clock() and key in self.touched:
                 self._discard(key)
         return removed
+
+
+class CountingByTheBeginning(MemoryBackend):
+    """Takes the keys of a longer prefix for its own."""
+
+    key_prefix = "contract:"
 
 
 class PruningLazily(MemoryBackend):
@@ -766,6 +778,7 @@ MISTAKES: list[tuple[type[MemoryBackend], list[str]]] = [
     (PruningEverything, ["prune_deletes_expired_records_up_to_the_limit"]),
     (PruningLive, ["prune_deletes_expired_records_up_to_the_limit"]),
     (PruningByAStaleIndex, ["prune_deletes_expired_records_up_to_the_limit"]),
+    (CountingByTheBeginning, ["iterate_and_count_keep_to_the_key_prefix"]),
     (PruningLazily, ["prune_deletes_expired_records_up_to_the_limit"]),
     (
         ClaimingTooLittle,

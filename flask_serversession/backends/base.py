@@ -73,6 +73,10 @@ class Backend(abc.ABC):
     name: str = "custom"
     #: What the backend can do beyond the five operations.
     capabilities: Capability = Capability.NONE
+    #: Whose records :meth:`iterate` and :meth:`count` keep to: those of the application
+    #: whose keys are this and 64 hexadecimal digits. ``None`` if they give all, which
+    #: may be several applications'; then those of one are counted by :meth:`iterate`.
+    key_prefix: str | None = None
 
     @abc.abstractmethod
     def load(self, key: str) -> Record | None:

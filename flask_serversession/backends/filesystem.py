@@ -31,6 +31,7 @@ from ..record import decode_times
 from ..record import decode_user
 from ..record import encode_record
 from ..record import encode_times
+from ..record import is_key
 from ..record import size_with_user
 from ._files import create_file
 from ._files import decode_name
@@ -119,9 +120,9 @@ class FilesystemBackend(Backend):
     ends in ``.damaged``, where it stays for a week.
 
     :param path: The folder. It, and what is missing above it, is created when needed.
-    :param prefix: What the keys of this application begin with. :meth:`iterate`,
-        :meth:`count` and :meth:`prune` keep to those keys, so that several
-        applications can share a folder.
+    :param prefix: That of the application whose records are listed, counted and
+        pruned, so that several can share a folder: their keys are this and 64
+        hexadecimal digits. ``None`` for all.
     :param lock_timeout: How long an operation waits for another one in the same
         shard, in seconds, before it raises :exc:`.BackendUnavailableError`.
     :param clock: Gives the current time in seconds since the epoch.
@@ -140,13 +141,14 @@ class FilesystemBackend(Backend):
         self,
         path: str | os.PathLike[str],
         *,
-        prefix: str = "",
+        prefix: str | None = None,
         lock_timeout: float = 5.0,
         clock: t.Callable[[], float] = time.time,
     ) -> None:
         self._path: str = os.path.abspath(os.fspath(path))
-        self._prefix = prefix
-        self._encoded_prefix = encode_name(prefix)
+        self.key_prefix = prefix
+        self._prefix = prefix or ""
+        self._encoded_prefix = encode_name(self._prefix)
         if len(self._encoded_prefix) + 64 > _LONGEST_NAME:
             raise ConfigurationError(
                 f"'SESSION_KEY_PREFIX' is too long for a file name: it takes"
@@ -154,7 +156,7 @@ class FilesystemBackend(Backend):
                 f" allows {_LONGEST_NAME - 64}.",
                 "SESSION_KEY_PREFIX",
             )
-        self._markers = UserMarkers(self._path, prefix)
+        self._markers = UserMarkers(self._path, self._prefix)
         self._lock_timeout = lock_timeout
         self._clock = clock
         # Where the next prune() begins; different in each process, so that they do
@@ -311,7 +313,7 @@ class FilesystemBackend(Backend):
         leftovers: list[str] = []
         try:
             for name in self._markers.find(user):
-                key = decode_name(name) if self._is_ours(name) else None
+                key = self._to_key(name)
                 if key is None:
                     continue
                 shard, path = self._locate(key)
@@ -426,15 +428,25 @@ class FilesystemBackend(Backend):
                 except FileNotFoundError:
                     continue
                 for name in names:
-                    key = decode_name(name) if self._is_ours(name) else None
+                    key = self._to_key(name)
                     if key is not None:
                         yield key, os.path.join(folder, name)
         except OSError as error:
             raise self._unavailable(operation, error) from error
 
     def _is_ours(self, name: str) -> bool:
+        if self.key_prefix is not None:
+            return is_key(name, self._encoded_prefix)
         # An encoded key never has a dot; temporary, damaged and lock files have.
-        return "." not in name and name.startswith((self._encoded_prefix, _HASHED))
+        return "." not in name
+
+    def _to_key(self, name: str) -> str | None:
+        """Give the key of a file; ``None`` if it is no record of the application's."""
+        if not self._is_ours(name):
+            return None
+        if self.key_prefix is not None:
+            return self._prefix + name[-64:]
+        return decode_name(name)
 
     # -- reading and writing ---------------------------------------------------
 

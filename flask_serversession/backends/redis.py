@@ -237,8 +237,8 @@ class RedisBackend(Backend):
         timeouts and its retries are its owner's: redis-py's defaults add up to a
         minute. A Cluster client that reads from replicas, and a client-side cache,
         can give a record that was changed or deleted a moment before.
-    :param prefix: What the keys of this application begin with; :meth:`iterate`,
-        :meth:`count` and :meth:`keys_of_user` keep to those keys.
+    :param prefix: That of the application whose records are listed and counted:
+        their keys are this and 64 hexadecimal digits. ``None`` for all.
     :param clock: Gives the current time in seconds since the epoch.
     :raises TypeError: if the client is none.
     :raises ConfigurationError: if the client cannot be used.
@@ -257,11 +257,12 @@ class RedisBackend(Backend):
         self,
         client: t.Any,
         *,
-        prefix: str = "",
+        prefix: str | None = None,
         clock: t.Callable[[], float] = time.time,
     ) -> None:
         self._server = Server(client)
-        self._prefix = prefix
+        self.key_prefix = prefix
+        self._prefix = prefix or ""
         self._clock = clock
 
     @classmethod
@@ -269,7 +270,7 @@ class RedisBackend(Backend):
         cls,
         url: str,
         *,
-        prefix: str = "",
+        prefix: str | None = None,
         clock: t.Callable[[], float] = time.time,
         **options: t.Any,
     ) -> RedisBackend:
@@ -672,7 +673,9 @@ class RedisBackend(Backend):
         self, operation: str, *command: t.Any
     ) -> t.Iterator[tuple[bytes, bytes | None]]:
         """Give the keys of this application, with what the command says of each."""
-        pattern = _GLOB.sub(rb"\\\g<0>", _encode_key(self._prefix)) + b"*"
+        pattern = _GLOB.sub(rb"\\\g<0>", _encode_key(self._prefix))
+        # So long and no longer: another application's prefix may begin with this one.
+        pattern += b"*" if self.key_prefix is None else b"?" * 64
         # SCAN may give a key twice, and so may two nodes while a slot moves. Hashes
         # of the keys take less memory than the keys.
         seen: set[int] = set()

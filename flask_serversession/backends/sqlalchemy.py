@@ -154,7 +154,8 @@ class SQLAlchemyBackend(Backend):
     :param metadata: Where to define the table, so that Alembic sees it. Backends
         with the same metadata, schema and table name share one definition.
     :param create_table: Whether to create the table when it turns out to be missing.
-    :param prefix: What the keys begin with that are listed and counted.
+    :param prefix: That of the application whose records are listed and counted:
+        their keys are this and 64 hexadecimal digits. ``None`` for all.
     :param clock: Gives the current time in seconds since the epoch.
     :raises ValueError: if the prefix is too long, or the metadata has another table
         of that name.
@@ -177,7 +178,7 @@ class SQLAlchemyBackend(Backend):
         schema: str | None = None,
         metadata: sa.MetaData | None = None,
         create_table: bool = True,
-        prefix: str = "",
+        prefix: str | None = None,
         clock: t.Callable[[], float] = time.time,
     ) -> None:
         if not isinstance(t.cast("object", engine), sa.Engine):
@@ -185,7 +186,7 @@ class SQLAlchemyBackend(Backend):
                 f"expected a sqlalchemy.Engine or a Flask-SQLAlchemy object, not a"
                 f" {type(engine).__name__}; use 'SESSION_SQLALCHEMY_URL'."
             )
-        if len(prefix) > _PREFIX_LENGTH:
+        if prefix is not None and len(prefix) > _PREFIX_LENGTH:
             raise ValueError(
                 f"The prefix of the keys has {len(prefix)} characters; the 'sqlalchemy'"
                 f" backend takes at most {_PREFIX_LENGTH}."
@@ -197,6 +198,7 @@ class SQLAlchemyBackend(Backend):
                     " the sessions are kept in an in-memory database of their own."
                 )
             engine = _make_engine(engine.url)
+        self.key_prefix = prefix
         self._clock = clock
         self._create_table = create_table
         self._is_mysql = engine.dialect.name in ("mysql", "mariadb")
@@ -227,7 +229,7 @@ class SQLAlchemyBackend(Backend):
         schema: str | None = None,
         metadata: sa.MetaData | None = None,
         create_table: bool = True,
-        prefix: str = "",
+        prefix: str | None = None,
         clock: t.Callable[[], float] = time.time,
     ) -> SQLAlchemyBackend:
         """Make a backend with an engine of its own.
@@ -570,7 +572,9 @@ class _Reply(t.NamedTuple):
 class _Statements:
     """All statements, made once, so that SQLAlchemy compiles each of them once."""
 
-    def __init__(self, table: sa.Table, dialect: sa.Dialect, prefix: str) -> None:
+    def __init__(
+        self, table: sa.Table, dialect: sa.Dialect, prefix: str | None
+    ) -> None:
         columns = table.c
         key, data, expires_at = columns["key"], columns["data"], columns["expires_at"]
         now = sa.bindparam("now", type_=sa.Double[float]())
@@ -580,7 +584,7 @@ class _Statements:
         is_known = head.between(_bytes(_HEAD_OLDEST), _bytes(_HEAD_KNOWN))
         is_newer = head.between(_bytes(_HEAD_NEWER), _bytes(_HEAD_NEWEST))
         is_tombstone = sa.func.length(data) == 0
-        is_ours = sa.func.substr(key, 1, len(prefix)) == prefix if prefix else sa.true()
+        is_ours = sa.true() if prefix is None else _is_own(key, prefix, dialect)
         values = {
             column.name: sa.bindparam(f"{column.name}_", type_=column.type)
             for column in columns
@@ -648,6 +652,22 @@ class _Statements:
             .where(is_live, sa.not_(is_tombstone), is_ours)
         )
         self.prune = _prune(table, dialect, now)
+
+
+def _is_own(
+    key: sa.ColumnElement[str], prefix: str, dialect: sa.Dialect
+) -> sa.ColumnElement[bool]:
+    """Tell an application's keys from those of another one, whatever its prefix is.
+
+    The length is enough where the other prefix begins with this one. What the last 64
+    characters are is not looked at; somebody would have to write such rows by hand.
+    """
+    # MySQL's LENGTH counts bytes, and SQLite has no CHAR_LENGTH.
+    is_mysql = dialect.name in ("mysql", "mariadb")
+    length = sa.func.char_length(key) if is_mysql else sa.func.length(key)
+    return sa.and_(
+        sa.func.substr(key, 1, len(prefix)) == prefix, length == len(prefix) + 64
+    )
 
 
 def _prune(

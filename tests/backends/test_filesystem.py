@@ -161,8 +161,9 @@ def test_the_folder_may_be_lost(
 
 @pytest.mark.parametrize("key", ["k" * 500, "ключ" * 100, "%" * 90, PREFIX * 60])
 def test_a_key_too_long_for_a_file_name_works(
-    backend: FilesystemBackend, clock: FakeClock, key: str
+    path: Path, clock: FakeClock, key: str
 ) -> None:
+    backend = FilesystemBackend(path, clock=clock)
     record = make_record(clock)
     assert backend.create(key, record) is True
     assert backend.create(key + "x", record) is True

@@ -404,14 +404,20 @@ def test_iterate_and_count_keep_to_the_prefix(
     other.create(key_of("id", f"{prefix}a*?\\"), make_record())
     backend.create(key_of("tombstone", odd), make_record(b""))
     client.rpush(f"{odd}list", "foreign")
-    client.set(odd.encode() + b"\xff\xfe", encode_record(make_record()) + bytes(16))
-    client.set(f"{odd}foreign", "foreign")
+    # As long as a key.
+    no_text = odd.encode() + b"\xff\xfe" * 32
+    client.set(no_text, encode_record(make_record()) + bytes(16))
+    client.set(f"{odd}{'foreign-' * 8}", "foreign")
+    nested = key_of("id", f"{odd}x:")
+    other.create(nested, make_record())
     assert {key for key, _ in backend.iterate()} == keys
     assert len(list(backend.iterate())) == 2_500
     assert backend.count() == 2_501  # one of them has no text for a key
     assert other.count() == 1
-    backend.close()
-    other.close()
+    every = RedisBackend.from_url(server.url)
+    assert keys | {nested} < {key for key, _ in every.iterate()}
+    for each in (backend, other, every):
+        each.close()
 
 
 def test_close_leaves_the_applications_client_open(
