@@ -112,7 +112,7 @@ class Sources:
 
     @functools.cache  # noqa: B019 - one object a test run
     def passed(self, suite: Suite, backend: str) -> frozenset[str]:
-        """Give the tests that pass; with Flask's own sessions if no backend is named."""
+        """Give the tests that pass; without a backend, with Flask's sessions."""
         folder = self._folder / f"{suite.package}-{backend or 'default'}"
         folder.mkdir()
         names = folder / "passed"
