@@ -1,7 +1,7 @@
 """Runs what README.rst and docs/ show, and compares what they say with the code.
 
-Every ``.. code-block:: python`` is executed, in a folder of its own. Comments, which
-nobody sees on the pages, say how:
+Every ``.. code-block:: python`` is executed, in a folder of its own, and so is Python
+that a ``.. literalinclude::`` shows. Comments, which nobody sees on the pages, say how:
 
 ``.. listing: NAME``
     before a listing: listings of one page with the same name are run one after the
@@ -143,8 +143,10 @@ class Block:
 
 _BEFORE = ("listing", "file", "config", "skip", "fails")
 _AFTER = ("check", "raises", "warns", "logs", "prints", "shows")
+_LANGUAGES = {".py": "python", ".toml": "toml"}
 _START = re.compile(
-    rf"(?P<indent> *)\.\. (?P<kind>code-block(?=::)|{'|'.join(_BEFORE + _AFTER)})"
+    r"(?P<indent> *)\.\. (?P<kind>code-block(?=::)|literalinclude(?=::)|"
+    rf"{'|'.join(_BEFORE + _AFTER)})"
     r"(?:$|::? +(?P<argument>\S.*)$)"
 )
 
@@ -171,16 +173,12 @@ def read_blocks(page: Path) -> list[Block]:
             content.pop(0)
             first += 1
         source = textwrap.dedent("\n".join(content)).rstrip() + "\n"
-        blocks.append(
-            Block(
-                page,
-                number + 1 + first,
-                match["kind"],
-                (match["argument"] or "").strip(),
-                source,
-                indent,
-            )
-        )
+        kind, argument = match["kind"], (match["argument"] or "").strip()
+        if kind == "literalinclude":
+            included = page.parent / argument
+            source = included.read_text(encoding="utf-8")
+            kind, argument = "code-block", _LANGUAGES[included.suffix]
+        blocks.append(Block(page, number + 1 + first, kind, argument, source, indent))
     return blocks
 
 
