@@ -18,10 +18,11 @@ import subprocess
 import sys
 import tarfile
 import typing as t
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from .figures import Report
 
 PLUGIN = "server_session_plugin"
 FOLDER = Path(__file__).parent / "third_party"
@@ -134,8 +135,9 @@ class Sources:
             check=False,
         )
         assert names.exists(), run.stdout + run.stderr
-        (folder / "output").write_text(run.stdout + run.stderr)
-        return frozenset(names.read_text().splitlines())
+        passed = frozenset(names.read_text().splitlines())
+        assert len(passed) >= suite.least, run.stdout + run.stderr
+        return passed
 
 
 @pytest.fixture(scope="module")
@@ -148,14 +150,13 @@ def test_every_test_passes_that_passes_with_flasks_own_sessions(
     sources: Sources,
     suite: Suite,
     backend: str,
-    record_property: Callable[[str, object], None],
+    report: Report,
 ) -> None:
     if not (suite.is_quick or IS_COMPLETE):
         pytest.skip("'make test-third-party' runs this.")
     before = sources.passed(suite, "")
     after = sources.passed(suite, backend)
-    record_property("passed", len(before))
-    assert len(before) >= suite.least
+    report(passed_with_flasks_sessions=len(before), passed_with_these=len(after))
     assert before - after == set(suite.exceptions)
     # And none that fails otherwise.
     assert after <= before
