@@ -5,13 +5,22 @@
 # make docs    the documentation, into docs/_build/html
 # make clean   removes all that the above have made
 #
+# make test-pythons      the tests that are not slow, on every Python on the path
+# make test-lowest       the same, with the oldest versions that pyproject.toml allows
+# make test-extras       the wheel in an environment with each extra alone
+# make test-third-party  the tests of Flask and of its extensions, with our sessions
+#
 # All need Python with its venv module, and nothing else: what they install goes
-# into .venv. PYTHON=python3.12 chooses another Python, after "make clean".
+# into .venv. PYTHON=python3.12 chooses another Python, after "make clean";
+# PYTHONS="python3.10 /opt/python/bin/python3.13" names those of test-pythons.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+MARKS ?=
 WORKERS ?= 2
 BENCH_ARGS ?=
+PYTHONS ?= $(foreach minor,10 11 12 13 14 15,$(if $(shell python3.$(minor) -c "" \
+    2> /dev/null && echo yes),python3.$(minor)))
 PORT ?= 5000
 
 VENV := .venv
@@ -20,6 +29,7 @@ SPHINX := $(BIN)/sphinx-build -E -W -n docs docs/_build/html
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench docs clean
+.PHONY: test-pythons test-lowest test-extras test-third-party dist
 .DELETE_ON_ERROR:
 
 help:
@@ -28,8 +38,10 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/python -m flask --app example_app run --port $(PORT)
 
+RUN_TESTS = -m pytest -m "$(MARKS)" --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
 test: $(VENV)/.tests
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python $(RUN_TESTS)
 
 check: $(VENV)/.checks
 	$(BIN)/ruff check
@@ -37,13 +49,29 @@ check: $(VENV)/.checks
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(SPHINX)
-	rm -rf dist $(VENV)/wheel
+	$(MAKE) test-extras
+
+dist: $(VENV)/.checks
+	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
-	$(PYTHON) -m venv $(VENV)/wheel
-	$(VENV)/wheel/bin/python -m pip install --quiet dist/*.whl
-	$(VENV)/wheel/bin/python -I -c "import flask_serversession"
-	rm -rf $(VENV)/wheel
+
+test-extras: dist
+	$(BIN)/python tests/packaging/try_extras.py --python $(PYTHON) dist
+
+test-pythons:
+	@[ -n "$(PYTHONS)" ] || { echo >&2 "No Python from 3.10 on the path."; exit 1; }
+	@set -e; for python in $(PYTHONS); do \
+	    $(MAKE) test PYTHON=$$python VENV=$(VENV)/$$(basename $$python) MARKS="not slow"; \
+	done
+
+test-lowest: MARKS = not slow
+test-lowest: $(VENV)/lowest/.tests
+	$(VENV)/lowest/bin/python $(RUN_TESTS)
+
+test-third-party: $(VENV)/third-party/.tests
+	THIRD_PARTY=1 $(VENV)/third-party/bin/python -m pytest \
+	    tests/test_third_party_suites.py $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
@@ -80,4 +108,20 @@ $(VENV)/.bench: $(VENV)/.created pyproject.toml
 
 $(VENV)/.checks: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[all,example]" --group checks
+	@touch $@
+
+# Environments of their own, for other versions of packages.
+
+$(VENV)/lowest/.tests: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet uv
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python \
+	    --resolution lowest-direct --editable ".[all,example]" --group tests
+	@touch $@
+
+$(VENV)/third-party/.tests: pyproject.toml tests/third_party/requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --editable ".[all,example]" \
+	    --group tests --requirement tests/third_party/requirements.txt
 	@touch $@

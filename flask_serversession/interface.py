@@ -155,6 +155,7 @@ class ServerSessionInterface(SessionInterface):
             else:
                 candidates = find_values(header, name)
         state = State(signer, candidates, seen_at=self.keeper.clock())
+        state.is_closed = _is_socket_event(app, request)
         if self.config.track:
             state.meta = self._meta(request)
         return self.session_class(state, self.keeper)
@@ -179,6 +180,9 @@ class ServerSessionInterface(SessionInterface):
         :raises SessionLostError: if ``SESSION_ON_LOST`` asks for it.
         """
         state = state_of(t.cast(ServerSideSession, session))
+        if state.is_closed and _is_socket_event(app, current_request):
+            self._save_event(state)
+            return
         if state.is_closed:
             # Flask calls a second time when the first call has raised. Nothing is
             # stored then, but an id that has changed must reach the browser.
@@ -224,6 +228,22 @@ class ServerSessionInterface(SessionInterface):
             self._set_cookie(app, session, state, response)
         elif cookie is Cookie.DELETE:
             self._delete_cookie(app, response)
+
+    def _save_event(self, state: State) -> None:
+        """Save what a handler of Flask-SocketIO has changed.
+
+        No cookie can be sent, so a session that would need one stays as it is stored,
+        which is warned of afterwards. :meth:`.ServerSideSession.save` raises instead.
+        """
+        if state.status is Status.UNLOADED:
+            self.keeper.load(state)
+        is_moving = (
+            state.status is Status.STORED
+            and bool(state.data)
+            and self.keeper.rotation_reason(state) is not None
+        )
+        if state.status is not Status.NEW and not is_moving:
+            self.keeper.save(state)
 
     # The decisions
 
@@ -413,6 +433,17 @@ class ServerSessionInterface(SessionInterface):
                 " before the response.",
                 self.keeper.handle(state) or "(new)",
             )
+
+
+def _is_socket_event(app: Flask, request: Request) -> bool:
+    """Whether Flask-SocketIO handles an event, to which no response belongs.
+
+    It opens the session anew for each event, with the request of the handshake. That
+    one's path reaches Flask in no other way: Flask-SocketIO's middleware keeps it.
+    """
+    middleware = getattr(app.extensions.get("socketio"), "sockio_mw", None)
+    path: str | None = getattr(middleware, "engineio_path", None)
+    return path is not None and request.path.strip("/") == path.strip("/")
 
 
 def _is_refreshed(app: Flask) -> bool:

@@ -934,7 +934,7 @@ class BackendKeeper:
         if state.is_closed:
             raise ServerSessionError(
                 "regenerate() came after the response was sent; the browser cannot"
-                " learn the new id any more."
+                " learn the new id any more. Call it before the response begins."
             )
         if not keep_data:
             state.data.clear()

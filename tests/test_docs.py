@@ -1,7 +1,7 @@
 """Runs what README.rst and docs/ show, and compares what they say with the code.
 
-Every ``.. code-block:: python`` is executed, in a folder of its own. Comments, which
-nobody sees on the pages, say how:
+Every ``.. code-block:: python`` is executed, in a folder of its own, and so is Python
+that a ``.. literalinclude::`` shows. Comments, which nobody sees on the pages, say how:
 
 ``.. listing: NAME``
     before a listing: listings of one page with the same name are run one after the
@@ -143,8 +143,10 @@ class Block:
 
 _BEFORE = ("listing", "file", "config", "skip", "fails")
 _AFTER = ("check", "raises", "warns", "logs", "prints", "shows")
+_LANGUAGES = {".py": "python", ".toml": "toml"}
 _START = re.compile(
-    rf"(?P<indent> *)\.\. (?P<kind>code-block(?=::)|{'|'.join(_BEFORE + _AFTER)})"
+    r"(?P<indent> *)\.\. (?P<kind>code-block(?=::)|literalinclude(?=::)|"
+    rf"{'|'.join(_BEFORE + _AFTER)})"
     r"(?:$|::? +(?P<argument>\S.*)$)"
 )
 
@@ -171,16 +173,12 @@ def read_blocks(page: Path) -> list[Block]:
             content.pop(0)
             first += 1
         source = textwrap.dedent("\n".join(content)).rstrip() + "\n"
-        blocks.append(
-            Block(
-                page,
-                number + 1 + first,
-                match["kind"],
-                (match["argument"] or "").strip(),
-                source,
-                indent,
-            )
-        )
+        kind, argument = match["kind"], (match["argument"] or "").strip()
+        if kind == "literalinclude":
+            included = page.parent / argument
+            source = included.read_text(encoding="utf-8")
+            kind, argument = "code-block", _LANGUAGES[included.suffix]
+        blocks.append(Block(page, number + 1 + first, kind, argument, source, indent))
     return blocks
 
 
@@ -538,6 +536,111 @@ HELPERS: Namespace = {
     "session": flask_serversession.session,
     "visit": visit,
 }
+
+
+# -- every message
+
+
+#: Calls with texts that are no messages, or are documented elsewhere: what each key
+#: accepts is in config.rst; help and what is printed when all goes well, in cli.rst.
+_NO_MESSAGES = {
+    *("_Invalid", "_duration_or", "_duration_or_none"),
+    *("AppGroup", "Hidden", "_print", "_progress", "option"),
+    *("cast", "compile", "execute", "search", "startswith", "text"),
+    *("AssertionError", "OperationalError", "RuntimeError"),  # handled inside
+}
+#: The same for what is no argument of a call.
+_NO_SENTENCES = {
+    # handled inside, or looked for in what drivers say
+    *("a marker outside of its place", "a named offset without the offset"),
+    *("not an HTTP date", "not a string", "… cannot be written"),
+    *("already exists", "is locked", "timed out", "timeout expired"),
+    "unknown database",
+    # in a table that is printed
+    *("compare and swap", "count them", "delete expired ones by itself"),
+    *("delete expired ones on demand", "list all sessions", "no answer", "It can"),
+    *("User agent", "Last seen", "<… (not loaded)>"),
+}
+_PLACEHOLDER = "\N{HORIZONTAL ELLIPSIS}"
+
+
+def read_messages() -> dict[str, str]:
+    """Give the texts of the package, with … for what differs, and where they are."""
+    found: dict[str, str] = {}
+    for path in sorted(Path(flask_serversession.__file__).parent.rglob("*.py")):
+        if path.name != "testing.py":
+            finder = Messages()
+            finder.visit(ast.parse(path.read_text(encoding="utf-8")))
+            for text, line in finder.found.items():
+                found.setdefault(text, f"{path.name}:{line}")
+    return found
+
+
+class Messages(ast.NodeVisitor):
+    """Finds the strings of a module that are sentences, or parts of sentences."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, int] = {}
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        if not isinstance(node.value, ast.Constant):  # a docstring
+            self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if name not in _NO_MESSAGES:
+            self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
+        texts: list[str] = []
+        for value in node.values:
+            if isinstance(value, ast.Constant):
+                texts.append(re.sub(r"%[sdr]", _PLACEHOLDER, value.value))
+            else:
+                texts.append(_PLACEHOLDER)
+                self.visit(value)  # a text in an expression
+        self.add("".join(texts), node.lineno)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        if isinstance(node.value, str):
+            text = re.sub(r"%[sdr]|\{\w*\}", _PLACEHOLDER, node.value)
+            self.add(text, node.lineno)
+
+    def add(self, text: str, line: int) -> None:
+        if "\n" in text or text in _NO_SENTENCES:  # a script, or no message
+            return
+        text = " ".join(text.split())
+        if len(re.findall(r"(?<![^ '(])[A-Za-z][a-z]+(?![^ '.,;:)])", text)) >= 2:
+            self.found.setdefault(text, line)
+
+
+def pattern_of(message: str) -> str:
+    pieces = message.split(_PLACEHOLDER)
+    return ".{1,99}?".join(re.escape(piece) for piece in pieces)
+
+
+def test_every_message_warning_and_line_of_the_log_is_documented() -> None:
+    page = " ".join((DOCS / "errors.rst").read_text(encoding="utf-8").split())
+    messages = read_messages()
+    assert len(messages) > 150
+    missing = [
+        f"{place}: {text}"
+        for text, place in messages.items()
+        if not re.search(pattern_of(text), page)
+    ]
+    assert not missing, "\n".join(missing)
+
+
+def test_no_message_is_documented_that_there_is_not() -> None:
+    page = (DOCS / "errors.rst").read_text(encoding="utf-8")
+    cells = re.findall(r"^    \* - ``((?:.|\n {8})*?)``$", page, re.MULTILINE)
+    texts = {" ".join(cell.split()) for cell in cells}
+    assert len(texts) > 100
+    assert texts - set(read_messages()) == set()
 
 
 # -- the command line

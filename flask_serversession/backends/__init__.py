@@ -97,7 +97,9 @@ def _third_party(name: str, setting: Setting) -> Backend:
         return found
     if not callable(found):
         raise Refused(
-            key, f"{key!r} is {name!r}, which is neither a Backend nor makes one."
+            key,
+            f"{key!r} is {name!r}, which is neither a Backend nor makes one. Name a"
+            " class, a function or an object.",
         )
     # A class that wants to be configured has from_config(mapping); others take nothing.
     make = getattr(found, "from_config", None)
@@ -214,7 +216,9 @@ def _build_sqlalchemy(setting: Setting) -> tuple[Backend, str | None]:
         return backend_class(engine, **options), None
     except ImportError as error:
         raise Refused(
-            key, f"{key!r} needs a database driver that is not installed: {error}."
+            key,
+            f"{key!r} needs a database driver that is not installed: {error}. Install"
+            " it, or name another one in the URL.",
         ) from error
     except (TypeError, ValueError) as error:
         raise Refused(key, f"{key!r}: {error}") from error
