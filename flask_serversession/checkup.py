@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import datetime as dt
 import os
 import re
 import typing as t
@@ -153,6 +154,8 @@ def _masked(value: t.Any) -> Hidden | None:
 def _public(value: t.Any) -> t.Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, dt.datetime):
+        return value.isoformat()
     if isinstance(value, (list, tuple)):
         return [_public(item) for item in t.cast("list[t.Any]", value)]
     # Its repr could show anything.
