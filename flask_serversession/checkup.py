@@ -128,6 +128,8 @@ def settings_in_force(app: Flask, state: AppState) -> cabc.Iterator[SettingInFor
             key, _public(value), "default" if is_default else "app.config"
         )
     others = _CONFIGURABLE - {state.backend.name}
+    if not state.config.migrate_from:
+        others |= {"migrate"}
     for key, name in KEYS.items():
         if key not in given and name.partition("_")[0] in others:
             continue

@@ -31,11 +31,11 @@ and nobody who has the cookie or the store can.
 
 from __future__ import annotations
 
+import collections
 import collections.abc as cabc
 import dataclasses
 import functools
 import logging
-import re
 import secrets
 import typing as t
 import zlib
@@ -54,6 +54,7 @@ from .backends import Setting
 from .backends._flask_session import OldStore
 from .backends._flask_session import PickledError
 from .backends._flask_session import build_old_store
+from .backends._flask_session import is_id
 from .backends.base import Backend
 from .config import SessionConfig
 from .cookie import MAX_CANDIDATES
@@ -78,11 +79,6 @@ logger = logging.getLogger("flask_serversession")
 _NONCE = "nonce"
 # Browsers keep cookies of 4 KiB, and servers take headers of 8 to 64 KiB.
 _MAX_COOKIE = 16 * 1024
-# What secrets.token_urlsafe() gives, or uuid4() before. Nothing that leads to other
-# keys of the store, such as the index of a user.
-_FLASK_SESSION_ID = re.compile(r"[A-Za-z0-9_-]{16,256}")
-# The handle of one of our own sessions, which is no secret, nor an id of any.
-_HANDLE = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,6 +120,42 @@ def _tell_end(config: SessionConfig) -> None:
     )
 
 
+class Findings(t.NamedTuple):
+    """How many of the sessions in an old store can be taken over."""
+
+    read: int = 0
+    good: int = 0
+    expired: int = 0
+    pickled: int = 0
+    unreadable: int = 0
+
+
+def sample(
+    store: OldStore,
+    limit: int,
+    progress: cabc.Callable[[int], None] = lambda number: None,
+) -> Findings:
+    """Read some of the sessions in an old store, and change nothing.
+
+    :param limit: How many to read at most.
+    :param progress: Called after each with 1.
+    :raises NotSupportedError: if the store cannot list what it holds.
+    """
+    found: collections.Counter[str] = collections.Counter()
+    for content in store.sample(limit):
+        found["read"] += 1
+        if content is None:
+            found["expired"] += 1
+        elif isinstance(content, PickledError):
+            found["pickled"] += 1
+        elif isinstance(content, RecordError):
+            found["unreadable"] += 1
+        else:
+            found["good"] += 1
+        progress(1)
+    return Findings(**found)
+
+
 class MigratingKeeper(BackendKeeper):
     """A keeper that takes over sessions of other kinds.
 
@@ -151,8 +183,13 @@ class MigratingKeeper(BackendKeeper):
 
     # Which session it is
 
+    @property
+    def is_over(self) -> bool:
+        """Whether :data:`SESSION_MIGRATE_UNTIL` has passed."""
+        return self.clock() >= self.until
+
     def _recognize(self, state: State) -> bool:
-        if self.clock() >= self.until:
+        if self.is_over:
             if not self._is_end_told:
                 self._is_end_told = True
                 _tell_end(self._config)
@@ -204,9 +241,7 @@ class MigratingKeeper(BackendKeeper):
                 value = signer.unsign(value).decode("ascii")
             except BadSignature:
                 return None
-        if self.store is None or _FLASK_SESSION_ID.fullmatch(value) is None:
-            return None
-        if _HANDLE.fullmatch(value) is not None:
+        if self.store is None or not is_id(value):
             return None
         key = self._config.key_prefix + value
         return Legacy(

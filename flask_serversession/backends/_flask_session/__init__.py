@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import json
+import re
 import typing as t
 
 import msgpack  # type: ignore[import-untyped] # pyright: ignore[reportMissingTypeStubs]
 
 from ...errors import RecordError
-from ...record import MAGIC
 from .. import Refused
 from .. import Setting
 from ..base import Backend
 
 _msgpack: t.Any = msgpack  # which has no type hints
+
+_ID = re.compile(r"[A-Za-z0-9_-]{16,256}")
+_HANDLE = re.compile(r"[0-9a-f]{64}")
 
 #: Why nothing of a pickle is read.
 PICKLED = (
@@ -53,7 +56,7 @@ class OldStore(t.Protocol):
         ...
 
     def sample(
-        self, prefix: str, limit: int
+        self, limit: int
     ) -> cabc.Iterator[dict[str, t.Any] | RecordError | None]:
         """Give what some of the sessions held, in no special order.
 
@@ -98,9 +101,14 @@ def is_pickle(value: bytes) -> bool:
     return (is_binary or value[:1] in (b"(", b"}")) and value[-1:] == b"."
 
 
-def is_own(value: bytes) -> bool:
-    """Whether a value is one of this library's, which may be in the same store."""
-    return value[:1] == bytes([MAGIC])
+def is_id(text: str) -> bool:
+    """Whether a text can be an id of Flask-Session's.
+
+    What ``secrets.token_urlsafe()`` gives, or ``uuid4()`` before: nothing that leads to
+    other keys of the store, such as the index of a user. Nor the handle of a session of
+    ours, which is no secret.
+    """
+    return _ID.fullmatch(text) is not None and _HANDLE.fullmatch(text) is None
 
 
 def build_old_store(setting: Setting, backend: Backend) -> OldStore:
@@ -143,7 +151,9 @@ def _make_redis(setting: Setting, found: t.Any) -> OldStore | None:
     from .redis import FlaskSessionRedis
 
     source = RedisBackend(found) if not isinstance(found, Backend) else found
-    return FlaskSessionRedis(source) if isinstance(source, RedisBackend) else None
+    if not isinstance(source, RedisBackend):
+        return None
+    return FlaskSessionRedis(source, setting.config.key_prefix)
 
 
 def _make_sqlalchemy(setting: Setting, found: t.Any) -> OldStore | None:
@@ -157,14 +167,18 @@ def _make_sqlalchemy(setting: Setting, found: t.Any) -> OldStore | None:
         source = SQLAlchemyBackend(engine, clock=setting.clock)
     if not isinstance(source, SQLAlchemyBackend):
         return None
-    return FlaskSessionTable(source, config.migrate_table, config.sqlalchemy_schema)
+    return FlaskSessionTable(
+        source, config.migrate_table, config.sqlalchemy_schema, config.key_prefix
+    )
 
 
 def _make_cachelib(setting: Setting, found: t.Any) -> OldStore | None:
     from ..cachelib import CachelibBackend
     from .cachelib import FlaskSessionCache
 
-    source = CachelibBackend(found) if not isinstance(found, Backend) else found
+    source = found
+    if not isinstance(found, Backend):
+        source = CachelibBackend(found, clock=setting.clock)
     return FlaskSessionCache(source) if isinstance(source, CachelibBackend) else None
 
 

@@ -55,7 +55,7 @@ class FlaskSessionCache(CachelibBackend):
         self._run("delete", self._cache.delete, key)
 
     def sample(
-        self, prefix: str, limit: int
+        self, limit: int
     ) -> cabc.Iterator[dict[str, t.Any] | RecordError | None]:
         """Give what some of the sessions held, which only files can tell."""
         cache: t.Any = self._cache

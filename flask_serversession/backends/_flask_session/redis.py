@@ -9,18 +9,19 @@ import typing as t
 from ...errors import RecordError
 from ..redis import RedisBackend
 from . import decode
-from . import is_own
+from . import is_id
 
 
 class FlaskSessionRedis(RedisBackend):
     """An :class:`.OldStore` on the server of a backend.
 
     :param source: Whose connections it uses.
+    :param prefix: What the keys begin with.
     """
 
-    def __init__(self, source: RedisBackend) -> None:
+    def __init__(self, source: RedisBackend, prefix: str) -> None:
         self._server = source._server
-        self._prefix = source._prefix
+        self._prefix = prefix
         self._clock = source._clock
 
     def read(self, key: str) -> dict[str, t.Any] | None:
@@ -33,13 +34,16 @@ class FlaskSessionRedis(RedisBackend):
         self._ask("delete", "DEL", key)
 
     def sample(
-        self, prefix: str, limit: int
+        self, limit: int
     ) -> cabc.Iterator[dict[str, t.Any] | RecordError | None]:
         """Give what some of the sessions held, by ``SCAN``."""
-        self._prefix = prefix
-        values = (value for _, value in self._scan("iterate", "GET"))
-        others = (value for value in values if value is not None and not is_own(value))
-        for value in itertools.islice(others, limit):
+        start = len(self._prefix.encode())
+        values = (
+            value
+            for name, value in self._scan("iterate", "GET")
+            if value is not None and is_id(name[start:].decode(errors="replace"))
+        )
+        for value in itertools.islice(values, limit):
             try:
                 yield decode(value)
             except RecordError as error:

@@ -22,12 +22,18 @@ class FlaskSessionTable(SQLAlchemyBackend):
     :param source: Whose engine it uses.
     :param table_name: Flask-Session's ``SESSION_SQLALCHEMY_TABLE``.
     :param schema: Flask-Session's ``SESSION_SQLALCHEMY_SCHEMA``.
+    :param prefix: What the keys begin with.
     """
 
     def __init__(
-        self, source: SQLAlchemyBackend, table_name: str, schema: str | None
+        self,
+        source: SQLAlchemyBackend,
+        table_name: str,
+        schema: str | None,
+        prefix: str,
     ) -> None:
         super().__init__(source._engine, create_table=False, clock=source._clock)
+        self._prefix = prefix
         self.table = sa.Table(
             table_name,
             sa.MetaData(schema=schema),
@@ -63,13 +69,13 @@ class FlaskSessionTable(SQLAlchemyBackend):
         self._ask("delete", statement, {"key_": key})
 
     def sample(
-        self, prefix: str, limit: int
+        self, limit: int
     ) -> cabc.Iterator[dict[str, t.Any] | RecordError | None]:
         """Give what some of the sessions held. One ``SELECT``."""
         columns = self.table.c
         statement = (
             sa.select(columns.data, columns.expiry)
-            .where(columns.session_id.startswith(prefix, autoescape=True))
+            .where(columns.session_id.startswith(self._prefix, autoescape=True))
             .limit(limit)
         )
         for row in self._ask("iterate", statement, {}):
