@@ -8,10 +8,10 @@ or runs at the same moment:
 
 .. code-block:: text
 
+    read what the session held: out of the old cookie,
+      │ or out of Flask-Session's store
     load the marker ──── there is one ───────────────────────┐
       │ there is none                                        │
-    read what the session held: out of the old cookie,       │
-      │ or out of Flask-Session's store                      │
     create the record, under an id that nobody was told      │
       │                                                      │
     create the marker ── another request was faster:         │
@@ -19,10 +19,11 @@ or runs at the same moment:
       │                                                      ▼
     remove the old session                      load the record that it leads to
 
-The marker is what decides, because creating it succeeds once. What leads to a record
-that has gone means that the session was ended, so replaying the old cookie brings
-nothing back. A process that dies before it leaves a record that nobody knows the id of;
-one that dies after it has done all that counts.
+The marker is what decides, because creating it succeeds once. It is there before the
+old session is removed, and looked for after that was read, so who does not find the one
+finds the other. What leads to a record that has gone means that the session was ended,
+so replaying the old cookie brings nothing back. A process that dies before it leaves a
+record that nobody knows the id of; one that dies after it has done all that counts.
 
 The id is derived from the old cookie, a random number in the marker, and the
 application's secret: the second of two requests with the same old cookie can tell it,
@@ -295,20 +296,17 @@ class MigratingKeeper(BackendKeeper):
     # How it is taken over
 
     def _take_over(self, state: State, legacy: Legacy) -> None:
+        content = self._asked(state, "load", legacy.read)
         marker = self._asked(state, "load", self.backend.load, state.key)
-        if marker is None:
-            content = self._asked(state, "load", legacy.read)
-            if not content:
-                self._begin_instead(state, "unknown")
-                return
+        if marker is None and content:
             marker = self._establish(state, legacy, content)
-        if state.status is Status.STORED:
+        if marker is not None and content is not None:
             self._remove(legacy)
+        if state.status is Status.STORED:
             self._tell_stored(signals.session_created, state, None)
         elif marker is None:
             self._begin_instead(state, "unknown")
         else:
-            self._remove(legacy)
             self._follow(state, legacy, marker)
 
     def _establish(

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import datetime as dt
 import decimal
+import hashlib
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 
+import cachelib.serializers
 import flask
 import flask_login
 import flask_session
@@ -31,6 +33,7 @@ import sqlalchemy as sa
 from cachelib import FileSystemCache
 from cachelib import MemcachedCache
 from cachelib import SimpleCache
+from cachelib.serializers import SimpleSerializer
 from flask import Flask
 from flask import session
 from flask.sessions import SecureCookieSessionInterface
@@ -45,6 +48,7 @@ from flask_serversession import ServerSession
 from flask_serversession import signals
 from flask_serversession.backends._flask_session import decode
 from flask_serversession.backends._flask_session.pickled import read_plain
+from flask_serversession.record import encode_record
 from flask_serversession.testing import FakeClock
 
 from .backend_configs import Config
@@ -424,6 +428,49 @@ def test_a_marker_stays_as_long_as_an_old_cookie_could_be_accepted() -> None:
     assert entry.record.expires_at == pytest.approx(now + 86400 * 231, abs=1)
 
 
+def test_a_marker_is_small_and_no_session() -> None:
+    site = make_site()
+    coming_with(site, flask_cookie()).visit(look_and_destroy)
+    (entry,) = site.backend.backend._entries.values()  # type: ignore[attr-defined]
+    assert len(encode_record(entry.record)) == 194  # as the documentation says
+    with site.app.app_context():
+        assert site.extension.count() == 0
+        assert list(site.extension.sessions()) == []
+
+
+def test_an_earlier_cookie_of_flasks_is_a_session_of_its_own() -> None:
+    # Flask's sessions have no id, so nothing can tell; the documentation says so.
+    site = make_site()
+    earlier, last = flask_cookie(), flask_cookie({**CONTENT, "n": 2})
+    coming_with(site, last).visit(destroy)
+    thief = coming_with(site, earlier)
+    assert thief.read()["_user_id"] == "ada"
+    with site.app.app_context():
+        assert site.extension.revoke_user("ada") == 1
+    assert thief.read() == {}
+    assert coming_with(site, earlier).read() == {}
+
+
+def test_what_was_not_taken_over_yet_is_on_no_list() -> None:
+    site = make_site()
+    old = flask_cookie()
+    with site.app.app_context():
+        assert site.extension.revoke_user("ada") == 0
+    assert coming_with(site, old).read()["_user_id"] == "ada"
+
+
+def test_without_the_setting_what_was_taken_over_stays() -> None:
+    site = make_site()
+    taken, other = (coming_with(site, flask_cookie({"n": n})) for n in (1, 2))
+    assert taken.read()["n"] == 1
+    cookies = taken.cookie, other.cookie
+    after = make_site(
+        {"SESSION_BACKEND": site.backend.backend}, SESSION_MIGRATE_FROM=None
+    )
+    found = [coming_with(after, t.cast(str, cookie)).read() for cookie in cookies]
+    assert found == [{"n": 1, "_permanent": False}, {}]
+
+
 def test_logging_out_is_no_way_back_either() -> None:
     site = make_site(SESSION_ROTATION_GRACE=0)
     old = flask_cookie()
@@ -634,6 +681,11 @@ def signed(payload: bytes) -> str:
 GENUINE = flask_cookie()
 
 
+def name_of(cookie: str) -> str:
+    # There is a time in it, and pytest's workers have to name tests alike.
+    return "cookie"
+
+
 @pytest.mark.parametrize(
     "cookie",
     [
@@ -649,6 +701,7 @@ GENUINE = flask_cookie()
         "-",
         "x.y.z",
     ],
+    ids=name_of,
 )
 @pytest.mark.parametrize("source", ["cookie", ["cookie", "flask-session"]])
 def test_a_forged_or_damaged_cookie_costs_nothing(
@@ -678,6 +731,7 @@ def test_a_forged_or_damaged_cookie_costs_nothing(
         signed(base64.urlsafe_b64encode(b"\xff\xfe")),
         flask_cookie({"_user_id": "u" * 300}),
     ],
+    ids=name_of,
 )
 def test_a_signed_cookie_that_makes_no_sense_is_no_session(
     cookie: str, caplog: pytest.LogCaptureFixture
@@ -1011,6 +1065,55 @@ def test_cookies_of_both_kinds_are_taken_over(before: Before) -> None:
     assert coming_with(site, flask_cookie({"n": 1})).read()["n"] == 1
 
 
+def test_the_files_of_flask_session_are_a_cache(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of this whole type
+        before = Before(
+            {"SESSION_TYPE": "filesystem", "SESSION_FILE_DIR": str(tmp_path / "old")},
+            {"SESSION_MIGRATE_STORE": FileSystemCache(str(tmp_path / "old"))},
+        )
+    cookie, kept = before.begin()
+    browser = coming_with(make_site(**before.migration), cookie)
+    assert browser.read() == kept
+    assert before.find(cookie) is None
+    assert before.interface.cache._file_count == 0
+    browser.visit(destroy)
+    assert coming_with(browser.site, cookie).read() == {}
+
+
+def test_files_may_have_the_names_that_cachelib_gave_them_before(
+    tmp_path: Path,
+) -> None:
+    old = FileSystemCache(str(tmp_path), hash_method=hashlib.md5)
+    cookie = secrets.token_urlsafe(32)
+    old.set(f"session:{cookie}", {"n": 1})
+    for hash_method, found in ((hashlib.sha256, {}), (hashlib.md5, {"n": 1})):
+        cache = FileSystemCache(str(tmp_path), hash_method=hash_method)
+        site = make_site(
+            SESSION_MIGRATE_FROM="flask-session", SESSION_MIGRATE_STORE=cache
+        )
+        assert coming_with(site, cookie).read() == found
+    assert not old.has(f"session:{cookie}")
+
+
+def test_a_count_of_files_that_is_none_loses_no_session(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = FileSystemCache(str(tmp_path / "old"))
+    cache.set("session:" + "x" * 43, {"n": 1})
+    assert cache._file_count == 1
+    site = make_site(SESSION_MIGRATE_FROM="flask-session", SESSION_MIGRATE_STORE=cache)
+    evil = tmp_path / "evil"
+    count = Path(cache._get_filename(cache._fs_count_file))
+    count.write_bytes(bytes(4) + pickle.dumps(Evil(evil)))
+    browser = coming_with(site, "x" * 43)
+    assert browser.read() == {"n": 1}
+    assert not evil.exists()
+    assert not cache.has("session:" + "x" * 43)
+    (message,) = caplog.messages
+    assert message.endswith("removed: The cache's count of its files is none.")
+
+
 def test_an_unknown_id_costs_one_look_here_and_one_there(before: Before) -> None:
     site = make_site(**before.migration)
     browser = coming_with(site, secrets.token_urlsafe(32))
@@ -1035,6 +1138,102 @@ def test_two_requests_with_an_id_of_flask_sessions_share_one_session(
     two.set(two=2)
     assert one.id == two.id
     assert one.read() == {**kept, "one": 1, "two": 2}
+    assert before.find(cookie) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("valkey", "valkey"),
+        ("sqlite", "sqlite"),
+        ("postgresql", "postgresql"),
+        ("files", "filesystem"),
+        ("sqlite", "valkey"),
+    ],
+)
+def test_workers_that_race_for_a_session_of_flask_sessions_take_it_over_once(
+    old: str,
+    new: str,
+    make_before: MakeBefore,
+    make_backend_config: Callable[[str], Config],
+) -> None:
+    # One that is removed from the server afterwards.
+    prefix = make_backend_config("valkey")["SESSION_KEY_PREFIX"]
+    before = make_before(old, SESSION_KEY_PREFIX=prefix)
+    config = {**make_backend_config(new), "SESSION_KEY_PREFIX": prefix}
+    one_worker, another_worker = (
+        make_site(config, **before.migration) for _ in range(2)
+    )
+    # Wherever the other request comes in between, as a whole.
+    places = [
+        (one_worker.backend, "before", "load", 1),
+        (one_worker.backend, "after", "load", 1),
+        (one_worker.backend, "before", "create", 1),
+        (one_worker.backend, "before", "create", 2),
+        (one_worker.backend, "after", "create", 2),
+    ]
+    for number, (backend, when, operation, call) in enumerate(places):
+        cookie, kept = before.begin({"_user_id": f"user {number}"})
+        one = coming_with(one_worker, cookie)
+        two = coming_with(another_worker, cookie)
+        hooks = getattr(backend, when)
+        hooks[operation] = times(call, lambda two=two: two.set(two=2))  # type: ignore[misc]
+        one.set(one=1)
+        hooks.clear()
+        place = f"{when} {operation} {call}"
+        assert one.id == two.id, place
+        assert one.read() == two.read() == {**kept, "one": 1, "two": 2}, place
+        assert before.find(cookie) is None
+        with one_worker.app.app_context():
+            found = one_worker.extension.sessions_of(f"user {number}")
+            assert len(found) == 1, place
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("operation", ["read", "remove"])
+def test_the_other_request_may_come_at_any_look_into_the_old_store(
+    when: str, operation: str, before: Before, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cookie, kept = before.begin()
+    site = make_site(**before.migration)
+    one = coming_with(site, cookie)
+    two = one.twin()
+    store = t.cast(t.Any, site.state.interface.keeper).store
+    function = getattr(store, operation)
+
+    def interrupted(key: str) -> t.Any:
+        monkeypatch.undo()
+        if when == "before":
+            two.set(two=2)
+        result = function(key)
+        if when == "after":
+            two.set(two=2)
+        return result
+
+    monkeypatch.setattr(store, operation, interrupted)
+    one.set(one=1)
+    assert one.id == two.id
+    assert one.read() == {**kept, "one": 1, "two": 2}
+    with site.app.app_context():
+        assert len(site.extension.sessions_of("ada")) == 1
+
+
+def test_what_an_old_worker_puts_back_is_not_taken_over_again(before: Before) -> None:
+    cookie, _ = before.begin()
+    site = make_site(**before.migration)
+
+    def slow() -> str:
+        flask.session["slow"] = 1
+        # A new worker meanwhile.
+        coming_with(site, cookie).visit(look_and_destroy)
+        return ""
+
+    before.app.add_url_rule("/slow", view_func=slow)
+    client = before.app.test_client()
+    client.set_cookie("session", cookie)
+    client.get("/slow")
+    assert before.find(cookie)["_user_id"] == "ada"
+    assert coming_with(site, cookie).read() == {}
     assert before.find(cookie) is None
 
 
@@ -1392,6 +1591,42 @@ def test_a_cache_that_would_unpickle_is_refused() -> None:
         "'SESSION_MIGRATE_STORE': a MemcachedCache cannot be read without unpickling;"
         " let its sessions expire, or switch when few are logged in."
     )
+
+
+def test_a_serializer_that_inherits_unpickling_unpickles_nothing(
+    tmp_path: Path,
+) -> None:
+    class Own(SimpleSerializer):
+        """Has something of its own, but nothing to read with."""
+
+    cache = SimpleCache()
+    cache.serializer = Own()
+    site = make_site(SESSION_MIGRATE_FROM="flask-session", SESSION_MIGRATE_STORE=cache)
+    evil = tmp_path / "evil"
+    cache._cache["session:" + "x" * 43] = (0, pickle.dumps({"a": Evil(evil)}))
+    cache._cache["session:" + "y" * 43] = (0, pickle.dumps({"a": 1}))
+    assert coming_with(site, "x" * 43).read() == {}
+    assert not evil.exists()
+    assert coming_with(site, "y" * 43).read() == {"a": 1}
+
+
+class Json:
+    def dumps(self, content: t.Any) -> bytes:
+        return json.dumps(content).encode()
+
+    def loads(self, value: bytes) -> t.Any:
+        return json.loads(value)
+
+
+@pytest.mark.parametrize("name", ["Json", "JSONSerializer"])
+def test_a_cache_may_have_a_serializer_that_does_not_pickle(name: str) -> None:
+    cache = SimpleCache()
+    # Newer versions of cachelib have one of their own.
+    cls = getattr(cachelib.serializers, name, Json)
+    cache.serializer = t.cast(t.Any, cls())
+    site = make_site(SESSION_MIGRATE_FROM="flask-session", SESSION_MIGRATE_STORE=cache)
+    cache.set("session:" + "x" * 43, {"a": 1})
+    assert coming_with(site, "x" * 43).read() == {"a": 1}
 
 
 def test_a_cache_keeps_its_own_serializer_for_others() -> None:

@@ -10,6 +10,7 @@ import typing as t
 
 from cachelib import FileSystemCache
 
+from ...errors import BackendError
 from ...errors import NotSupportedError
 from ...errors import RecordError
 from ..cachelib import CachelibBackend
@@ -37,10 +38,8 @@ class FlaskSessionCache(CachelibBackend):
             )
         # Of the same files or server, with another idea of what the bytes mean.
         self._cache = copy.copy(cache)
-        if type(serializer).__module__ == "cachelib.serializers" and (
-            type(serializer).__name__ != "JSONSerializer"
-        ):
-            t.cast("t.Any", self._cache).serializer = _PlainData()
+        if _unpickles(cache, serializer):
+            t.cast("t.Any", self._cache).serializer = _PlainData(serializer)
         self._clock = source._clock
 
     def read(self, key: str) -> dict[str, t.Any] | None:
@@ -52,7 +51,15 @@ class FlaskSessionCache(CachelibBackend):
 
     def remove(self, key: str) -> None:
         """Remove the session."""
-        self._run("delete", self._cache.delete, key)
+        try:
+            self._run("delete", self._cache.delete, key)
+        except TypeError as error:
+            # Files are counted, in a file of their own.
+            raise BackendError(
+                "The cache's count of its files is none.",
+                backend=self.name,
+                operation="delete",
+            ) from error
 
     def sample(
         self, limit: int
@@ -85,8 +92,22 @@ class FlaskSessionCache(CachelibBackend):
             yield t.cast("dict[str, t.Any]", value) if is_live else None
 
 
+def _unpickles(cache: t.Any, serializer: t.Any) -> bool:
+    """Whether the cache reads with a function that its serializer has from cachelib."""
+    name = "load" if isinstance(cache, FileSystemCache) else "loads"
+    function: t.Any = getattr(serializer, name)
+    return (
+        function.__module__ == "cachelib.serializers"
+        and not function.__qualname__.startswith("JSONSerializer.")
+    )
+
+
 class _PlainData:
     """What a cache has instead of its serializer."""
+
+    def __init__(self, serializer: t.Any) -> None:
+        # Of how many files there are.
+        self.dump = serializer.dump
 
     def load(self, file: t.BinaryIO) -> object:
         return self.loads(file.read())
