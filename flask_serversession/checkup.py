@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import datetime as dt
 import os
 import re
 import typing as t
@@ -127,6 +128,8 @@ def settings_in_force(app: Flask, state: AppState) -> cabc.Iterator[SettingInFor
             key, _public(value), "default" if is_default else "app.config"
         )
     others = _CONFIGURABLE - {state.backend.name}
+    if not state.config.migrate_from:
+        others |= {"migrate"}
     for key, name in KEYS.items():
         if key not in given and name.partition("_")[0] in others:
             continue
@@ -153,6 +156,8 @@ def _masked(value: t.Any) -> Hidden | None:
 def _public(value: t.Any) -> t.Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, dt.datetime):
+        return value.isoformat()
     if isinstance(value, (list, tuple)):
         return [_public(item) for item in t.cast("list[t.Any]", value)]
     # Its repr could show anything.

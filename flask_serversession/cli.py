@@ -37,6 +37,9 @@ from .errors import RecordError
 from .extension import AppState
 from .extension import ServerSession
 from .extension import SessionInfo
+from .migrate import Findings
+from .migrate import MigratingKeeper
+from .migrate import sample
 from .record import Record
 from .record import key_of
 
@@ -554,6 +557,98 @@ def _readable(setting: SettingInForce) -> str:
     if setting.key in DURATIONS and value is not None:
         return str(dt.timedelta(seconds=value))
     return repr(value)
+
+
+# -- what is taken over
+
+
+@sessions.command("migrate")
+@click.option("--check", is_flag=True, required=True, help="Needed. Changes nothing.")
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Read so many of the old sessions.",
+)
+@_json_option
+@_explained
+def migrate(check: bool, limit: int, as_json: bool) -> None:
+    """Try out what SESSION_MIGRATE_FROM takes over.
+
+    Sessions are taken over one by one, when their visitors come. There is nothing to
+    run for that, only something to try before, which --check asks for: it connects to
+    the store that Flask-Session has used, reads some of what is there, and says how
+    much of it is good. It changes nothing. What is in a cookie only its browser has,
+    so of those there is nothing to be counted.
+
+    The exit code is 1 if nothing is taken over, or if a session that was read cannot
+    be.
+
+    \b
+    Examples:
+      flask sessions migrate --check
+      flask sessions migrate --check --limit 100000 --json
+    """
+    state = _state()
+    keeper = state.interface.keeper
+    config = state.config
+    is_on = isinstance(keeper, MigratingKeeper) and not keeper.is_over
+    found: Findings | None = None
+    if isinstance(keeper, MigratingKeeper) and is_on and keeper.store is not None:
+        with _progress("Reading old sessions") as progress:
+            found = sample(keeper.store, limit, progress)
+    if as_json:
+        _print_json(
+            {
+                "on": is_on,
+                "from": list(config.migrate_from),
+                "until": config.migrate_until and config.migrate_until.isoformat(),
+                "store": None if found is None else found._asdict(),
+            }
+        )
+    elif is_on:
+        _print_migration(state, found)
+    if not is_on:
+        reason = "'SESSION_MIGRATE_FROM' is not set."
+        if config.migrate_from:
+            end = f"{config.migrate_until:%Y-%m-%d %H:%M} UTC"
+            reason = f"'SESSION_MIGRATE_UNTIL' was {end}."
+        raise _NotFound(f"Nothing is taken over: {reason}")
+    if found is not None and (bad := found.pickled + found.unreadable):
+        raise _NotFound(
+            f"{_count(bad, 'session')} of {found.read} cannot be taken over. Their"
+            " visitors will have to log in again."
+        )
+
+
+def _print_migration(state: AppState, found: Findings | None) -> None:
+    config = state.config
+    given = t.cast("dict[str, t.Any]", current_app.config)
+    rows = [
+        ["From", ", ".join(config.migrate_from)],
+        ["Until", f"{config.migrate_until:%Y-%m-%d %H:%M} UTC"],
+        ["Cookie", _plain(given["SESSION_COOKIE_NAME"])],
+    ]
+    if "cookie" in config.migrate_from:
+        number = len(given["SECRET_KEY_FALLBACKS"] or ())
+        rows += [
+            ["Flask's signature", f"SECRET_KEY and {_count(number, 'fallback')}"],
+            ["Flask's age", f"at most {current_app.permanent_session_lifetime}"],
+        ]
+    if found is not None:
+        signs = "signed" if given.get("SESSION_USE_SIGNER", False) else "not signed"
+        rows += [
+            ["Ids in cookies", f"{signs}, as SESSION_USE_SIGNER says"],
+            ["Keys begin with", _plain(repr(config.key_prefix))],
+            ["Sessions read", str(found.read)],
+            ["Good", str(found.good)],
+            ["Expired", str(found.expired)],
+            ["Pickles", str(found.pickled)],
+            ["Not readable", str(found.unreadable)],
+        ]
+    _print_table(rows)
 
 
 # -- handles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import dataclasses
 import datetime as dt
 import difflib
@@ -63,6 +64,9 @@ _FOREIGN_KEYS = frozenset(
     }
 )
 
+
+#: What :data:`SESSION_MIGRATE_FROM` can name.
+MIGRATION_SOURCES = ("cookie", "flask-session")
 
 # Who sets one of these has a backend in mind.
 _BACKEND_OF_KEY = {
@@ -237,6 +241,48 @@ def _track(value: t.Any) -> tuple[str, ...]:
     return tuple(name for name in allowed if name in names)
 
 
+def _sources(value: t.Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    values = (value,) if isinstance(value, str) else value
+    if (
+        not isinstance(values, (list, tuple))
+        or not values
+        or not set(t.cast("cabc.Iterable[t.Any]", values)) <= set(MIGRATION_SOURCES)
+    ):
+        names = " or ".join(repr(name) for name in MIGRATION_SOURCES)
+        raise _Invalid(
+            f"{names}, or a list of them" + suggest(value, MIGRATION_SOURCES, end="")
+        )
+    return tuple(name for name in MIGRATION_SOURCES if name in values)
+
+
+def _moment(value: t.Any) -> dt.datetime:
+    moment = value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            # Python 3.10 does not know the Z.
+            moment = dt.datetime.fromisoformat(re.sub("[Zz]$", "+00:00", value))
+            if re.fullmatch(r"\d{4}-?(\d\d-?\d\d|W\d\d-?\d)", value):
+                moment = moment.date()
+    if isinstance(moment, dt.date) and not isinstance(moment, dt.datetime):
+        if moment == dt.date.max:
+            raise _Invalid("a date that has a next day")
+        # The whole day counts.
+        moment = dt.datetime.combine(
+            moment + dt.timedelta(days=1), dt.time(), dt.timezone.utc
+        )
+    if not isinstance(moment, dt.datetime) or moment.utcoffset() is None:
+        raise _Invalid(
+            "a date, a datetime with a time zone, or either as a str such as"
+            " '2030-01-31' or '2030-01-31T12:00:00+00:00'"
+        )
+    try:
+        return moment.astimezone(dt.timezone.utc)
+    except OverflowError as error:
+        raise _Invalid("a moment that UTC can express") from error
+
+
 def _anything(value: t.Any) -> t.Any:
     return value
 
@@ -303,6 +349,12 @@ class SessionConfig:
     cleanup_interval: float = _option(300.0, _duration_or("for no automatic cleanup"))
     cleanup_batch: int = _option(500, _positive)
 
+    # What is taken over
+    migrate_from: tuple[str, ...] = _option((), _sources)
+    migrate_until: dt.datetime | None = _option(None, _optional(_moment))
+    migrate_store: t.Any = _option(None, _anything)
+    migrate_table: str = _option("sessions", _identifier)
+
     # Whom it belongs to
     user_key: str = _option("_user_id", _text)
     regenerate_on_login: bool = _option(True, _boolean)
@@ -362,6 +414,7 @@ def read_config(app: Flask, problems: Problems) -> SessionConfig:
             problems.add(
                 key, f"{key!r} is {_shown(key, value)}; expected {expected}{end}"
             )
+    _check_migration(given, values.get("migrate_from", ()), problems)
     _check_secret(given, problems)
     _check_lifetime(given, problems)
     _check_cookie(given, problems)
@@ -438,6 +491,28 @@ def _check_cookie(config: cabc.Mapping[str, t.Any], problems: Problems) -> None:
             "SESSION_COOKIE_NAME",
             f"'SESSION_COOKIE_NAME' is {name!r}, which needs {' and '.join(needs)}:"
             " browsers ignore the cookie otherwise.",
+        )
+
+
+def _check_migration(
+    config: cabc.Mapping[str, t.Any],
+    sources: cabc.Collection[str],
+    problems: Problems,
+) -> None:
+    if sources and config.get("SESSION_MIGRATE_UNTIL") is None:
+        problems.add(
+            "SESSION_MIGRATE_UNTIL",
+            f"'SESSION_MIGRATE_FROM' is {config['SESSION_MIGRATE_FROM']!r}, which needs"
+            " 'SESSION_MIGRATE_UNTIL': the day after which nobody needs the old"
+            " sessions any more, such as '2030-01-31'.",
+        )
+    if "flask-session" in sources and not isinstance(
+        config.get("SESSION_USE_SIGNER", False), bool
+    ):
+        problems.add(
+            "SESSION_USE_SIGNER",
+            f"'SESSION_USE_SIGNER' is {config['SESSION_USE_SIGNER']!r}; expected what"
+            " Flask-Session had: True or False.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import collections.abc as cabc
 import dataclasses
 import hashlib
@@ -22,6 +23,7 @@ MAX_CANDIDATES = 4
 # The longest value that can be ours: the longest id, the state, the signature.
 _MAX_LENGTH = 512
 _SALT = b"flask_serversession.cookie"
+_ID_KEY = b"flask_serversession.id"
 # What werkzeug writes into a cookie without quoting. The shortest length allows 64
 # bits of entropy in hex: OWASP Session Management Cheat Sheet, "Session ID Entropy".
 _ID = re.compile(r"[\w!#$%&'()*+\-./:<=>?@\[\]^`{|}~]{16,256}", re.ASCII)
@@ -91,6 +93,7 @@ class CookieSigner:
 
     def __init__(self, secrets: cabc.Sequence[str | bytes]) -> None:
         keys = [_derive(secret) for secret in secrets]
+        self._keys = keys
         self._newest = _signer(keys[:1])
         # itsdangerous tries the last key of its list first.
         self._older = _signer(keys[:0:-1]) if len(keys) > 1 else None
@@ -134,6 +137,21 @@ class CookieSigner:
             lifetime=int(lifetime, 16) / 1000 if lifetime else None,
             is_stale=is_stale,
         )
+
+    def derive_ids(self, text: bytes) -> list[str]:
+        """Give the ids that follow from a text: one for each secret, newest first.
+
+        Whoever knows the text, but no secret, cannot tell any of them.
+        """
+        return [
+            base64.urlsafe_b64encode(
+                # With a key of its own: no signature is an id, and no id one.
+                hmac.digest(hmac.digest(key, _ID_KEY, "sha256"), text, "sha256")
+            )
+            .rstrip(b"=")
+            .decode("ascii")
+            for key in self._keys
+        ]
 
 
 def find_values(header: str, name: str) -> list[str]:

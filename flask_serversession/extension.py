@@ -35,8 +35,8 @@ from .errors import ServerSessionError
 from .interface import ServerSessionInterface
 from .keeper import PREDECESSOR
 from .keeper import SUCCESSOR
-from .keeper import BackendKeeper
 from .keeper import predecessor_of
+from .migrate import make_keeper
 from .record import Record
 from .record import is_key
 from .record import key_of_handle
@@ -168,6 +168,7 @@ class ServerSession:
         )
         try:
             backend, warning = build_backend(setting)
+            keeper = make_keeper(app, setting, backend)
         except (Refused, ConfigurationError) as error:
             problems.add(error.option or "SESSION_BACKEND", str(error))
             raise problems.error() from error
@@ -191,7 +192,6 @@ class ServerSession:
                 " other workers do not see them. Set 'SESSION_BACKEND' to anything else"
                 " for production."
             )
-        keeper = BackendKeeper(app, config, backend, self._clock)
         interface = self.interface_class(config, keeper, Cleanup(config, backend))
         app.extensions[_KEY] = AppState(config, backend, interface)
         app.session_interface = interface

@@ -150,8 +150,12 @@ class BackendKeeper:
                 state.id = cookie.id
                 state.key = key_of(cookie.id, self._config.key_prefix)
                 return
-        if state.candidates:
+        if state.candidates and not self._recognize(state):
             self._reject("", "forged")
+
+    def _recognize(self, state: State) -> bool:
+        """Whether a cookie that is not ours stands for something all the same."""
+        return False
 
     def load(self, state: State) -> None:
         """Fill the state from the backend. Afterwards it is not ``UNLOADED``."""

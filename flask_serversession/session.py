@@ -21,6 +21,9 @@ from .errors import BackendUnavailableError
 from .record import Record
 from .serializers import Serializer
 
+if t.TYPE_CHECKING:
+    from .migrate import Legacy
+
 T = t.TypeVar("T")
 
 #: The longest duration that dates and cookies can express, in seconds: 1000 years.
@@ -84,6 +87,8 @@ class State:
     is_verified: bool = False
     #: The cookie that verified; ``None`` if there is none.
     cookie: CookieState | None = None
+    #: The session of another kind that a cookie stands for, if it is to be taken over.
+    legacy: Legacy | None = None
     #: The id, once it is known that the session has or will have one; else empty.
     id: str = ""
     #: The key that belongs to the id.

@@ -48,7 +48,7 @@ from .site import Browser
 from .site import Site
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["count", "info", "init", "list", "prune", "revoke", "show"]
+COMMANDS = ["count", "info", "init", "list", "migrate", "prune", "revoke", "show"]
 
 
 def run(app: Flask, *args: str, input: str | None = None) -> Result:
@@ -1135,7 +1135,7 @@ def test_info_prints_a_document() -> None:
 
 def test_info_has_every_key_of_the_backend_in_use() -> None:
     shown = values_of(make_app())
-    others = ("FILESYSTEM", "REDIS", "SQLALCHEMY", "CACHELIB")
+    others = ("FILESYSTEM", "REDIS", "SQLALCHEMY", "CACHELIB", "MIGRATE")
     expected = {
         key for key in KEYS if not key.removeprefix("SESSION_").startswith(others)
     }
