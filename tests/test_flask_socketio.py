@@ -295,7 +295,13 @@ def test_a_real_connection_shares_the_session(
         session["n"] += number
         return int(session["n"])
 
-    client = socketio.Client()
+    @memory_socket.extension.on("bye")
+    def bye() -> None:
+        flask_socketio.disconnect()
+
+    client = socketio.Client(reconnection=False)
+    is_closed = threading.Event()
+    client.on("disconnect", lambda *_: is_closed.set())
     with serving(site.app) as url:
         client.connect(
             url,
@@ -308,5 +314,8 @@ def test_a_real_connection_shares_the_session(
             browser.set(n=10)
             assert client.call("add", 2, timeout=60) == 12
         finally:
-            client.disconnect()
+            # The server ends it: ending it from here, while the client's own thread is
+            # reading, can wait for ever for a lock of the websocket's.
+            client.emit("bye")
+            assert is_closed.wait(60)
     assert browser.read() == {"n": 12}
