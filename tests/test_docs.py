@@ -556,10 +556,22 @@ _NO_SENTENCES = {
     *("not an HTTP date", "not a string", "… cannot be written"),
     *("already exists", "is locked", "timed out", "timeout expired"),
     "unknown database",
+    # for who debugs the reading of pickles: all of them end in one message
+    *(
+        "There is no end.",
+        "… is not for plain data.",
+        "That is no ….",
+        "The stack is empty.",
+    ),
+    *("That is not one of the types.", "Only a UUID gets its content afterwards."),
+    *("A type is no plain data.", "There is too much in it."),
     # in a table that is printed
     *("compare and swap", "count them", "delete expired ones by itself"),
     *("delete expired ones on demand", "list all sessions", "no answer", "It can"),
     *("User agent", "Last seen", "<… (not loaded)>"),
+    *("Flask's signature", "Flask's age", "Ids in cookies", "not signed"),
+    *("…, as SESSION_USE_SIGNER says", "Keys begin with", "Sessions read"),
+    "Not readable",
 }
 _PLACEHOLDER = "\N{HORIZONTAL ELLIPSIS}"
 
