@@ -38,3 +38,10 @@ def test_each_kind_of_request_can_be_measured(tmp_path: Path) -> None:
         "destroy": 1,
     }
     assert ElementTree.parse(chart).getroot().tag.endswith("svg")
+
+
+def test_growth_can_be_measured() -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.growth", "memory", "300", "600"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "memory: change with 600 stored: CPU" in done.stdout
+    assert "memory: 500 expired out of 600 cleaned up" in done.stdout
