@@ -40,7 +40,7 @@ from .record import Record
 from .record import is_key
 from .record import key_of
 from .record import key_of_handle
-from .serializers import Serializer
+from .serializers import CodedSerializer
 from .serializers import serializer_for
 from .session import PERMANENT_KEY
 from .session import ServerSideSession
@@ -216,7 +216,7 @@ class BackendKeeper:
         state.issued_at = envelope.issued_at
         state.stored_user = record.user
 
-    def _open(self, key: str, record: Record) -> tuple[Envelope, Serializer]:
+    def _open(self, key: str, record: Record) -> tuple[Envelope, CodedSerializer]:
         """Give what is in a record, and the serializer that wrote it."""
         envelope = self._sealer.open(record.data, key)
         if envelope.serializer == self._serializer.code:
@@ -360,7 +360,7 @@ class BackendKeeper:
         if state.is_exposed:
             writer = state.writer or self._serializer
             try:
-                encoded = writer.dumps(state.data)
+                encoded = writer.dumps(state.data, state.payload)
             except SerializationError:
                 if writer is self._serializer:
                     raise
@@ -556,7 +556,7 @@ class BackendKeeper:
         state: State,
         current: Record,
         base: bytes,
-        writer: Serializer | None,
+        writer: CodedSerializer | None,
         mine: dict[str, t.Any],
     ) -> None:
         """Put what changed from ``base`` to ``mine`` on top of another record.
