@@ -23,12 +23,12 @@ import dataclasses
 import hmac
 import math
 import os
-import random
 import struct
 import typing as t
 
 from .errors import ConfigurationError
 from .errors import RecordError
+from .nonce import make_nonce
 
 #: The format written by this version. Whoever raises it raises that of :mod:`.record`
 #: too: logging out deletes a record without looking inside.
@@ -108,8 +108,7 @@ class Sealer:
             envelope.serializer,
             _ENCRYPTED if self._keys else 0,
             0,
-            # Unique, not secret. The module's generator is seeded anew after a fork.
-            random.getrandbits(64),
+            make_nonce(),
             math.nan if envelope.lifetime is None else envelope.lifetime,
             envelope.issued_at,
         )

@@ -16,7 +16,6 @@ from flask import current_app
 from flask import has_request_context
 from flask import session as flask_session
 from flask.globals import request_ctx
-from flask.sessions import SessionMixin
 
 from .backends import Refused
 from .backends import Setting
@@ -41,6 +40,7 @@ from .record import Record
 from .record import is_key
 from .record import key_of_handle
 from .session import ServerSideSession
+from .session import opened_session
 from .session import state_of
 from .template import TEMPLATE_SESSION
 
@@ -195,7 +195,6 @@ class ServerSession:
         interface = self.interface_class(config, keeper, Cleanup(config, backend))
         app.extensions[_KEY] = AppState(config, backend, interface)
         app.session_interface = interface
-        app.teardown_request(_warn_if_unsaved)
         app.context_processor(_template_context)
         # An application's own command of this name stays.
         if _COMMAND not in app.cli.commands:
@@ -392,7 +391,7 @@ def _current_key(state: AppState) -> str | None:
     # An app context may have been pushed inside another application's request.
     if not has_request_context() or request_ctx.app.extensions.get(_KEY) is not state:
         return None
-    session = _opened_session()
+    session = opened_session()
     if not isinstance(session, ServerSideSession):
         return None
     # What is made of the answer depends on the cookie.
@@ -435,18 +434,6 @@ def _successor(state: AppState, key: str) -> str | None:
     return state.key_of_handle(record.meta.get(SUCCESSOR, ""))
 
 
-def _opened_session() -> SessionMixin | None:
-    """Give the session of the current request; ``None`` if opening it failed.
-
-    Does not count as access to it, as ``request_ctx.session`` does since Flask 3.1.3.
-    """
-    try:
-        session: t.Any = request_ctx._session  # pyright: ignore[reportPrivateUsage]
-    except AttributeError:
-        session = request_ctx.session
-    return t.cast("SessionMixin | None", session)
-
-
 class Cleanup:
     """Deletes expired records now and then, where the engine does not by itself.
 
@@ -478,16 +465,6 @@ class Cleanup:
             self._backend.sweep(self._batch)
         except BackendError as error:
             logger.warning("Expired sessions could not be deleted: %s", error)
-
-
-def _warn_if_unsaved(error: BaseException | None) -> None:
-    # Most requests get no further than here.
-    session = _opened_session()
-    if not isinstance(session, ServerSideSession) or not session.accessed:
-        return
-    interface = request_ctx.app.session_interface
-    if isinstance(interface, ServerSessionInterface):
-        interface.warn_if_unsaved(session)
 
 
 def _template_context() -> dict[str, t.Any]:

@@ -50,7 +50,6 @@ from .cookie import CookieState
 from .cookie import claims_permanent
 from .cookie import find_values
 from .errors import BackendUnavailableError
-from .errors import SerializationError
 from .keeper import BackendKeeper
 from .keeper import Outcome
 from .session import NullServerSession
@@ -95,6 +94,12 @@ class ServerSessionInterface(SessionInterface):
         self._cleanup = cleanup
         self._signer: tuple[object, CookieSigner] | None = None
         self._warned_of_http = False
+
+    def is_null_session(self, obj: object) -> bool:
+        """Whether it stands for no session, because there is no secret."""
+        # Asked at each request. For a class that has abstract ancestors, isinstance()
+        # takes ten times as long.
+        return type(obj) is not self.session_class and super().is_null_session(obj)
 
     # Flask's getters, where "auto" means something
 
@@ -154,8 +159,11 @@ class ServerSessionInterface(SessionInterface):
                 candidates = request.cookies.getlist(name)
             else:
                 candidates = find_values(header, name)
-        state = State(signer, candidates, seen_at=self.keeper.clock())
-        state.is_closed = _is_socket_event(app, request)
+        state = State(signer, candidates)
+        if candidates:
+            state.seen_at = self.keeper.clock()
+        if _is_socket_event(app, request):
+            state.is_closed = True
         if self.config.track:
             state.meta = self._meta(request)
         return self.session_class(state, self.keeper)
@@ -179,7 +187,7 @@ class ServerSessionInterface(SessionInterface):
         :raises ConflictError: if ``SESSION_CONFLICT`` asks for it.
         :raises SessionLostError: if ``SESSION_ON_LOST`` asks for it.
         """
-        state = state_of(t.cast(ServerSideSession, session))
+        state = state_of(t.cast("ServerSideSession", session))
         if state.is_closed and _is_socket_event(app, current_request):
             self._save_event(state)
             return
@@ -222,6 +230,8 @@ class ServerSessionInterface(SessionInterface):
             state.is_closed = True
             if not response.is_streamed:
                 state.is_exposed = False
+            elif state.is_exposed:
+                self.keeper.watch()
         if session.accessed or cookie is not Cookie.NONE:
             _vary_by_cookie(response)
         if cookie is Cookie.SET:
@@ -406,33 +416,6 @@ class ServerSessionInterface(SessionInterface):
             samesite=self.get_cookie_samesite(app),
             httponly=self.get_cookie_httponly(app),
         )
-
-    # Afterwards
-
-    def warn_if_unsaved(self, session: SessionMixin) -> None:
-        """Warn of changes that came after the session was stored."""
-        if not isinstance(session, ServerSideSession):
-            return
-        state = state_of(session)
-        if not state.is_closed or state.status not in (Status.NEW, Status.STORED):
-            return
-        if state.failure is not None or state.is_abandoned:
-            return  # which was reported, or asked for
-        if not (state.is_written or state.is_exposed):
-            return
-        if state.status is Status.NEW and not state.data:
-            return  # there is nothing that could be kept
-        try:
-            is_changed = self.keeper.change_reason(state) is not None
-        except SerializationError:
-            is_changed = True
-        if is_changed:
-            logger.warning(
-                "Session %s was changed after the response was begun, so the change is"
-                " not saved. Call session.save() after such a change, or make it"
-                " before the response.",
-                self.keeper.handle(state) or "(new)",
-            )
 
 
 def _is_socket_event(app: Flask, request: Request) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import copy
 import dataclasses
 import enum
 import functools
@@ -13,6 +14,8 @@ import random
 import threading
 import time
 import typing as t
+
+from flask import request_tearing_down
 
 from . import signals
 from .backends.base import Backend
@@ -37,12 +40,14 @@ from .record import Record
 from .record import is_key
 from .record import key_of
 from .record import key_of_handle
-from .serializers import Serializer
+from .serializers import CodedSerializer
 from .serializers import serializer_for
 from .session import PERMANENT_KEY
 from .session import ServerSideSession
 from .session import State
 from .session import Status
+from .session import opened_session
+from .session import state_of
 
 if t.TYPE_CHECKING:
     from blinker import NamedSignal
@@ -134,6 +139,7 @@ class BackendKeeper:
         self._reported: dict[str, None] = {}
         self._retired: dict[str, float] = {}
         self._retired_lock = threading.Lock()
+        self._is_watching = False
         self.backend = backend
         self.clock = clock
 
@@ -210,7 +216,7 @@ class BackendKeeper:
         state.issued_at = envelope.issued_at
         state.stored_user = record.user
 
-    def _open(self, key: str, record: Record) -> tuple[Envelope, Serializer]:
+    def _open(self, key: str, record: Record) -> tuple[Envelope, CodedSerializer]:
         """Give what is in a record, and the serializer that wrote it."""
         envelope = self._sealer.open(record.data, key)
         if envelope.serializer == self._serializer.code:
@@ -332,15 +338,13 @@ class BackendKeeper:
         limit = self._config.absolute_timeout
         return expires_at if limit is None else min(expires_at, created_at + limit)
 
-    def is_touch_due(self, touched_at: float, lifetime: float) -> bool:
+    def is_touch_due(self, now: float, touched_at: float, lifetime: float) -> bool:
         """Whether activity has to be recorded again.
 
         Never later than a twentieth of the lifetime, so that a short one is not
         missed by much.
         """
-        return self.clock() - touched_at >= min(
-            self._config.touch_interval, lifetime / 20
-        )
+        return now - touched_at >= min(self._config.touch_interval, lifetime / 20)
 
     # Writing
 
@@ -356,7 +360,7 @@ class BackendKeeper:
         if state.is_exposed:
             writer = state.writer or self._serializer
             try:
-                encoded = writer.dumps(state.data)
+                encoded = writer.dumps(state.data, state.payload)
             except SerializationError:
                 if writer is self._serializer:
                     raise
@@ -552,7 +556,7 @@ class BackendKeeper:
         state: State,
         current: Record,
         base: bytes,
-        writer: Serializer | None,
+        writer: CodedSerializer | None,
         mine: dict[str, t.Any],
     ) -> None:
         """Put what changed from ``base`` to ``mine`` on top of another record.
@@ -603,7 +607,7 @@ class BackendKeeper:
         payload = self._dumps(state)
         now = self.clock()
         created_at = now if state.is_restarted else old_record.created_at
-        heir = dataclasses.replace(state)
+        heir = copy.copy(state)
         if self.user(state) is not None:
             heir.meta = {**state.meta, PREDECESSOR: self._handle_of(old_key)}
         if rotation.heir is None or rotation.record is None:
@@ -881,7 +885,7 @@ class BackendKeeper:
         record = state.stored
         now = self.clock()
         lifetime = state.lifetime or self.idle_timeout(self.is_permanent(state))
-        if not self.is_touch_due(record.touched_at, lifetime) and not (
+        if not self.is_touch_due(now, record.touched_at, lifetime) and not (
             is_sent_again and self._is_old_news(state)
         ):
             return True
@@ -900,12 +904,13 @@ class BackendKeeper:
         cookie = state.cookie
         if cookie is None:
             return None
+        now = self.clock()
         lifetime = cookie.lifetime or self.idle_timeout(cookie.is_permanent)
-        if not self.is_touch_due(cookie.touched_at, lifetime) and not self._is_old_news(
-            state
+        if not (
+            self.is_touch_due(now, cookie.touched_at, lifetime)
+            or self._is_old_news(state)
         ):
             return None if self.is_retired(state.key) else cookie.touched_at
-        now = self.clock()
         expires_at = self._limit(now + lifetime, cookie.created_at)
         return now if self._touch(state, now, expires_at) else None
 
@@ -930,6 +935,42 @@ class BackendKeeper:
             "Session %s %s", self.handle(state), "touched" if is_alive else "is gone"
         )
         return is_alive
+
+    def watch(self) -> None:
+        """Begin to warn of changes that are not saved when a request ends.
+
+        Not from the start: to ask for that costs a request as much as its session
+        does, and few applications touch one after the response was begun.
+        """
+        if not self._is_watching:
+            self._is_watching = True
+            request_tearing_down.connect(self._warn_if_unsaved, self._app)
+
+    def _warn_if_unsaved(self, app: Flask, **_: t.Any) -> None:
+        """Warn of changes that came after the session was stored."""
+        session = opened_session()
+        if not isinstance(session, ServerSideSession) or not session.accessed:
+            return
+        state = state_of(session)
+        if not state.is_closed or state.status not in (Status.NEW, Status.STORED):
+            return
+        if state.failure is not None or state.is_abandoned:
+            return  # which was reported, or asked for
+        if not (state.is_written or state.is_exposed):
+            return
+        if state.status is Status.NEW and not state.data:
+            return  # there is nothing that could be kept
+        try:
+            is_changed = self.change_reason(state) is not None
+        except SerializationError:
+            is_changed = True
+        if is_changed:
+            logger.warning(
+                "Session %s was changed after the response was begun, so the change is"
+                " not saved. Call session.save() after such a change, or make it"
+                " before the response.",
+                self.handle(state) or "(new)",
+            )
 
     # What a session asks for
 

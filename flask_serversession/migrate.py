@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import collections
 import collections.abc as cabc
+import copy
 import dataclasses
 import functools
 import logging
@@ -318,7 +319,8 @@ class MigratingKeeper(BackendKeeper):
         """
         nonce = secrets.token_hex(16)
         now = self.clock()
-        heir = dataclasses.replace(state, status=Status.STORED, data=content)
+        heir = copy.copy(state)
+        heir.status, heir.data = Status.STORED, content
         heir.id = self._ids(state, legacy, nonce)[0]
         heir.key = key_of(heir.id, self._config.key_prefix)
         heir.issued_at = now

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import collections.abc as cabc
-import dataclasses
 import datetime as dt
 import decimal
 import enum
+import types
 import typing as t
 import uuid
 from copy import deepcopy
 
+from flask.globals import request_ctx
 from flask.sessions import NullSession
 from flask.sessions import SessionMixin
 from markupsafe import Markup
@@ -19,7 +20,7 @@ from .cookie import CookieSigner
 from .cookie import CookieState
 from .errors import BackendUnavailableError
 from .record import Record
-from .serializers import Serializer
+from .serializers import CodedSerializer
 
 if t.TYPE_CHECKING:
     from .migrate import Legacy
@@ -70,16 +71,18 @@ class Status(enum.Enum):
     UNSAVED = enum.auto()
 
 
-@dataclasses.dataclass(slots=True, eq=False, repr=False)
 class State:
-    """Everything a session knows of itself between its request and its response."""
+    """Everything a session knows of itself between its request and its response.
 
-    #: Verifies this request's cookies and signs its answer.
-    signer: CookieSigner
-    #: Values of the cookies that have the session's name, unverified.
-    candidates: cabc.Sequence[str]
+    A plain class: one with slots sets all of them at each request, and most requests
+    need few.
+
+    :param signer: Verifies this request's cookies and signs its answer.
+    :param candidates: Values of the cookies that have the session's name, unverified.
+    """
+
     #: What to record about the browser: see :data:`SESSION_TRACK`.
-    meta: cabc.Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    meta: cabc.Mapping[str, str] = types.MappingProxyType({})
     #: When what is known of the session was seen, in seconds since the epoch.
     seen_at: float = 0.0
     status: Status = Status.UNLOADED
@@ -98,9 +101,7 @@ class State:
     #: The serialized content of ``record``: what changes are compared with.
     payload: bytes = b""
     #: What wrote ``payload``, if that is not the configured serializer.
-    writer: Serializer | None = None
-    #: The content.
-    data: dict[str, t.Any] = dataclasses.field(default_factory=dict[str, t.Any])
+    writer: CodedSerializer | None = None
     #: ``data`` as serialized while looking for changes, to be used once.
     encoded: bytes | None = None
     #: The session's own idle timeout, in seconds; ``None`` for the app's.
@@ -144,6 +145,12 @@ class State:
     is_abandoned: bool = False
     #: The response was settled; what changes from now on needs ``save()``.
     is_closed: bool = False
+
+    def __init__(self, signer: CookieSigner, candidates: cabc.Sequence[str]) -> None:
+        self.signer = signer
+        self.candidates = candidates
+        #: The content.
+        self.data: dict[str, t.Any] = {}
 
     @property
     def stored(self) -> Record:
@@ -209,6 +216,10 @@ class Keeper(t.Protocol):
         """Run the function on the freshest copy and save it."""
         ...
 
+    def watch(self) -> None:
+        """Begin to warn of changes that are not saved when a request ends."""
+        ...
+
 
 class ServerSideSession(SessionMixin):
     """A session whose content stays on the server. What :data:`flask.session` is.
@@ -233,10 +244,17 @@ class ServerSideSession(SessionMixin):
         self._state = state
         self._keeper = keeper
 
-    def _loaded(self) -> State:
-        """Give the state with its content."""
+    def _opened(self) -> State:
+        """Give the state, with or without its content."""
         state = self._state
         self.accessed = True
+        if state.is_closed:
+            self._keeper.watch()
+        return state
+
+    def _loaded(self) -> State:
+        """Give the state with its content."""
+        state = self._opened()
         if state.status is Status.UNLOADED:
             self._keeper.load(state)
         return state
@@ -291,8 +309,7 @@ class ServerSideSession(SessionMixin):
         new id, as after ``regenerate(keep_data=False)``. Does not load a session that
         was not looked at.
         """
-        state = self._state
-        self.accessed = True
+        state = self._opened()
         state.is_cleared = True
         state.is_written = True
         state.lifetime = None
@@ -378,7 +395,10 @@ class ServerSideSession(SessionMixin):
 
     @modified.setter
     def modified(self, value: bool) -> None:
-        self._state.is_written = bool(value)
+        state = self._state
+        state.is_written = bool(value)
+        if state.is_closed:
+            self._keeper.watch()
 
     # What the session is
 
@@ -518,6 +538,18 @@ class NullServerSession(NullSession):
 def state_of(session: ServerSideSession) -> State:
     """Give the state of a session. For the session interface only."""
     return session._state  # pyright: ignore[reportPrivateUsage]
+
+
+def opened_session() -> SessionMixin | None:
+    """Give the session of the current request; ``None`` if opening it failed.
+
+    Does not count as access to it, as ``request_ctx.session`` does since Flask 3.1.3.
+    """
+    try:
+        session: t.Any = request_ctx._session  # pyright: ignore[reportPrivateUsage]
+    except AttributeError:
+        session = request_ctx.session
+    return t.cast("SessionMixin | None", session)
 
 
 def _utc(timestamp: float) -> dt.datetime:

@@ -102,8 +102,8 @@ def make_folder(path: str) -> None:
         os.chmod(path, _FOLDER_MODE)
 
 
-def open_file(path: str, flags: int) -> int | None:
-    """Open a regular file, or give ``None`` if there is none.
+def open_file(path: str, flags: int) -> tuple[int | None, int]:
+    """Open a regular file, or give ``None`` if there is none; and its size.
 
     :raises RecordError: if there is something else under this name.
     """
@@ -112,18 +112,19 @@ def open_file(path: str, flags: int) -> int | None:
             raise OSError(errno.ELOOP, "It is a symbolic link")
         descriptor = os.open(path, flags | _FLAGS)
     except FileNotFoundError:
-        return None
+        return None, 0
     except OSError as error:
         if error.errno in _NOT_A_FILE:
             raise _not_a_file() from None
         raise
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise _not_a_file()
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    return descriptor, status.st_size
 
 
 def _not_a_file() -> RecordError:
@@ -135,16 +136,17 @@ def read(path: str, size: int | None = None) -> bytes | None:
 
     :raises RecordError: as :func:`open_file`.
     """
-    descriptor = open_file(path, os.O_RDONLY)
+    # A file never changes its size: another one takes its place.
+    descriptor, length = open_file(path, os.O_RDONLY)
     if descriptor is None:
         return None
     try:
         if size is not None:
             return os.read(descriptor, size)
-        # A file never changes its size: another one takes its place.
-        size = os.fstat(descriptor).st_size
-        buffer = os.read(descriptor, size)
-        while len(buffer) < size and (more := os.read(descriptor, size - len(buffer))):
+        buffer = os.read(descriptor, length)
+        while left := length - len(buffer):
+            if not (more := os.read(descriptor, left)):
+                break
             buffer += more
         return buffer
     finally:

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from ..errors import BackendError
 from ..errors import BackendUnavailableError
 from ..errors import ConfigurationError
+from ._redis_lean import get_lean_client
 
 #: Seconds for connecting and for each answer, unless the URL says otherwise.
 TIMEOUT = 2.0
@@ -70,6 +71,20 @@ class Server:
             sentinel = getattr(pool, "sentinel_manager", None)
             for watcher in getattr(sentinel, "sentinels", ()):
                 watcher.close()
+
+    def ask_together(self, *commands: tuple[t.Any, ...]) -> list[t.Any]:
+        """Send several commands in one round trip; not to a Cluster.
+
+        :return: The answers; that to a command that was refused is an exception.
+        """
+        client = self.connect()
+        if hasattr(client, "execute_together"):
+            return t.cast("list[t.Any]", client.execute_together(*commands))
+        # No transaction: that would be two commands more, for nothing.
+        pipeline = client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return t.cast("list[t.Any]", pipeline.execute(raise_on_error=False))
 
     # -- many keys at once -----------------------------------------------------
 
@@ -396,9 +411,12 @@ def _make_single_origin(url: str, options: dict[str, t.Any]) -> Origin:
         # redis-py before 6 has no such argument for these.
         del defaults["socket_connect_timeout"]
     arguments = {**defaults, **options}
+    make_client = redis.Redis.from_url
+    if "retry" in defaults:  # it tells what to do about a connection that was closed
+        make_client = get_lean_client(redis)
 
     def make() -> t.Any:
-        return redis.Redis.from_url(url, **arguments)
+        return make_client(url, **arguments)
 
     return _try(redis, make)
 

@@ -21,6 +21,7 @@ from filelock import unlock_descriptor
 from ..errors import BackendUnavailableError
 from ..errors import ConfigurationError
 from ..errors import RecordError
+from ..nonce import make_nonce
 from ..record import FLAGS_OFFSET
 from ..record import HEADER_SIZE
 from ..record import TIMES_SLICE
@@ -277,7 +278,7 @@ class FilesystemBackend(Backend):
         shard, path = self._locate(key)
         try:
             with self._locked(shard, "touch") as exists:
-                descriptor = open_file(path, os.O_RDWR) if exists else None
+                descriptor = open_file(path, os.O_RDWR)[0] if exists else None
                 if descriptor is None:
                     return False
                 try:
@@ -492,7 +493,7 @@ class FilesystemBackend(Backend):
 
     def _write(self, shard: str, path: str, encoded: bytes, expires_at: float) -> None:
         """Put the bytes in the place of the file. The shard's lock must be held."""
-        temporary = f"{shard}{os.sep}{_TEMPORARY_PREFIX}{os.urandom(8).hex()}"
+        temporary = f"{shard}{os.sep}{_TEMPORARY_PREFIX}{make_nonce():016x}"
         descriptor = create_file(temporary)
         try:
             try:

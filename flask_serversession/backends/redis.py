@@ -7,13 +7,13 @@ import dataclasses
 import functools
 import hashlib
 import math
-import os
 import re
 import struct
 import time
 import typing as t
 
 from ..errors import RecordError
+from ..nonce import make_nonce
 from ..record import FLAGS_OFFSET
 from ..record import FORMAT
 from ..record import HEADER_SIZE
@@ -318,7 +318,7 @@ class RedisBackend(Backend):
     def load(self, key: str) -> Record | None:
         """Give the record, or ``None``. One ``GET``."""
         try:
-            value = self._server.connect().get(_encode_key(key))
+            value = self._server.connect().execute_command("GET", _encode_key(key))
         except self._server.errors as error:
             if has_code(error, "WRONGTYPE"):
                 raise _foreign() from error
@@ -334,7 +334,7 @@ class RedisBackend(Backend):
         For a record with a user ``EVAL`` and ``SET``: one round trip, on a Cluster
         two. Users with 64, 128, 256, … members in their index take a few more.
         """
-        nonce = os.urandom(_NONCE_SIZE)
+        nonce = make_nonce().to_bytes(_NONCE_SIZE, "big")
         name = _encode_key(key)
         listed = 0.0
         if record.user is not None and self._is_listed(record):
@@ -375,7 +375,7 @@ class RedisBackend(Backend):
         version = expected + 1
         if record.version != version:
             record = dataclasses.replace(record, version=version)
-        nonce = os.urandom(_NONCE_SIZE)
+        nonce = make_nonce().to_bytes(_NONCE_SIZE, "big")
         now = self._clock()
         has_expired = record.expires_at <= now
         is_listed = not has_expired and self._is_listed(record)
@@ -550,14 +550,11 @@ class RedisBackend(Backend):
         client = self._server.connect()
         answers: list[t.Any] = []
         if not is_cluster(client):
-            # No transaction: that would be two commands more, for nothing. The script
-            # itself and not its digest: the second command is executed also if the
-            # server does not know the digest.
-            pipeline = client.pipeline(transaction=False)
-            pipeline.execute_command("EVAL", _INDEX, 1, index, *args)
-            pipeline.execute_command(*command)
+            # The script itself and not its digest: the second command is executed also
+            # if the server does not know the digest.
+            listing = ("EVAL", _INDEX, 1, index, *args)
             try:
-                answers = pipeline.execute(raise_on_error=False)
+                answers = self._server.ask_together(listing, command)
             except self._server.errors as error:
                 if not was_cut_off(error):
                     raise
@@ -568,7 +565,7 @@ class RedisBackend(Backend):
             answers = [number, client.execute_command(*command)]
         number, is_created = answers
         if isinstance(number, Exception):
-            if is_created is True:
+            if is_created and not isinstance(is_created, Exception):
                 # Nobody would find it, and its id is told to nobody.
                 client.execute_command("UNLINK", name)
             raise self._server.failure("create", number) from number

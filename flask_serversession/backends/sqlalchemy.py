@@ -784,7 +784,7 @@ def _to_user_column(user: str) -> str:
 def _to_record(row: _Row) -> Record:
     user: t.Any = row.user
     meta: t.Any = {}
-    if row.meta:
+    if row.meta and row.meta != "{}":
         try:
             meta = json.loads(row.meta)
             if isinstance(meta, list):

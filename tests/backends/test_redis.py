@@ -1283,6 +1283,20 @@ def test_a_connection_that_the_server_closes_does_not_show(
             assert own_backend.load_many(["key"])
 
 
+def test_a_limit_of_connections_is_kept(server: ValkeyServer, prefix: str) -> None:
+    backend = RedisBackend.from_url(f"{server.url}?max_connections=1", prefix=prefix)
+    backend.count()
+    key = key_of("one", prefix)
+    for _ in range(3):
+        assert backend.load(key) is None
+    client = backend._server.connect()
+    taken = client.connection_pool.get_connection()
+    with pytest.raises(BackendUnavailableError, match="no free connection"):
+        backend.load(key)
+    client.connection_pool.release(taken)
+    assert backend.load(key) is None
+
+
 def test_a_full_server_lets_visitors_log_out(
     own_server: ValkeyServer, own_backend: RedisBackend
 ) -> None:

@@ -1,0 +1,123 @@
+"""A client of redis-py that spends little time of its own on a command."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import os
+import typing as t
+
+T = t.TypeVar("T")
+
+# This process. Asking the system each time takes longer than a Python function.
+_pid = os.getpid()
+
+
+def _after_fork() -> None:
+    global _pid
+    _pid = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_after_fork)
+
+# Commands whose answers are used as the server gives them.
+_PLAIN = frozenset({"GET", "GETRANGE", "SET", "EVAL", "EVALSHA"})
+
+
+@functools.cache
+def get_lean_client(redis: t.Any) -> t.Any:
+    """Give the class of the client, for a version of redis-py.
+
+    :param redis: The module.
+    """
+    pool: t.Any = redis.ConnectionPool
+    client: t.Any = redis.Redis
+
+    class LeanPool(pool):  # type: ignore[misc]
+        """Gives connections away without asking the system about each of them first.
+
+        That takes longer than all else that a command costs this process. A connection
+        that the server has closed meanwhile is found out by the command, which is then
+        sent on a new one. Thread-safe: a deque's operations are atomic.
+        """
+
+        def reset(self) -> None:
+            pool.reset(self)
+            # The last one used is the next one to be used.
+            self._idle: collections.deque[t.Any] = collections.deque()
+
+        def get_connection(self, *_: t.Any, **__: t.Any) -> t.Any:
+            if self.pid != _pid:
+                self._checkpid()  # forked: the connections are those of the parent
+            try:
+                return self._idle.pop()
+            except IndexError:
+                with self._lock:
+                    return self.make_connection()
+
+        def release(self, connection: t.Any) -> None:
+            if connection.pid == _pid:
+                self._idle.append(connection)
+
+        def disconnect(self, inuse_connections: bool = True) -> None:
+            for connection in [*self._idle]:
+                connection.disconnect()
+
+    class LeanClient(client):  # type: ignore[misc]
+        """Sends plain commands without redis-py's bookkeeping around them."""
+
+        def execute_command(self, *command: t.Any, **options: t.Any) -> t.Any:
+            if command[0] not in _PLAIN or options:
+                return client.execute_command(self, *command, **options)
+
+            def talk(connection: t.Any) -> t.Any:
+                def ask() -> t.Any:
+                    connection.send_command(*command)
+                    return connection.read_response()
+
+                def fail(error: Exception, *_: t.Any) -> None:
+                    connection.disconnect()
+
+                return connection.retry.call_with_retry(ask, fail)
+
+            return self._with_connection(talk)
+
+        def execute_together(self, *commands: tuple[t.Any, ...]) -> list[t.Any]:
+            """Send several plain commands in one round trip, without a second try.
+
+            :return: The answers; that to a command that was refused is an exception.
+            """
+
+            def talk(connection: t.Any) -> list[t.Any]:
+                answers: list[t.Any] = []
+                connection.send_packed_command(connection.pack_commands(commands))
+                for _ in commands:
+                    try:
+                        answers.append(connection.read_response())
+                    except redis.ResponseError as error:
+                        answers.append(error)
+                return answers
+
+            return self._with_connection(talk)
+
+        def _with_connection(self, talk: t.Callable[[t.Any], T]) -> T:
+            connection = self.connection_pool.get_connection()
+            try:
+                return talk(connection)
+            except redis.ResponseError:
+                raise
+            except BaseException:
+                # Also where it was interrupted between a command and its answer, which
+                # must not be taken for that of the next command.
+                connection.disconnect()
+                raise
+            finally:
+                self.connection_pool.release(connection)
+
+    def make(url: str, **options: t.Any) -> t.Any:
+        made = LeanClient(connection_pool=LeanPool.from_url(url, **options))
+        made.auto_close_connection_pool = True  # nobody else has it
+        return made
+
+    return make
