@@ -1078,6 +1078,7 @@ def test_a_session_that_gets_a_new_id_while_it_is_counted_is_ended_too(
 ) -> None:
     site = make_site(SESSION_MAX_PER_USER=1)
     oldest, latest = log_in(site), site.browser()
+    advance(site, 1)
     hook, operation = when.split()
 
     def regenerate() -> None:
