@@ -32,6 +32,8 @@ html_sidebars = {
     "**": ["localtoc.html", "relations.html", "searchbox.html"],
 }
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 
 # Links into the documentation of Flask and Python need their inventories, which are on
 # the network. Without them those names are left as text.

@@ -40,7 +40,7 @@ from .record import Record
 from .record import is_key
 from .record import key_of
 from .record import key_of_handle
-from .serializers import Serializer
+from .serializers import CodedSerializer
 from .serializers import serializer_for
 from .session import PERMANENT_KEY
 from .session import ServerSideSession
@@ -216,7 +216,7 @@ class BackendKeeper:
         state.issued_at = envelope.issued_at
         state.stored_user = record.user
 
-    def _open(self, key: str, record: Record) -> tuple[Envelope, Serializer]:
+    def _open(self, key: str, record: Record) -> tuple[Envelope, CodedSerializer]:
         """Give what is in a record, and the serializer that wrote it."""
         envelope = self._sealer.open(record.data, key)
         if envelope.serializer == self._serializer.code:
@@ -360,7 +360,7 @@ class BackendKeeper:
         if state.is_exposed:
             writer = state.writer or self._serializer
             try:
-                encoded = writer.dumps(state.data)
+                encoded = writer.dumps(state.data, state.payload)
             except SerializationError:
                 if writer is self._serializer:
                     raise
@@ -556,7 +556,7 @@ class BackendKeeper:
         state: State,
         current: Record,
         base: bytes,
-        writer: Serializer | None,
+        writer: CodedSerializer | None,
         mine: dict[str, t.Any],
     ) -> None:
         """Put what changed from ``base`` to ``mine`` on top of another record.
@@ -629,7 +629,10 @@ class BackendKeeper:
                 record,
                 rotation.record.version,
             )
-            if not isinstance(replaced, Replaced):  # revoked before anybody knew it
+            if not isinstance(replaced, Replaced):
+                # Revoked before anybody knew it; so is what it was to follow.
+                if self._asked(state, "delete", self.backend.delete, old_key):
+                    self.send_destroyed(old_key, old_record.user)
                 return Outcome.LOST
             record = dataclasses.replace(record, version=replaced.version)
         rotation.heir, rotation.record = heir, record
@@ -721,16 +724,19 @@ class BackendKeeper:
         limit, user = self._config.max_per_user, state.stored_user
         if limit is None or user is None:
             return
+        gone: set[str] = set()
         for tries in range(_LIMIT_TRIES):
             keys = self._asked(state, "keys_of_user", self.backend.keys_of_user, user)
             keys = [key for key in keys if is_key(key, self._config.key_prefix)]
             if len(keys) <= limit or state.key not in keys:
                 return
-            records = self._asked(state, "load", self.backend.load_many, keys)
+            loaded = self._asked(state, "load", self.backend.load_many, keys)
+            # What has gone meanwhile may have another id now, and is counted again.
+            gone_before, gone = gone, {*keys} - {*loaded}
             records = {
                 key: record
-                for key, record in records.items()
-                if predecessor_of(record, self._config.key_prefix) not in records
+                for key, record in loaded.items()
+                if predecessor_of(record, self._config.key_prefix) not in loaded
             }
             records[state.key] = state.stored
             excess = max(0, len(records) - limit)
@@ -755,9 +761,12 @@ class BackendKeeper:
                 if self._asked(state, "delete", self.backend.delete, key):
                     self._retire(key)
                     ended.append(key)
-            if len(allowed) == excess:
+                else:
+                    gone.add(key)
+            if len(allowed) < excess:
+                time.sleep(random.uniform(0.5, 1.5) * _LIMIT_PAUSE)  # noqa: S311
+            elif gone <= gone_before:
                 return
-            time.sleep(random.uniform(0.5, 1.5) * _LIMIT_PAUSE)  # noqa: S311
 
     def _retire(self, key: str) -> None:
         """Remember that a session was ended, or has another id now.

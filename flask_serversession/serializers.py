@@ -91,9 +91,11 @@ class CodedSerializer(t.Protocol):
     #: One byte, kept beside each payload: who wrote it.
     code: bytes
 
-    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+    def dumps(self, data: dict[str, t.Any], stored: bytes = b"", /) -> bytes:
         """Write the content of a session.
 
+        :param stored: What was written before; whoever can tell faster that it is the
+            same may do so.
         :raises SerializationError: if it holds something that cannot be written.
         """
         ...
@@ -139,15 +141,20 @@ class MsgpackSerializer:
     name: str = "msgpack"
     code: bytes = b"m"
 
-    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+    def dumps(self, data: dict[str, t.Any], stored: bytes = b"", /) -> bytes:
         """Write the content of a session.
 
+        :param stored: What was written before. If that is what it would write again,
+            it does so without looking for what must not be written, which takes as
+            long as writing.
         :raises SerializationError: if it holds something that cannot be written.
         """
         try:
             packed: bytes = _strict_packer().pack(data)
         except Exception:  # noqa: BLE001 - the second, slower try explains it
             packed = b""
+        if packed and packed == stored:
+            return packed
         if packed and not (_may_hold_impostor(packed) and _holds_impostor(data)):
             return packed
         return write_simplified(data, MSGPACK, lambda plain: _packer().pack(plain))
@@ -201,7 +208,7 @@ class JSONSerializer:
     def __init__(self) -> None:
         self._tagged = _TaggedJSON()
 
-    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+    def dumps(self, data: dict[str, t.Any], _stored: bytes = b"", /) -> bytes:
         """Write the content of a session.
 
         :raises SerializationError: if it holds something that cannot be written.
@@ -238,7 +245,7 @@ class CustomSerializer:
         #: The module's or the class's name.
         self.name: str = getattr(serializer, "__name__", type(serializer).__name__)
 
-    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+    def dumps(self, data: dict[str, t.Any], _stored: bytes = b"", /) -> bytes:
         """Write the content of a session.
 
         :raises SerializationError: whatever the serializer raised, or if it gave

@@ -20,7 +20,7 @@ from .cookie import CookieSigner
 from .cookie import CookieState
 from .errors import BackendUnavailableError
 from .record import Record
-from .serializers import Serializer
+from .serializers import CodedSerializer
 
 if t.TYPE_CHECKING:
     from .migrate import Legacy
@@ -101,7 +101,7 @@ class State:
     #: The serialized content of ``record``: what changes are compared with.
     payload: bytes = b""
     #: What wrote ``payload``, if that is not the configured serializer.
-    writer: Serializer | None = None
+    writer: CodedSerializer | None = None
     #: ``data`` as serialized while looking for changes, to be used once.
     encoded: bytes | None = None
     #: The session's own idle timeout, in seconds; ``None`` for the app's.

@@ -827,21 +827,26 @@ class MemcachedServer(Server):
 
 
 class Gunicorn(Server):
-    """A gunicorn that serves an application, made before it forks its workers.
+    """A gunicorn that serves an application.
 
     :param app: What gunicorn is told to serve: ``"package.module:function()"``.
     :param args: Further options as on the command line.
     :param environ: Further variables of the environment.
+    :param preload: Make the application before the workers are forked, not in each.
     """
 
     package = "the Python package gunicorn"
 
     def __init__(
-        self, app: str, *args: str, environ: Mapping[str, str] | None = None
+        self,
+        app: str,
+        *args: str,
+        environ: Mapping[str, str] | None = None,
+        preload: bool = True,
     ) -> None:
         super().__init__()
         self.app = app
-        self.args = args
+        self.args = ("--preload", *args) if preload else args
         self.environ = {} if environ is None else environ
 
     @classmethod
@@ -858,14 +863,7 @@ class Gunicorn(Server):
         return psutil.Process(self.pid).children()
 
     def _command(self) -> list[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "gunicorn",
-            "--preload",
-            "--bind",
-            self.address,
-        ]
+        command = [sys.executable, "-m", "gunicorn", "--bind", self.address]
         return [*command, "--log-level", "warning", *self.args, self.app]
 
     def _popen_options(self) -> dict[str, t.Any]:

@@ -786,6 +786,26 @@ def test_revoking_wins_in_the_middle_of_a_rotation(
     assert browser.read() == {}
 
 
+def test_revoking_the_new_handle_in_the_middle_of_a_rotation_ends_the_session(
+    site: Site,
+) -> None:
+    """The rotation fails then, and its old id must not go on."""
+    browser = log_in(site)
+    twin, other = browser.twin(), browser.twin()
+    before = handle_of(browser)
+
+    def revoke_the_new_one() -> None:
+        (new,) = {*handles_of(site, "ada")} - {before}
+        other.set(n=1)  # so that the rotation meets a conflict
+        assert asked(site, lambda operator: operator.revoke(new))
+
+    once(site, "after", "create", revoke_the_new_one)
+    twin.visit(lambda: typed_session.regenerate())
+    assert not is_live(browser)
+    assert not is_live(twin)
+    assert handles_of(site, "ada") == []
+
+
 def test_revoking_follows_a_rotation_within_the_grace(site: Site) -> None:
     browser = log_in(site)
     first = handle_of(browser)
@@ -1050,6 +1070,24 @@ def test_a_session_counts_once_in_the_middle_of_its_rotation(
     browser.visit(lambda: typed_session.regenerate())
     assert is_live(browser)
     assert is_live(later)
+
+
+@pytest.mark.parametrize("when", ["after keys_of_user", "before delete"])
+def test_a_session_that_gets_a_new_id_while_it_is_counted_is_ended_too(
+    make_site: MakeSite, when: str
+) -> None:
+    site = make_site(SESSION_MAX_PER_USER=1)
+    oldest, latest = log_in(site), site.browser()
+    advance(site, 1)
+    hook, operation = when.split()
+
+    def regenerate() -> None:
+        oldest.visit(lambda: typed_session.regenerate())
+
+    once(site, hook, operation, regenerate)
+    latest.set(_user_id="ada")
+    assert handles_of(site, "ada") == [handle_of(latest)]
+    assert not is_live(oldest)
 
 
 def test_a_listing_that_misses_a_session_in_rotation_is_not_believed() -> None:

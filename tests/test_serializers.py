@@ -1272,3 +1272,15 @@ def test_nothing_is_imported_or_executed_by_reading() -> None:
         MSGPACK, msgpack.packb({"a": msgpack.ExtType(6, b"2024-01-01T00[os.path]")})
     )
     assert set(sys.modules) == before
+
+
+@pytest.mark.parametrize("impostor", [bytearray(b"abc"), memoryview(b"abc")])
+def test_what_is_stored_already_is_not_looked_through_again(
+    impostor: object,
+) -> None:
+    """The session stays as it is stored; only what is new is looked at closely."""
+    serializer = MsgpackSerializer()
+    stored = serializer.dumps({"a": b"abc"})
+    assert serializer.dumps({"a": impostor}, stored) == stored
+    with pytest.raises(SerializationError):
+        serializer.dumps({"a": impostor, "b": 1}, stored)

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = given.size or (["100B"] if given.quick else [*SIZES])
     blocks, calls = (3, 4) if given.quick else (given.blocks, given.calls)
 
-    report: dict[str, t.Any] = {"versions": _get_versions()}
+    report: dict[str, t.Any] = {"versions": get_versions()}
     with ExitStack() as stack:
         report["requests"] = measure_requests(
             stack, engines, kinds, sizes, blocks=blocks, calls=calls
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         given.chart.write_text(draw(report["requests"]))
 
 
-def _get_versions() -> dict[str, str]:
+def get_versions() -> dict[str, str]:
     versions = {name: metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **versions}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import secrets
 import sqlite3
@@ -43,7 +44,12 @@ class Engine:
     #: Sets Flask-Session up.
     peer: Callable[[Flask], object]
     #: ``None`` for memory: a dict is nothing to compare with.
-    bare: Bare | None
+    make_bare: Callable[[], Bare] | None
+
+    @functools.cached_property
+    def bare(self) -> Bare | None:
+        """The engine through its driver alone."""
+        return None if self.make_bare is None else self.make_bare()
 
 
 def _use_peer(type: str, **settings: t.Any) -> Callable[[Flask], object]:
@@ -67,6 +73,7 @@ def memory(_: Places) -> Iterator[Engine]:
 
 class _Files:
     def __init__(self, folder: str) -> None:
+        os.mkdir(folder)
         self._folder = folder
 
     def store(self, key: str, data: bytes) -> None:
@@ -94,12 +101,11 @@ def files(places: Places) -> Iterator[Engine]:
 
     folder = places.folder()
     cache = FileSystemCache(f"{folder}/peer")
-    os.mkdir(f"{folder}/bare")
     yield Engine(
         "files",
         {"SESSION_BACKEND": "filesystem", "SESSION_FILESYSTEM_PATH": f"{folder}/ours"},
         _use_peer("cachelib", SESSION_CACHELIB=cache),
-        _Files(f"{folder}/bare"),
+        lambda: _Files(f"{folder}/bare"),
     )
 
 
@@ -130,7 +136,7 @@ def redis(places: Places) -> Iterator[Engine]:
             "redis",
             {"SESSION_BACKEND": "redis", "SESSION_REDIS_URL": url},
             _use_peer("redis", SESSION_REDIS=client, SESSION_KEY_PREFIX="peer:"),
-            _Redis(client),
+            lambda: _Redis(client),
         )
 
 
@@ -188,7 +194,7 @@ def _sqlalchemy(name: str, url: str) -> Iterator[Engine]:
         )(app)
 
     ours = {"SESSION_BACKEND": "sqlalchemy", "SESSION_SQLALCHEMY_URL": url}
-    yield Engine(name, ours, use_peer, _Table(url))
+    yield Engine(name, ours, use_peer, lambda: _Table(url))
 
 
 @contextlib.contextmanager
