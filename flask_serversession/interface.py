@@ -139,7 +139,7 @@ class ServerSessionInterface(SessionInterface):
         if not secrets:
             if not app.secret_key:
                 return None
-            config = t.cast("dict[str, t.Any]", app.config)
+            config: t.Any = app.config
             secrets = (app.secret_key, *(config["SECRET_KEY_FALLBACKS"] or ()))
         if self._signer is None or self._signer[0] != secrets:
             self._signer = (secrets, CookieSigner(secrets))
@@ -328,8 +328,8 @@ class ServerSessionInterface(SessionInterface):
         change = keeper.change_reason(state)
         is_changed = change is not None or state.is_saved
         is_renewed = _is_refreshed(app) or state.is_touched
-        is_sent_again = is_renewed and keeper.is_permanent(state)
-        state.is_activity = is_changed or is_renewed or not keeper.is_permanent(state)
+        is_permanent = keeper.is_permanent(state)
+        state.is_activity = is_changed or is_renewed or not is_permanent
         if (
             change is not None
             or self.config.resave
@@ -340,12 +340,13 @@ class ServerSessionInterface(SessionInterface):
                 return Cookie.DELETE if state.cookie is not None else Cookie.NONE
             if outcome is Outcome.LOST:
                 return Cookie.NONE
+            # What another request has stored may have been merged in.
+            is_permanent = keeper.is_permanent(state)
         elif keeper.is_retired(state.key) or (
-            (is_renewed or not keeper.is_permanent(state))
-            and not keeper.renew(state, is_sent_again)
+            (is_renewed or not is_permanent)
+            and not keeper.renew(state, is_renewed and is_permanent)
         ):
             return Cookie.NONE
-        is_permanent = keeper.is_permanent(state)
         is_due = state.failure is None and (
             state.cookie is None
             # Signed with a secret that will be removed one day.
@@ -424,13 +425,15 @@ def _is_socket_event(app: Flask, request: Request) -> bool:
     It opens the session anew for each event, with the request of the handshake. That
     one's path reaches Flask in no other way: Flask-SocketIO's middleware keeps it.
     """
-    middleware = getattr(app.extensions.get("socketio"), "sockio_mw", None)
+    if "socketio" not in app.extensions:
+        return False
+    middleware = getattr(app.extensions["socketio"], "sockio_mw", None)
     path: str | None = getattr(middleware, "engineio_path", None)
     return path is not None and request.path.strip("/") == path.strip("/")
 
 
 def _is_refreshed(app: Flask) -> bool:
-    config = t.cast("dict[str, t.Any]", app.config)
+    config: t.Any = app.config
     return bool(config["SESSION_REFRESH_EACH_REQUEST"])
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import struct
+import types
 import typing as t
 import zlib
 
@@ -30,6 +31,8 @@ _FRAME = struct.Struct(">BBxxI")
 # What follows the prefix in a key.
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
+#: The meta of a record that has none: nobody can change it, so nobody need copy it.
+NO_META: t.Mapping[str, str] = types.MappingProxyType({})
 #: Length of the fixed-size header of an encoded record, in bytes.
 HEADER_SIZE = _HEADER.size
 #: Where the version lies in an encoded record: 8 bytes, big-endian.

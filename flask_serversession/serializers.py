@@ -519,15 +519,21 @@ def _may_hold_impostor(packed: bytes) -> bool:
     return (
         b"\xd4" in packed
         or b"\xc4" in packed
-        or b"\xc5" in packed
-        or b"\xc6" in packed
         or b"\xc7" in packed
-        or b"\xc8" in packed
-        or b"\xc9" in packed
         or b"\xd5" in packed
         or b"\xd6" in packed
         or b"\xd7" in packed
         or b"\xd8" in packed
+        # These are for what is longer than 255 bytes.
+        or (
+            len(packed) > 0xFF
+            and (
+                b"\xc5" in packed
+                or b"\xc6" in packed
+                or b"\xc8" in packed
+                or b"\xc9" in packed
+            )
+        )
     )
 
 

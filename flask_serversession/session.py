@@ -6,7 +6,6 @@ import collections.abc as cabc
 import datetime as dt
 import decimal
 import enum
-import types
 import typing as t
 import uuid
 from copy import deepcopy
@@ -19,6 +18,7 @@ from markupsafe import Markup
 from .cookie import CookieSigner
 from .cookie import CookieState
 from .errors import BackendUnavailableError
+from .record import NO_META
 from .record import Record
 from .serializers import CodedSerializer
 
@@ -82,7 +82,7 @@ class State:
     """
 
     #: What to record about the browser: see :data:`SESSION_TRACK`.
-    meta: cabc.Mapping[str, str] = types.MappingProxyType({})
+    meta: cabc.Mapping[str, str] = NO_META
     #: When what is known of the session was seen, in seconds since the epoch.
     seen_at: float = 0.0
     status: Status = Status.UNLOADED

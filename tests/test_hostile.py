@@ -263,7 +263,7 @@ def start(site: Site) -> tuple[Browser, str]:
 def test_a_changed_cookie_is_nobodys(site: Site, report: Report) -> None:
     _, valid = start(site)
     text, _, signature = valid.rpartition(".")
-    tried = harmless = 0
+    tried = unchanged = 0
     alphabet = st.sampled_from("abcxyzABC0123456789-_.=!/+ \xff")
     place = st.integers(0, len(valid) - 1)
     changed = st.one_of(
@@ -282,30 +282,21 @@ def test_a_changed_cookie_is_nobodys(site: Site, report: Report) -> None:
     @fuzz
     @given(changed)
     def check(value: str) -> None:
-        nonlocal tried, harmless
+        nonlocal tried, unchanged
         tried += 1
-        own, _, given_signature = value.strip().strip('"').rpartition(".")
-        if own == text and same_bytes(given_signature, signature):
-            # Base64 has several spellings of the same signature.
-            harmless += 1
+        if value.strip().strip('"') == valid:
+            unchanged += 1
             return
         assert_stranger(site, f"session={value}")
 
     check()
     assert send(site, f"session={valid}", show).text == "{'n': 1}"
-    report(changed_cookies_tried=tried, of_them_the_same_signature=harmless)
-
-
-def same_bytes(a: str, b: str) -> bool:
-    try:
-        return base64.urlsafe_b64decode(a + "===") == base64.urlsafe_b64decode(b + "=")
-    except ValueError:
-        return False
+    report(changed_cookies_tried=tried, of_them_the_same=unchanged)
 
 
 def test_every_bit_of_a_cookie_counts(memory_site: Site) -> None:
     _, valid = start(memory_site)
-    for place in range(len(valid) - 1):  # the last letter has two unused bits
+    for place in range(len(valid)):
         for bit in range(7):
             value = (
                 valid[:place] + chr(ord(valid[place]) ^ 1 << bit) + valid[place + 1 :]
@@ -430,7 +421,7 @@ def test_a_signature_over_nonsense_is_nobodys_either(
         nonlocal tried
         tried += 1
         site.app.config.update(config)
-        value = signer._newest.sign(text.encode("latin-1")).decode("latin-1")
+        value = signer._signers[0].sign(text.encode("latin-1")).decode("latin-1")
         for action in (show, lambda: "ignored", touch):
             with site.backend.counting() as calls:
                 answer = send(site, f"session={value}", action)
@@ -564,7 +555,7 @@ def test_no_cookie_reaches_a_file_outside_of_the_folder(tmp_path: Path) -> None:
     browser, valid = start(site)
     with Watch.files() as used:
         for value in (*HOSTILE, valid):
-            signed = signer._newest.sign(f"{value}.p0-0".encode("latin-1"))
+            signed = signer._signers[0].sign(f"{value}.p0-0".encode("latin-1"))
             for header in (f"session={value}", f"session={signed.decode('latin-1')}"):
                 for action in (
                     show,

@@ -9,6 +9,7 @@ import time
 import types
 import typing as t
 
+from ..record import NO_META
 from ..record import Record
 from .base import Backend
 from .base import Capability
@@ -236,12 +237,11 @@ def _is_live_session(record: Record, now: float) -> bool:
     return record.expires_at > now and not record.is_tombstone
 
 
-_NO_META: t.Mapping[str, str] = types.MappingProxyType({})
-
-
 def _unshared(record: Record, version: int) -> Record:
     # A record is frozen but its meta need not be. With one that nobody can change, what
     # is kept here is given to everybody as it is.
+    if record.meta is NO_META and record.version == version:
+        return record
     return Record(
         data=record.data,
         version=version,
@@ -249,5 +249,5 @@ def _unshared(record: Record, version: int) -> Record:
         touched_at=record.touched_at,
         expires_at=record.expires_at,
         user=record.user,
-        meta=types.MappingProxyType(dict(record.meta)) if record.meta else _NO_META,
+        meta=types.MappingProxyType(dict(record.meta)) if record.meta else NO_META,
     )
