@@ -145,6 +145,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     return Sources(tmp_path_factory.mktemp("suites"))
 
 
+# Two runs of somebody else's suite, of which the longest takes four minutes.
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("suite", "backend"), CASES)
 def test_every_test_passes_that_passes_with_flasks_own_sessions(
     sources: Sources,
