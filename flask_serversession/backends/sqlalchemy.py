@@ -24,6 +24,7 @@ from ..errors import BackendUnavailableError
 from ..errors import RecordError
 from ..record import FORMAT
 from ..record import MAGIC
+from ..record import NO_META
 from ..record import Record
 from ..record import check_format
 from ..record import frame
@@ -83,6 +84,8 @@ _SHOWN_NAMES = {
 }
 # How many records iterate() reads at once.
 _PAGE = 100
+# Of a record, without its key and its data, in the order that they are read in.
+_RECORD_COLUMNS = ("version", "created_at", "touched_at", "expires_at", "user", "meta")
 # How many load_many() does. SQLite takes 999 parameters before version 3.32, and
 # MariaDB makes a temporary table of a list of 1,000 values.
 _KEYS_AT_ONCE = 500
@@ -591,10 +594,7 @@ class _Statements:
         }
         # As the driver gives it: SQLite may hold a text where somebody damaged it.
         raw_data = sa.type_coerce(data, sa.types.NullType()).label("data")
-        record = [
-            raw_data,
-            *(column for column in columns if column.name not in ("key", "data")),
-        ]
+        record = [raw_data, *(columns[name] for name in _RECORD_COLUMNS)]
 
         self.find = sa.select(*record).where(is_this)
         self.load = self.find.where(is_live)
@@ -632,7 +632,7 @@ class _Statements:
         # These three do not ask for what is live: after an ANALYZE, SQLite takes the
         # index on expires_at for better than that on the user or on the key, reads
         # the whole table by it, and sorts it for each page.
-        self.load_many = sa.select(key, *record).where(
+        self.load_many = sa.select(*record, key).where(
             key.in_(sa.bindparam("keys", type_=key.type, expanding=True))
         )
         self.keys_of_user = sa.select(key, expires_at).where(
@@ -641,7 +641,7 @@ class _Statements:
             is_ours,
         )
         self.page = (
-            sa.select(key, *record)
+            sa.select(*record, key)
             .where(key > sa.bindparam("after", type_=key.type), is_ours)
             .order_by(key)
             .limit(_PAGE)
@@ -782,33 +782,36 @@ def _to_user_column(user: str) -> str:
 
 
 def _to_record(row: _Row) -> Record:
-    user: t.Any = row.user
-    meta: t.Any = {}
-    if row.meta and row.meta != "{}":
+    # Unpacked, since a row takes long to look for a column by its name.
+    data, version, created_at, touched_at, expires_at, user, text, *_ = t.cast(
+        "t.Any", row
+    )
+    meta: t.Any = NO_META
+    if text and text != "{}":
         try:
-            meta = json.loads(row.meta)
+            meta = json.loads(text)
             if isinstance(meta, list):
                 user, meta = t.cast("tuple[str, dict[str, str]]", meta)
         except ValueError as error:
             raise RecordError("The record's meta is damaged.", "damaged") from error
     # No checksum covers these columns. SQLite takes a text for a number, and
     # PostgreSQL has numbers that are none.
-    times = (row.created_at, row.touched_at, row.expires_at)
+    times = (created_at, touched_at, expires_at)
     if (
-        not isinstance(row.version, int)
+        not isinstance(version, int)
         or not all(isinstance(moment, (int, float)) for moment in times)
         or not all(map(math.isfinite, times))
         or not (user is None or isinstance(user, str))
-        or not isinstance(meta, dict)
+        or not (meta is NO_META or isinstance(meta, dict))
     ):
         raise RecordError("The record's columns make no sense.", "damaged")
-    data = _to_bytes(row.data)
+    data = _to_bytes(data)
     return Record(
         data=unframe(data) if data else b"",
-        version=row.version,
-        created_at=row.created_at,
-        touched_at=row.touched_at,
-        expires_at=row.expires_at,
+        version=version,
+        created_at=created_at,
+        touched_at=touched_at,
+        expires_at=expires_at,
         user=user,
         meta=t.cast("dict[str, str]", meta),
     )
