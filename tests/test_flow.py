@@ -14,7 +14,6 @@ import pytest
 from flask import Flask
 from flask import Response
 from flask import session
-from flask.globals import request_ctx
 from flask.sessions import SecureCookieSessionInterface
 from werkzeug.http import parse_date
 
@@ -25,6 +24,7 @@ from flask_serversession import ServerSessionError
 from flask_serversession import ServerSideSession
 from flask_serversession import session as typed_session
 from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.session import opened_session
 from flask_serversession.testing import FakeClock
 
 from .site import Site
@@ -167,7 +167,7 @@ def test_new_and_modified_and_accessed_tell_the_truth(site: Site) -> None:
         assert session.modified
 
     def later() -> None:
-        assert not t.cast(t.Any, request_ctx)._session.accessed
+        assert not t.cast(t.Any, opened_session()).accessed
         assert "n" in session
         assert session.accessed
         assert not session.new
@@ -446,7 +446,7 @@ def test_the_repr_shows_handle_and_keys_but_no_value_and_no_id(site: Site) -> No
     browser.set(pin="secret value")
 
     def view() -> None:
-        own = t.cast(t.Any, request_ctx)._session
+        own = opened_session()
         assert repr(own) == "<ServerSideSession (not loaded)>"
         assert session["pin"]
         assert typed_session.handle in repr(own)

@@ -55,7 +55,7 @@ class Suite:
 SUITES = [
     Suite("Flask", ("tests",), 450, ("memory", "filesystem"), is_quick=True),
     Suite("Flask-Login", ("tests",), 100, ("memory", "filesystem"), is_quick=True),
-    Suite("Flask-WTF", ("tests",), 70, ("memory", "filesystem"), is_quick=True),
+    Suite("Flask-WTF", ("tests",), 50, ("memory", "filesystem"), is_quick=True),
     Suite("Flask-SocketIO", ("test_socketio.py",), 40, is_quick=True),
     Suite("Flask-Dance", ("tests",), 190),
     Suite(

@@ -175,6 +175,9 @@ class Server:
         start = f"The Redis backend at {self.where!r}"
         # A failed handshake is an OSError to the drivers, and then a ConnectionError.
         names = names_of(error) | (names_of(error.__context__) & {_UNTRUSTED})
+        if str(error) == "Too many connections":
+            # A class of its own only with newer versions of redis-py.
+            names.add("MaxConnectionsError")
         for name, code, text in _REASONS:
             if name in names or (code and has_code(error, code)):
                 if name == "TimeoutError" and self._timeout:

@@ -422,7 +422,8 @@ class SQLAlchemyBackend(Backend):
         except exc.SQLAlchemyError as error:
             raise self._explain(error, "server_version") from error
         name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
-        version = [str(part) for part in dialect.server_version_info or ()]
+        # What follows is a package's revision, which SQLAlchemy 2.0 gives of MariaDB.
+        version = [str(part) for part in (dialect.server_version_info or ())[:3]]
         return " ".join([_SHOWN_NAMES.get(name, name), ".".join(version)]).rstrip()
 
     def close(self) -> None:

@@ -1297,6 +1297,20 @@ def test_a_limit_of_connections_is_kept(server: ValkeyServer, prefix: str) -> No
     assert backend.load(key) is None
 
 
+@pytest.mark.parametrize("driver", [redis.Redis, valkey.Valkey])
+def test_a_clients_pool_that_is_used_up_is_named(
+    server: ValkeyServer, prefix: str, driver: t.Any
+) -> None:
+    client = driver.from_url(server.url, max_connections=1)
+    backend = RedisBackend(client, prefix=prefix)
+    with client.pubsub() as subscription:
+        subscription.subscribe("news")  # for as long as it lasts, on a connection
+        with pytest.raises(BackendUnavailableError, match="no free connection"):
+            backend.load(key_of("one", prefix))
+    assert backend.load(key_of("one", prefix)) is None
+    client.close()
+
+
 def test_a_full_server_lets_visitors_log_out(
     own_server: ValkeyServer, own_backend: RedisBackend
 ) -> None:
