@@ -137,10 +137,10 @@ class ServerSessionInterface(SessionInterface):
         # Read at each request like Flask does, derived only when they change.
         secrets: t.Any = self.config.secret
         if not secrets:
-            if not app.secret_key:
+            if not (secret := app.secret_key):
                 return None
             config: t.Any = app.config
-            secrets = (app.secret_key, *(config["SECRET_KEY_FALLBACKS"] or ()))
+            secrets = (secret, *(config["SECRET_KEY_FALLBACKS"] or ()))
         if self._signer is None or self._signer[0] != secrets:
             self._signer = (secrets, CookieSigner(secrets))
         return self._signer[1]
