@@ -5,8 +5,10 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
 import re
+import signal
 import sqlite3
 import threading
 import time
@@ -24,6 +26,7 @@ from sqlalchemy import event
 from sqlalchemy import exc
 
 from flask_serversession import ServerSession
+from flask_serversession.backends._sql_direct import DirectRunner
 from flask_serversession.backends.base import Backend
 from flask_serversession.backends.base import Capability
 from flask_serversession.backends.base import Conflict
@@ -1010,8 +1013,13 @@ def test_a_given_engine_is_returned_as_it_was(
 # -- engines that fail
 
 
+@pytest.mark.parametrize("is_watched", [False, True], ids=["direct", "watched"])
 def test_stale_connections_are_replaced_after_a_restart(
-    server: Server, make: Make, make_engine: Callable[..., sa.Engine], clock: FakeClock
+    server: Server,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+    is_watched: bool,
 ) -> None:
     for backend in (make(server.url), make(make_engine(server.url))):
         engine = engine_of(backend)
@@ -1024,9 +1032,37 @@ def test_stale_connections_are_replaced_after_a_restart(
                 connection.close()
             if name in ("create", "load", "replace", "delete"):
                 server.restart()
+            if not is_watched:
+                assert operation() not in (None, False, [], Gone()), name
+                continue
             with recording(engine) as statements:
                 assert operation() not in (None, False, [], Gone()), name
             assert len([s for s in statements if backend.table.name in s]) <= 2
+
+
+def test_one_stale_connection_stands_for_all_of_the_pool(
+    make: Make, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PostgresServer() as server:
+        backend = make(server.url)
+        backend.create(KEY, record(clock))
+        engine = engine_of(backend)
+        connections = [engine.raw_connection() for _ in range(3)]
+        for connection in connections:
+            connection.close()
+        server.restart()
+        assert backend.load(KEY) is not None
+        tries: list[t.Any] = []
+        run = DirectRunner.run
+
+        def count(self: DirectRunner, *arguments: t.Any) -> t.Any:
+            tries.append(arguments)
+            return run(self, *arguments)
+
+        monkeypatch.setattr(DirectRunner, "run", count)
+        with contextlib.closing(engine.raw_connection()):  # the one that is new
+            assert backend.load(KEY) is not None
+        assert len(tries) == 1
 
 
 def test_a_server_that_is_down_is_unavailable_and_then_there_again(
@@ -1067,28 +1103,48 @@ def test_a_server_that_does_not_answer_is_unavailable(
 
 
 class Failures:
-    """Let statements fail, before or after they were carried out."""
+    """Let the driver fail at statements, before or after they were carried out."""
 
     def __init__(self, engine: sa.Engine) -> None:
-        self.engine = engine
         self.attempts = 0
-        self.errors: list[Exception] = []
+        self.errors: list[BaseException] = []
+        self._when = ""
+        event.listen(engine, "do_connect", self._connect)
+        engine.dispose()
 
     @contextlib.contextmanager
-    def __call__(self, when: str, *errors: Exception) -> Iterator[Failures]:
-        name = {"before": "do_execute", "after": "after_cursor_execute"}[when]
-        self.attempts, self.errors = 0, list(errors)
-        event.listen(self.engine, name, self._fail)
+    def __call__(self, when: str, *errors: BaseException) -> Iterator[Failures]:
+        self.attempts, self.errors, self._when = 0, list(errors), when
         try:
             yield self
         finally:
             self.errors.clear()
-            event.remove(self.engine, name, self._fail)
+            self._when = ""
 
-    def _fail(self, *_: t.Any) -> None:
-        self.attempts += 1
-        if self.errors:
-            raise self.errors.pop(0)
+    def _connect(
+        self, _1: t.Any, _2: t.Any, arguments: list[t.Any], options: dict[str, t.Any]
+    ) -> sqlite3.Connection:
+        failures = self
+
+        class Cursor(sqlite3.Cursor):
+            def execute(self, statement: str, *parameters: t.Any) -> sqlite3.Cursor:
+                if not failures._when or statement.startswith("PRAGMA"):
+                    return super().execute(statement, *parameters)
+                failures.attempts += 1
+                error = failures.errors.pop(0) if failures.errors else None
+                if failures._when == "after":
+                    super().execute(statement, *parameters)
+                if error is not None:
+                    raise error
+                if failures._when != "after":
+                    super().execute(statement, *parameters)
+                return self
+
+        class Connection(sqlite3.Connection):
+            def cursor(self, *_: t.Any) -> sqlite3.Cursor:
+                return super().cursor(Cursor)
+
+        return sqlite3.connect(*arguments, **options, factory=Connection)
 
 
 # What SQLAlchemy takes for a connection that has died.
@@ -1102,8 +1158,10 @@ def backend(sqlite_url: str, make: Make) -> SQLAlchemyBackend:
     return backend
 
 
-@pytest.fixture
-def failures(backend: SQLAlchemyBackend) -> Failures:
+@pytest.fixture(params=["direct", "watched"])
+def failures(request: pytest.FixtureRequest, backend: SQLAlchemyBackend) -> Failures:
+    if request.param == "watched":
+        event.listen(engine_of(backend), "after_execute", lambda *_: None)
     return Failures(engine_of(backend))
 
 
@@ -1191,7 +1249,7 @@ def test_a_lost_answer_is_recognized(
 
 
 def test_a_lost_answer_is_recognized_after_a_touch(
-    backend: SQLAlchemyBackend, failures: Failures, clock: FakeClock
+    backend: SQLAlchemyBackend, clock: FakeClock
 ) -> None:
     backend.create(KEY, record(clock))
     other = SQLAlchemyBackend(
@@ -1224,6 +1282,84 @@ def test_somebody_elses_write_is_not_taken_for_a_lost_answer(
     backend.replace(KEY, record(clock, lives=-1), 2)
     with failures("before", DIED):
         assert backend.replace(KEY, mine, 2) == Gone()
+
+
+class InterruptedByTest(BaseException):
+    """What gevent's time-outs are: an exception that nobody catches by accident."""
+
+
+@pytest.mark.parametrize("is_watched", [False, True], ids=["direct", "watched"])
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_another(
+    request: pytest.FixtureRequest, make: Make, clock: FakeClock, is_watched: bool
+) -> None:
+    backend = make(get_url(request, "postgresql"))
+    if is_watched:
+        event.listen(engine_of(backend), "after_execute", lambda *_: None)
+    backend.create(KEY, record(clock))
+    backend.create("other", record(clock, b"other"))
+
+    def interrupt(*_: t.Any) -> None:
+        raise InterruptedByTest
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with locked_row(backend, KEY):
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(InterruptedByTest):
+                backend.replace(KEY, record(clock, b"new"), 1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    for _ in range(3):
+        assert backend.load("other") == record(clock, b"other")
+
+
+@contextlib.contextmanager
+def locked_row(backend: SQLAlchemyBackend, key: str) -> Iterator[None]:
+    """Hold the lock on one row of PostgreSQL's."""
+    engine = sa.create_engine(engine_of(backend).url, poolclass=sa.NullPool)
+    column = backend.table.c["key"]
+    with engine.connect() as connection:
+        connection.execute(sa.select(column).where(column == key).with_for_update())
+        yield
+        connection.rollback()
+
+
+@pytest.fixture(params=["sqlite", "memory", "postgresql"])
+def direct_url(request: pytest.FixtureRequest) -> str:
+    """Give the URL of each database whose frequent statements go to its driver."""
+    return get_url(request, request.param)
+
+
+def test_what_requests_consist_of_does_without_most_of_sqlalchemy(
+    direct_url: str,
+    make: Make,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = make(direct_url)
+    backend.create_tables()
+    monkeypatch.setattr(sa.Engine, "connect", None)
+    assert backend.create(KEY, record(clock)) is True
+    assert backend.load(KEY) == record(clock)
+    assert backend.replace(KEY, record(clock, b"new"), 1) == Replaced(2)
+    assert backend.delete(KEY) is True
+    monkeypatch.undo()
+
+
+def test_sqlalchemys_log_shows_the_statements_of_sessions(
+    direct_url: str, make: Make, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = make(direct_url)
+    backend.create_tables()
+    caplog.set_level(logging.INFO, "sqlalchemy.engine")
+    backend.create(KEY, record(clock))
+    backend.load(KEY)
+    verbs = [message.split()[0] for message in caplog.messages]
+    assert [verb for verb in verbs if verb in ("INSERT", "SELECT")] == [
+        "INSERT",
+        "SELECT",
+    ]
 
 
 def test_a_second_create_of_the_same_record_is_refused(
