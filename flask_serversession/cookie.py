@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import collections.abc as cabc
 import dataclasses
+import functools
 import hashlib
 import hmac
 import math
@@ -21,6 +22,8 @@ MAX_CANDIDATES = 4
 
 # The longest value that can be ours: the longest id, the state, the signature.
 _MAX_LENGTH = 512
+# How many values are remembered with what came of them: half a kilobyte for each.
+_REMEMBERED = 2_048
 _SALT = b"flask_serversession.cookie"
 _ID_KEY = b"flask_serversession.id"
 # What werkzeug writes into a cookie without quoting. The shortest length allows 64
@@ -31,9 +34,9 @@ _ID = re.compile(r"[\w!#$%&'()*+\-./:<=>?@\[\]^`{|}~]{16,256}", re.ASCII)
 _STATE = re.compile(r"([pb])([0-9a-f]{1,12})-([0-9a-f]{1,12})(?:-(1?[0-9a-f]{1,11}))?")
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class CookieState:
-    """What a cookie carries under its signature. Never changed once it is made.
+    """What a cookie carries under its signature.
 
     The times let a request that does not look at its session renew it without
     asking the backend for them.
@@ -88,6 +91,11 @@ class CookieSigner:
 
     Keys are derived once, here, not at every request. Thread-safe.
 
+    What was verified lately is remembered: a browser sends the same cookie with many
+    requests, and verifying takes as long as all else that finds its session. A cookie
+    is looked up by Python's keyed hash of the whole of it, so the time that takes does
+    not tell how much of a forged one is right.
+
     :param secrets: Newest first. The first one signs, all of them verify.
     """
 
@@ -97,6 +105,7 @@ class CookieSigner:
             Signer(key, salt=_SALT, key_derivation="none", algorithm=_HMAC(key))
             for key in self._keys
         ]
+        self._remembered = functools.lru_cache(_REMEMBERED)(self._verify)
 
     def sign(self, state: CookieState) -> str:
         """Give the value of the cookie."""
@@ -111,8 +120,12 @@ class CookieSigner:
 
     def verify(self, value: str) -> CookieState | None:
         """Read a cookie's value; ``None`` if it is not one that we signed."""
+        # Nothing of any length is remembered.
+        return None if len(value) > _MAX_LENGTH else self._remembered(value)
+
+    def _verify(self, value: str) -> CookieState | None:
         # Cheap checks first: no HMAC over what cannot be ours.
-        if len(value) > _MAX_LENGTH or not value.isascii() or value.count(".") < 2:
+        if not value.isascii() or value.count(".") < 2:
             return None
         text, _, signature = value.rpartition(".")
         given = signature.encode("ascii")

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
+import typing as t
+
 import pytest
 from flask import Flask
 from flask import session
 from werkzeug.sansio.http import parse_cookie
 
 from flask_serversession import ServerSession
+from flask_serversession.cookie import CookieSigner
+from flask_serversession.cookie import CookieState
 from flask_serversession.cookie import find_values
+from flask_serversession.cookie import generate_id
 
 
 @pytest.mark.parametrize(
@@ -53,3 +59,79 @@ def test_a_client_may_quote_the_cookie() -> None:
         "/get", headers={"Cookie": f'a="b; c"; session="{cookie.value}"'}
     )
     assert answer.text == "Ann"
+
+
+def make_cookie(signer: CookieSigner) -> str:
+    now = 1_700_000_000.0
+    return signer.sign(CookieState(generate_id(), True, now, now))
+
+
+@pytest.fixture
+def verifications(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Give the cookies that signatures are computed for."""
+    values: list[str] = []
+    verify: t.Any = CookieSigner._verify
+
+    def record(self: CookieSigner, value: str) -> CookieState | None:
+        values.append(value)
+        result: CookieState | None = verify(self, value)
+        return result
+
+    monkeypatch.setattr(CookieSigner, "_verify", record)
+    return values
+
+
+def test_a_cookie_that_was_verified_lately_is_not_verified_again(
+    verifications: list[str],
+) -> None:
+    signer = CookieSigner(["secret"])
+    cookie = make_cookie(signer)
+    first = signer.verify(cookie)
+    assert first is not None
+    # Equal, and not the same object: as the next request brings it.
+    assert signer.verify("".join(list(cookie))) is first
+    assert verifications == [cookie]
+
+
+def test_what_is_remembered_is_bounded_and_short(verifications: list[str]) -> None:
+    signer = CookieSigner(["secret"])
+    cookie = make_cookie(signer)
+    signer.verify(cookie)
+    for number in range(5_000):
+        assert signer.verify(f"{number}.b0-0.forged") is None
+    assert signer.verify("x" * 10_000 + ".b0-0.forged") is None
+    assert signer._remembered.cache_info().currsize < 5_000
+    assert max(map(len, verifications)) < 1_000
+    # Forged ones can push it out, and that is all they can.
+    assert signer.verify(cookie) is not None
+    assert verifications.count(cookie) == 2
+
+
+def test_what_is_remembered_cannot_be_changed_by_one_request_for_another() -> None:
+    signer = CookieSigner(["secret"])
+    state: t.Any = signer.verify(make_cookie(signer))
+    for field in dataclasses.fields(state):
+        with pytest.raises(AttributeError):
+            setattr(state, field.name, None)
+
+
+def test_a_secret_that_was_withdrawn_verifies_nothing_that_it_had_verified() -> None:
+    app = Flask(__name__)
+    app.config.update(SECRET_KEY="old", SESSION_BACKEND="memory", TESTING=True)
+    ServerSession(app)
+
+    @app.get("/")
+    def index() -> str:
+        session.setdefault("n", 0)
+        session["n"] += 1
+        return str(session["n"])
+
+    client = app.test_client()
+    assert [client.get("/").text for _ in range(3)] == ["1", "2", "3"]
+    app.config["SECRET_KEY"] = "new"
+    assert client.get("/").text == "1"
+    app.config["SECRET_KEY"] = "newest"
+    app.config["SECRET_KEY_FALLBACKS"] = ["new"]
+    assert client.get("/").text == "2"
+    app.config["SECRET_KEY_FALLBACKS"] = []
+    assert client.get("/").text == "3"  # it had got a cookie signed with the newest
