@@ -171,15 +171,20 @@ def decode_record(buffer: bytes) -> Record:
     ) = _HEADER.unpack_from(buffer)
     if zlib.crc32(buffer[16:32]) != times_crc or _body_checksum(buffer) != body_crc:
         raise RecordError("The record's checksum does not match.", "damaged")
-    user_end = HEADER_SIZE + (0 if user_length == _NO_USER else user_length)
-    data_start = user_end + meta_length
-    meta: dict[str, str] = {}
+    user: str | None = None
+    user_end = HEADER_SIZE
+    meta: t.Mapping[str, str] = NO_META
     try:
-        user = decode_user(buffer)
+        if user_length != _NO_USER:
+            user_end += user_length
+            user = buffer[HEADER_SIZE:user_end].decode("utf-8", "surrogatepass")
+        data_start = user_end + meta_length
         if meta_length:
             meta = dict(json.loads(buffer[user_end:data_start]))
     except (ValueError, TypeError):
         raise RecordError("The record's header makes no sense.", "damaged") from None
+    if data_start > len(buffer):
+        raise RecordError("The record is truncated.", "damaged")
     return Record(
         data=buffer[data_start:],
         version=version,

@@ -612,6 +612,23 @@ def _make_retry(redis: t.Any) -> t.Any:
     class RetryOnce(base):  # type: ignore[misc]
         """Tries again at once, after what did not take long."""
 
+        # A primary that has become a replica: the next connection may lead to its heir.
+        errors = (
+            redis.ConnectionError,
+            redis.TimeoutError,
+            redis.ReadOnlyError,
+            OSError,
+        )
+
+        def is_worth_it(self, error: Exception, started: float) -> bool:
+            """Whether to try again after an error.
+
+            :param started: When the first try began, by :func:`time.monotonic`.
+            """
+            return not (
+                isinstance(error, final) or time.monotonic() - started > TIMEOUT / 4
+            )
+
         def call_with_retry(
             self,
             do: t.Callable[[], t.Any],
@@ -625,20 +642,13 @@ def _make_retry(redis: t.Any) -> t.Any:
                 # This disconnects. It has to, after a timeout too: the answer that
                 # comes late must not be taken for that of the next command.
                 fail(error, *more)
-                if isinstance(error, final) or time.monotonic() - started > TIMEOUT / 4:
+                if not self.is_worth_it(error, started):
                     raise error
 
             return base.call_with_retry(self, do, fail_or_give_up, *args, **kwargs)
 
     final = (redis.TimeoutError, redis.AuthenticationError, OSError)
-    # A primary that has become a replica: the next connection may lead to its heir.
-    supported = (
-        redis.ConnectionError,
-        redis.TimeoutError,
-        redis.ReadOnlyError,
-        OSError,
-    )
-    return RetryOnce(redis.backoff.NoBackoff(), 1, supported)
+    return RetryOnce(redis.backoff.NoBackoff(), 1, RetryOnce.errors)
 
 
 def _get_sentinel_connection(redis: t.Any, is_tls: bool) -> t.Any:

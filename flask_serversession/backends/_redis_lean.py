@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import os
+import time
 import typing as t
 
 T = t.TypeVar("T")
@@ -28,6 +29,8 @@ _PLAIN = frozenset({"GET", "GETRANGE", "SET", "EVAL", "EVALSHA"})
 @functools.cache
 def get_lean_client(redis: t.Any) -> t.Any:
     """Give the class of the client, for a version of redis-py.
+
+    Its connections need a ``retry`` with ``errors`` and ``is_worth_it``.
 
     :param redis: The module.
     """
@@ -72,14 +75,21 @@ def get_lean_client(redis: t.Any) -> t.Any:
                 return client.execute_command(self, *command, **options)
 
             def talk(connection: t.Any) -> t.Any:
-                def ask() -> t.Any:
+                # As the connection's own retry would do it, which takes longer.
+                started = time.monotonic()
+                try:
                     connection.send_command(*command)
                     return connection.read_response()
-
-                def fail(error: Exception, *_: t.Any) -> None:
+                except connection.retry.errors as error:
                     connection.disconnect()
-
-                return connection.retry.call_with_retry(ask, fail)
+                    if not connection.retry.is_worth_it(error, started):
+                        raise
+                try:
+                    connection.send_command(*command)
+                    return connection.read_response()
+                except connection.retry.errors:
+                    connection.disconnect()
+                    raise
 
             return self._with_connection(talk)
 
