@@ -12,6 +12,7 @@ Redis also an Express application, where Node and npm are on the machine.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import random
@@ -80,7 +81,10 @@ def _get_setup(subject: str, engine: Engine) -> Callable[[Flask], object] | None
 def create_app() -> Flask:
     """Make the application of a worker, as the environment says."""
     given = json.loads(os.environ[_VARIABLE])
-    stack = ExitStack()  # until the process ends
+    stack = ExitStack()
+    # Not before the process ends. The garbage collector would close what nobody holds
+    # on to, and with it clients that are in use.
+    atexit.register(stack.close)
     engine = stack.enter_context(ENGINES[given["engine"]](_GivenPlaces(stack, given)))
     app = make_app(_get_setup(given["subject"], engine))
     app.add_url_rule("/worker", "worker", lambda: str(os.getpid()))
