@@ -547,8 +547,11 @@ def _holds_impostor(data: dict[str, t.Any]) -> bool:
         kinds = set(map(type, items))
         if not _IMPOSTORS.isdisjoint(kinds):
             return True
-        containers = []
-        if not CONTAINERS.isdisjoint(kinds):
+        if CONTAINERS.isdisjoint(kinds):
+            return False
+        if CONTAINERS.issuperset(kinds):  # a list of dicts, as most large ones are
+            containers = items
+        else:
             containers = [item for item in items if type(item) in CONTAINERS]
     return False
 

@@ -751,6 +751,7 @@ def test_these_are_refused_by_both(
         Address("s", [value]),
         Point(1, value),
         {1: [(value,)]},
+        [[{"a": 1}, {"a": value}], ({},)],
     ):
         error_of(serializer, {"a": b"x", "key": place})
 
