@@ -7,6 +7,7 @@ import functools
 import os
 import time
 import typing as t
+import weakref
 
 T = t.TypeVar("T")
 
@@ -49,6 +50,14 @@ def get_lean_client(redis: t.Any) -> t.Any:
             pool.reset(self)
             # The last one used is the next one to be used.
             self._idle: collections.deque[t.Any] = collections.deque()
+            self._made: weakref.WeakSet[t.Any] = weakref.WeakSet()
+
+        def make_connection(self) -> t.Any:
+            # One that an interruption kept from coming back does not count any more.
+            self._created_connections = len(self._made)
+            connection = pool.make_connection(self)
+            self._made.add(connection)
+            return connection
 
         def get_connection(self, *_: t.Any, **__: t.Any) -> t.Any:
             if self.pid != _pid:

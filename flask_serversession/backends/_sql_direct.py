@@ -33,10 +33,13 @@ class DirectRunner:
     Thread-safe, as the pool is.
 
     :param engine: In AUTOCOMMIT. Its driver is one of those that :meth:`takes` names.
+    :param is_kept: Whether the engine's connection is the database itself, in memory,
+        so that it must not be closed. SQLite leaves no answer behind.
     """
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, *, is_kept: bool) -> None:
         self._engine = engine
+        self._is_kept = is_kept
         self._compiled: dict[sa.Executable, tuple[str, list[str] | None, t.Any]] = {}
 
     @staticmethod
@@ -96,11 +99,11 @@ class DirectRunner:
             if is_lost:
                 # The others of the pool are hardly better.
                 t.cast("t.Any", self._engine.pool)._invalidate(pooled, error)
-            elif not isinstance(error, Exception):
+            elif isinstance(error, failure) or self._is_kept:
+                pooled.close()
+            else:
                 # Interrupted: somebody else could get the answer to this statement.
                 pooled.invalidate(error)
-            else:
-                pooled.close()
             if not isinstance(error, failure):
                 raise
             raise self._wrapped(error, text, is_lost) from error

@@ -230,7 +230,7 @@ class SQLAlchemyBackend(Backend):
         self._statements = _Statements(self.table, engine.dialect, prefix)
         self._direct: DirectRunner | None = None
         if self._is_owner and DirectRunner.takes(engine):
-            self._direct = DirectRunner(engine)
+            self._direct = DirectRunner(engine, is_kept=_is_memory(engine.url))
 
     @classmethod
     def from_url(
@@ -413,7 +413,7 @@ class SQLAlchemyBackend(Backend):
         ]
         for statement in statements:
             try:
-                with self._engine.connect() as connection:
+                with self._connect() as connection:
                     connection.execute(statement)
                     if not self._is_owner:
                         connection.commit()
@@ -455,6 +455,21 @@ class SQLAlchemyBackend(Backend):
             if record.expires_at > now and not record.is_tombstone:
                 yield self._from_column(row.key), record
 
+    @contextlib.contextmanager
+    def _connect(self) -> t.Generator[sa.Connection]:
+        """Give a connection; one on which an answer may still arrive is closed."""
+        with self._engine.connect() as connection:
+            try:
+                yield connection
+            except exc.SQLAlchemyError:
+                raise
+            except Exception as error:
+                # A signal's handler, say, has interrupted it. SQLAlchemy sees to that
+                # itself if the exception is none that a view would catch.
+                if not _is_memory(self._engine.url):
+                    connection.invalidate(error)
+                raise
+
     def _run(
         self,
         operation: str,
@@ -470,7 +485,7 @@ class SQLAlchemyBackend(Backend):
                 if direct is not None and not direct.is_watched():
                     answer = direct.run(statement, parameters)
                     return _Reply(answer.rows, answer.changed, is_retried=is_retried)
-                with self._engine.connect() as connection:
+                with self._connect() as connection:
                     if is_urgent and self._has_lock:
                         with _hardly_waiting(connection):
                             result = connection.execute(statement, parameters)
@@ -950,7 +965,7 @@ def _make_engine(url: str | sa.URL) -> sa.Engine:
             if name not in url.query
         }
         options: dict[str, t.Any] = {"pool_use_lifo": True}
-        if dialect.name == "sqlite" and _is_memory(url):
+        if _is_memory(url):
             # One connection for all threads, one after the other.
             options = {"poolclass": sa.QueuePool, "pool_size": 1, "max_overflow": 0}
             arguments["check_same_thread"] = False
@@ -1068,7 +1083,9 @@ def _hardly_waiting(connection: sa.Connection) -> t.Generator[None]:
 
 
 def _is_memory(url: sa.URL) -> bool:
-    """Say whether the URL of a SQLite database is that of one in memory."""
+    """Say whether a URL is that of a SQLite database in memory."""
+    if url.get_backend_name() != "sqlite":
+        return False
     database = url.database or ""
     return (
         database in ("", ":memory:")

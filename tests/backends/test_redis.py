@@ -6,6 +6,7 @@ import collections
 import collections.abc as cabc
 import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import os
 import random
@@ -1295,6 +1296,18 @@ def test_a_limit_of_connections_is_kept(server: ValkeyServer, prefix: str) -> No
         backend.load(key)
     client.connection_pool.release(taken)
     assert backend.load(key) is None
+
+
+def test_a_connection_that_an_interruption_has_cost_is_not_missed(
+    server: ValkeyServer, prefix: str
+) -> None:
+    backend = RedisBackend.from_url(f"{server.url}?max_connections=2", prefix=prefix)
+    key = key_of("one", prefix)
+    for _ in range(5):
+        # A handler of a signal that raises before there is somebody to give it back.
+        backend._server.connect().connection_pool.get_connection()
+        gc.collect()
+        assert backend.load(key) is None
 
 
 @pytest.mark.parametrize("driver", [redis.Redis, valkey.Valkey])

@@ -1288,9 +1288,18 @@ class InterruptedByTest(BaseException):
     """What gevent's time-outs are: an exception that nobody catches by accident."""
 
 
+class OverdueForTest(Exception):
+    """What Celery's soft time limit raises in the handler of a signal."""
+
+
+@pytest.mark.parametrize("interruption", [InterruptedByTest, OverdueForTest])
 @pytest.mark.parametrize("is_watched", [False, True], ids=["direct", "watched"])
 def test_an_answer_that_nobody_waited_for_is_not_taken_for_another(
-    request: pytest.FixtureRequest, make: Make, clock: FakeClock, is_watched: bool
+    request: pytest.FixtureRequest,
+    make: Make,
+    clock: FakeClock,
+    is_watched: bool,
+    interruption: type[BaseException],
 ) -> None:
     backend = make(get_url(request, "postgresql"))
     if is_watched:
@@ -1299,19 +1308,41 @@ def test_an_answer_that_nobody_waited_for_is_not_taken_for_another(
     backend.create("other", record(clock, b"other"))
 
     def interrupt(*_: t.Any) -> None:
-        raise InterruptedByTest
+        raise interruption
 
     former = signal.signal(signal.SIGALRM, interrupt)
     try:
         with locked_row(backend, KEY):
             signal.setitimer(signal.ITIMER_REAL, 0.3)
-            with pytest.raises(InterruptedByTest):
+            with pytest.raises(interruption):
                 backend.replace(KEY, record(clock, b"new"), 1)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
     for _ in range(3):
         assert backend.load("other") == record(clock, b"other")
+
+
+@pytest.mark.parametrize("interruption", [InterruptedByTest, OverdueForTest])
+def test_an_in_memory_database_outlives_an_interruption(
+    make: Make,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    interruption: type[BaseException],
+) -> None:
+    backend = make("sqlite://")
+    backend.create(KEY, record(clock))
+
+    def interrupt(*_: t.Any) -> t.NoReturn:
+        raise interruption
+
+    pooled = engine_of(backend).raw_connection()
+    pooled.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(pooled), "cursor", interrupt)
+        with pytest.raises(interruption):
+            backend.load(KEY)
+    assert backend.load(KEY) == record(clock)
 
 
 @contextlib.contextmanager
@@ -1572,6 +1603,17 @@ def test_a_database_in_memory_is_shared_by_threads_and_kept_by_close(
     assert found == [record(clock)] * 4
     backend.close()
     assert backend.load(KEY) == record(clock)
+
+
+def test_a_server_whose_url_names_no_database_is_not_taken_for_memory(
+    request: pytest.FixtureRequest, make: Make
+) -> None:
+    backend = make(get_url(request, "postgresql").removesuffix("postgres"))
+    assert engine_of(backend).url.database in (None, "")
+    backend.load(KEY)
+    pool = engine_of(backend).pool
+    backend.close()
+    assert engine_of(backend).pool is not pool
 
 
 def test_close_leaves_a_given_engine_open(
