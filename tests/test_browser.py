@@ -14,7 +14,6 @@ import contextlib
 import functools
 import os
 import shutil
-import threading
 import time
 import typing as t
 from collections.abc import Iterator
@@ -25,12 +24,12 @@ import pytest
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.security import generate_password_hash
-from werkzeug.serving import WSGIRequestHandler
-from werkzeug.serving import make_server
 
 from example_app import create_app
 from example_app.extensions import server_session
 from example_app.users import Users
+
+from .servers import Gunicorn
 
 if t.TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -51,6 +50,9 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+#: gunicorn's.
+WORKERS = ("--workers", "2", "--worker-class", "gthread", "--threads", "4")
+
 pytestmark = pytest.mark.slow
 
 #: Milliseconds that a page or a part of it may take.
@@ -94,39 +96,38 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
+def create_site(folder: str) -> Flask:
+    """Make the example application, also for gunicorn."""
+    app = create_app({"TESTING": True}, folder)
+    # Browsers send where they are, as a proxy would.
+    app.wsgi_app = ProxyFix(app.wsgi_app)  # type: ignore[method-assign]
+    return app
+
+
 class Site:
-    """The example application, served on loopback as it is everywhere else."""
+    """The example application, served on loopback.
+
+    By processes of its own. Playwright switches between greenlets in this one, and
+    when threads served requests beside them, the interpreter has once crashed.
+    """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        #: How long ago it is for the sessions.
+        #: How long ago it is for the sessions that are made here.
         self.shift = timedelta()
         monkeypatch.setattr(
             server_session, "_clock", lambda: time.time() - self.shift.total_seconds()
         )
-        self.app: Flask = create_app({"TESTING": True}, folder)
-        # Browsers send where they are, as a proxy would.
-        self.app.wsgi_app = ProxyFix(self.app.wsgi_app)  # type: ignore[method-assign]
-        self._server = make_server(
-            "127.0.0.1", 0, self.app, threaded=True, request_handler=_QuietHandler
-        )
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        #: On the same files as the one that is served.
+        self.app = create_site(str(folder))
+        self.server = Gunicorn(f"{__name__}:create_site({str(folder)!r})", *WORKERS)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.port}"
+        return self.server.url.rstrip("/")
 
     @property
     def users(self) -> Users:
         return t.cast(Users, self.app.extensions["example_users"])
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-        self.app.extensions["serversession"].backend.close()
 
     def log_in(
         self,
@@ -152,23 +153,16 @@ class Site:
         self.shift = timedelta()
 
 
-class _QuietHandler(WSGIRequestHandler):
-    def log(self, type: str, message: str, *args: t.Any) -> None:
-        pass
-
-
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(
         "example_app.users.generate_password_hash",
         functools.partial(generate_password_hash, method="pbkdf2:sha256:1000"),
     )
-    running = Site(tmp_path / "instance", monkeypatch)
-    running.start()
-    try:
-        yield running
-    finally:
-        running.stop()
+    site = Site(tmp_path / "instance", monkeypatch)
+    with site.server:
+        yield site
+    site.app.extensions["serversession"].backend.close()
 
 
 class Visitor:
