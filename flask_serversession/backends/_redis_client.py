@@ -77,14 +77,7 @@ class Server:
 
         :return: The answers; that to a command that was refused is an exception.
         """
-        client = self.connect()
-        if hasattr(client, "execute_together"):
-            return t.cast("list[t.Any]", client.execute_together(*commands))
-        # No transaction: that would be two commands more, for nothing.
-        pipeline = client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        return t.cast("list[t.Any]", pipeline.execute(raise_on_error=False))
+        return _ask_together(self.connect(), commands)
 
     # -- many keys at once -----------------------------------------------------
 
@@ -128,17 +121,13 @@ class Server:
         operation, *args = command
         for start in range(0, len(names), _PIPELINE_SIZE):
             batch = names[start : start + _PIPELINE_SIZE]
-            pipeline = node.pipeline(transaction=False)
-            for name in batch:
-                pipeline.execute_command(operation, name, *args)
+            commands = [(operation, name, *args) for name in batch]
             try:
-                values = pipeline.execute(raise_on_error=False)
+                values = _ask_together(node, commands)
             except self.errors as error:
                 if not was_cut_off(error):
                     raise
-                values = [
-                    client.execute_command(operation, name, *args) for name in batch
-                ]
+                values = [client.execute_command(*command) for command in commands]
             for name, value in zip(batch, values, strict=True):
                 if {"MovedError", "AskError"} & names_of(value):
                     # Its slot has moved to another node since.
@@ -238,6 +227,17 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
 def names_of(error: object) -> set[str]:
     """Give the names of the classes of an exception, or of anything else."""
     return {cls.__name__ for cls in type(error).__mro__}
+
+
+def _ask_together(client: t.Any, commands: cabc.Iterable[t.Any]) -> list[t.Any]:
+    """Send several commands in one round trip. A refusal is among the answers."""
+    if hasattr(client, "execute_together"):
+        return t.cast("list[t.Any]", client.execute_together(*commands))
+    # No transaction: that would be two commands more, for nothing.
+    pipeline = client.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    return t.cast("list[t.Any]", pipeline.execute(raise_on_error=False))
 
 
 def was_cut_off(error: Exception) -> bool:

@@ -47,10 +47,12 @@ def get_lean_client(redis: t.Any) -> t.Any:
         """
 
         def reset(self) -> None:
-            pool.reset(self)
             # The last one used is the next one to be used.
             self._idle: collections.deque[t.Any] = collections.deque()
             self._made: weakref.WeakSet[t.Any] = weakref.WeakSet()
+            # This ends by saying that the pool is that of this process, upon which
+            # other threads of a forked child take what is idle.
+            pool.reset(self)
 
         def make_connection(self) -> t.Any:
             # One that an interruption kept from coming back does not count any more.
@@ -77,28 +79,35 @@ def get_lean_client(redis: t.Any) -> t.Any:
                 connection.disconnect()
 
     class LeanClient(client):  # type: ignore[misc]
-        """Sends plain commands without redis-py's bookkeeping around them."""
+        """Sends commands without redis-py's bookkeeping around them.
+
+        A pipeline of redis-py's should not be used: it gives back a connection on which
+        an answer may be to come, and relies on a pool that looks for it.
+        """
 
         def execute_command(self, *command: t.Any, **options: t.Any) -> t.Any:
-            if command[0] not in _PLAIN or options:
-                return client.execute_command(self, *command, **options)
+            is_plain = command[0] in _PLAIN and not options
 
             def talk(connection: t.Any) -> t.Any:
                 # As the connection's own retry would do it, which takes longer.
                 started = time.monotonic()
                 try:
-                    connection.send_command(*command)
-                    return connection.read_response()
+                    return ask(connection)
                 except connection.retry.errors as error:
                     connection.disconnect()
                     if not connection.retry.is_worth_it(error, started):
                         raise
                 try:
-                    connection.send_command(*command)
-                    return connection.read_response()
+                    return ask(connection)
                 except connection.retry.errors:
                     connection.disconnect()
                     raise
+
+            def ask(connection: t.Any) -> t.Any:
+                connection.send_command(*command)
+                if is_plain:
+                    return connection.read_response()
+                return self.parse_response(connection, command[0], **options)
 
             return self._with_connection(talk)
 

@@ -1310,6 +1310,76 @@ def test_a_connection_that_an_interruption_has_cost_is_not_missed(
         assert backend.load(key) is None
 
 
+class InterruptedForTest(Exception):
+    """What Celery's soft time limit raises in the handler of a signal."""
+
+
+OPERATIONS: dict[str, cabc.Callable[[RedisBackend, str], object]] = {
+    "load": lambda backend, key: backend.load(key),
+    "create": lambda backend, key: backend.create(key, make_record(user="ada")),
+    "replace": lambda backend, key: backend.replace(key, make_record(b"new"), 1),
+    "load_many": lambda backend, key: backend.load_many([key]),
+    "keys_of_user": lambda backend, key: backend.keys_of_user("ada"),
+    "iterate": lambda backend, key: [*backend.iterate()],
+    "count": lambda backend, key: backend.count(),
+    "server_version": lambda backend, key: backend.server_version(),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_what_is_interrupted_before_its_answer_leaves_none_to_others(
+    server: ValkeyServer,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+) -> None:
+    backend = RedisBackend.from_url(server.url, prefix=prefix)
+    mine, other = key_of("mine", prefix), key_of("other", prefix)
+    backend.create(mine, make_record(b"mine", user="ada"))
+    backend.create(other, make_record(b"other"))
+    pool = backend._server.connect().connection_pool
+    connection = pool.get_connection()
+    pool.release(connection)
+    with monkeypatch.context() as patch:
+
+        def interrupt(*_: object, **__: object) -> t.NoReturn:
+            # Not before the answer is there: redis-py's own pool would look for it.
+            assert connection.can_read(timeout=5)
+            raise InterruptedForTest
+
+        patch.setattr(type(connection), "read_response", interrupt)
+        with pytest.raises(InterruptedForTest):
+            OPERATIONS[operation](backend, mine)
+    for _ in range(3):
+        loaded = backend.load(other)
+        assert loaded is not None
+        assert loaded.data == b"other"
+
+
+def test_no_thread_of_a_forked_child_takes_a_connection_of_the_parents(
+    server: ValkeyServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = RedisBackend.from_url(server.url, prefix=prefix)
+    key = key_of("one", prefix)
+    backend.load(key)
+    pool = backend._server.connect().connection_pool
+    parents = pool.get_connection()
+    pool.release(parents)
+    taken = []
+    reset = redis.ConnectionPool.reset
+
+    def reset_and_be_overtaken(pool: t.Any) -> None:
+        reset(pool)
+        # From now on other threads do not wait for the one that resets.
+        taken.append(pool.get_connection())
+
+    monkeypatch.setattr(redis.ConnectionPool, "reset", reset_and_be_overtaken)
+    pool.pid = 0  # as it looks to a child
+    backend.load(key)
+    assert len(taken) == 1
+    assert taken[0] is not parents
+
+
 @pytest.mark.parametrize("driver", [redis.Redis, valkey.Valkey])
 def test_a_clients_pool_that_is_used_up_is_named(
     server: ValkeyServer, prefix: str, driver: t.Any
