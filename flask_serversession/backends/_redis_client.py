@@ -409,7 +409,7 @@ def _make_single_origin(url: str, options: dict[str, t.Any]) -> Origin:
     address = _Address.parse(url)
     if address.scheme != "unix" and not re.fullmatch(r"\d*/?", address.path):
         raise _wrong_url("has something else than a database's number after the host")
-    defaults = _get_defaults(redis, url)
+    defaults = _get_defaults(redis, url, options)
     if address.scheme == "unix":
         # redis-py before 6 has no such argument for these.
         del defaults["socket_connect_timeout"]
@@ -433,7 +433,7 @@ def _make_sentinel_origin(url: str, options: dict[str, t.Any]) -> Origin:
     hosts = address.parse_hosts(26379)
     own, theirs = address.split_query("sentinel_")
     is_tls = address.scheme == "rediss+sentinel"
-    defaults = {**_get_defaults(redis, url), **options}
+    defaults = {**_get_defaults(redis, url, options), **options}
     arguments: dict[str, t.Any] = {
         **defaults,
         **address.credentials,
@@ -469,7 +469,7 @@ def _make_cluster_origin(url: str, options: dict[str, t.Any]) -> Origin:
         raise _wrong_url("names a database, which a Cluster does not have")
     hosts = address.parse_hosts(6379)
     is_tls = address.scheme == "rediss+cluster"
-    defaults = _without(_get_defaults(redis, url), "retry", "retry_on_error")
+    defaults = _without(_get_defaults(redis, url, options), "retry", "retry_on_error")
     query = _parse_query(redis, address.query)
     arguments: dict[str, t.Any] = {
         **defaults,
@@ -492,7 +492,7 @@ def _make_cluster_origin(url: str, options: dict[str, t.Any]) -> Origin:
         arguments["cluster_error_retry_attempts"] = 1
     else:
         no_backoff = redis.backoff.NoBackoff()
-        arguments["retry"] = redis.retry.Retry(no_backoff, 1)
+        arguments.setdefault("retry", redis.retry.Retry(no_backoff, 1))
 
     base: t.Any = redis.RedisCluster
 
@@ -588,7 +588,9 @@ def _without(options: cabc.Mapping[str, t.Any], *names: str) -> dict[str, t.Any]
     return {name: value for name, value in options.items() if name not in names}
 
 
-def _get_defaults(redis: t.Any, url: str) -> dict[str, t.Any]:
+def _get_defaults(
+    redis: t.Any, url: str, options: cabc.Mapping[str, t.Any]
+) -> dict[str, t.Any]:
     defaults: dict[str, t.Any] = {
         "socket_timeout": TIMEOUT,
         "socket_connect_timeout": TIMEOUT,
@@ -596,7 +598,8 @@ def _get_defaults(redis: t.Any, url: str) -> dict[str, t.Any]:
         # redis-py sends two more commands with it on each new connection.
         "protocol": 2,
     }
-    if "retry_on_timeout=" not in url and "retry_on_error=" not in url:
+    retrying = {"retry", "retry_on_timeout", "retry_on_error"}
+    if retrying.isdisjoint(options) and not any(f"{name}=" in url for name in retrying):
         defaults["retry"] = _make_retry(redis)
         # redis-py before 6 retries a command for these only, whatever the above says.
         defaults["retry_on_error"] = [redis.ConnectionError, redis.ReadOnlyError]

@@ -1310,6 +1310,32 @@ def test_a_connection_that_an_interruption_has_cost_is_not_missed(
         assert backend.load(key) is None
 
 
+def test_who_says_how_to_retry_is_obeyed() -> None:
+    tries: list[Exception] = []
+
+    class Retry(redis.retry.Retry):
+        def call_with_retry(
+            self,
+            do: t.Callable[[], t.Any],
+            fail: t.Callable[..., t.Any],
+            *args: t.Any,
+            **kwargs: t.Any,
+        ) -> t.Any:
+            def count(error: Exception, *more: t.Any) -> None:
+                tries.append(error)
+                fail(error, *more)
+
+            return super().call_with_retry(do, count, *args, **kwargs)
+
+    retry = Retry(redis.backoff.NoBackoff(), 2)
+    url = f"redis://127.0.0.1:{find_free_port()}"
+    backend = RedisBackend.from_url(url, retry=retry)
+    assert "cannot be reached for 'load'" in fail(backend, "load")
+    assert len(tries) == 3
+    backend = RedisBackend.from_url(url, retry_on_error=[redis.ConnectionError])
+    assert "cannot be reached for 'load'" in fail(backend, "load")
+
+
 class InterruptedForTest(Exception):
     """What Celery's soft time limit raises in the handler of a signal."""
 
