@@ -11,22 +11,20 @@ _MASK = 2**64 - 1
 def make_nonce() -> int:
     """Give a number of 64 bits that nobody else is given; it is no secret. Thread-safe.
 
-    Counts from where chance has put this process: that asks nothing of the system, and
-    does not depend on the state of :mod:`random`, which an application may set to the
-    same in all of its workers.
+    Counts from where chance has put this process: that does not depend on the state of
+    :mod:`random`, which an application may set to the same in all of its workers.
     """
+    if os.getpid() != _pid:
+        _begin()
     return next(_numbers) & _MASK
 
 
-def _begin() -> itertools.count[int]:
-    return itertools.count(int.from_bytes(os.urandom(8), "big"))
+def _begin() -> None:
+    # Not in a hook of Python's that is called after a fork: uWSGI calls none.
+    global _numbers, _pid
+    _numbers = itertools.count(int.from_bytes(os.urandom(8), "big"))
+    _pid = os.getpid()  # last, since other threads go by it
 
 
-def _begin_again() -> None:
-    global _numbers
-    _numbers = _begin()
-
-
-_numbers = _begin()
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_begin_again)
+_pid = 0
+_numbers = itertools.count()

@@ -846,8 +846,9 @@ class Gunicorn(Server):
     ) -> None:
         super().__init__()
         self.app = app
-        self.args = ("--preload", *args) if preload else args
+        self.args = args
         self.environ = {} if environ is None else environ
+        self.preload = preload
 
     @classmethod
     def is_available(cls) -> bool:
@@ -864,6 +865,8 @@ class Gunicorn(Server):
 
     def _command(self) -> list[str]:
         command = [sys.executable, "-m", "gunicorn", "--bind", self.address]
+        if self.preload:
+            command.append("--preload")
         return [*command, "--log-level", "warning", *self.args, self.app]
 
     def _popen_options(self) -> dict[str, t.Any]:
@@ -873,6 +876,27 @@ class Gunicorn(Server):
 
     def _ping(self) -> None:
         assert self._ask("GET / HTTP/1.0\r\n").startswith("HTTP/1.")
+
+
+class UWSGI(Gunicorn):
+    """A uWSGI that serves an application.
+
+    Forks as it does by default, without a call to Python's hooks.
+    """
+
+    package = "the Python package pyuwsgi"
+
+    @classmethod
+    def is_available(cls) -> bool:
+        return _find_package("pyuwsgi") is not None
+
+    def _command(self) -> list[str]:
+        run = "import pyuwsgi, sys; pyuwsgi.run(sys.argv[1:])"
+        command = [sys.executable, "-c", run, "--master", "--die-on-term", "--need-app"]
+        if not self.preload:
+            command.append("--lazy-apps")
+        command += ["--disable-logging", "--http-socket", self.address]
+        return [*command, *self.args, "--module", self.app]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

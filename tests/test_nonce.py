@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -41,3 +42,22 @@ def test_a_forked_worker_begins_somewhere_else() -> None:
     os.close(writing)
     # By chance once in 2**32 runs.
     assert abs(of_child - before) > 2**32
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="There is no fork.")
+def test_a_worker_begins_somewhere_else_whose_server_calls_no_hook() -> None:
+    # uWSGI forks in C. In a process of its own, since that suits no other threads.
+    script = """
+import ctypes, os, sys
+from flask_serversession.nonce import make_nonce
+make_nonce()
+pid = ctypes.PyDLL(None).fork()
+if pid:
+    os.waitpid(pid, 0)
+sys.stdout.write(f"{make_nonce()}\\n")
+sys.stdout.flush()
+os._exit(0)
+"""
+    output = subprocess.check_output([sys.executable, "-c", script], text=True)
+    of_child, of_parent = map(int, output.split())
+    assert abs(of_child - of_parent) > 2**32

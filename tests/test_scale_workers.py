@@ -1,4 +1,4 @@
-"""Sessions under gunicorn: forked workers of every kind, on every shared backend.
+"""Forked workers of gunicorn, of every kind, and of uWSGI, on every shared backend.
 
 ``SOAK_SECONDS`` makes each soak longer; the default is short.
 """
@@ -23,6 +23,7 @@ from .load import Load
 from .load import client_at
 from .load import client_of
 from .load import create_app
+from .servers import UWSGI
 from .servers import Gunicorn
 from .servers import wait_until
 
@@ -37,6 +38,7 @@ WORKERS = {
     "gevent": ("--workers", "2", "--config", PATCHES, "--worker-class", "gevent"),
     # gunicorn does it by itself too, but after the application was made.
     "gevent, patched late": ("--workers", "2", "--worker-class", "gevent"),
+    "uwsgi": ("--processes", "2", "--threads", "4"),
 }
 #: What connections of the application's are called at the server.
 NAME = "soak"
@@ -96,7 +98,8 @@ def test_forked_workers_lose_nothing_and_leak_nothing(
     config = name_connections(make_backend_config(name))
     environ = {CONFIG_VARIABLE: json.dumps(config)}
     app = "tests.load:create_app()"
-    with Gunicorn(app, *WORKERS[kind], environ=environ) as server:
+    server_class = UWSGI if kind == "uwsgi" else Gunicorn
+    with server_class(app, *WORKERS[kind], environ=environ) as server:
         # Nobody has asked for anything yet: these are those of before the fork.
         inherited = see_connections(config)
         assert bool(inherited) is (name in ("valkey", "postgresql"))

@@ -11,18 +11,6 @@ import weakref
 
 T = t.TypeVar("T")
 
-# This process. Asking the system each time takes longer than a Python function.
-_pid = os.getpid()
-
-
-def _after_fork() -> None:
-    global _pid
-    _pid = os.getpid()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_after_fork)
-
 # Commands whose answers are used as the server gives them.
 _PLAIN = frozenset({"GET", "GETRANGE", "SET", "EVAL", "EVALSHA"})
 
@@ -39,7 +27,7 @@ def get_lean_client(redis: t.Any) -> t.Any:
     client: t.Any = redis.Redis
 
     class LeanPool(pool):  # type: ignore[misc]
-        """Gives connections away without asking the system about each of them first.
+        """Gives connections away without asking the system whether they are still open.
 
         That takes longer than all else that a command costs this process. A connection
         that the server has closed meanwhile is found out by the command, which is then
@@ -62,7 +50,7 @@ def get_lean_client(redis: t.Any) -> t.Any:
             return connection
 
         def get_connection(self, *_: t.Any, **__: t.Any) -> t.Any:
-            if self.pid != _pid:
+            if self.pid != os.getpid():
                 self._checkpid()  # forked: the connections are those of the parent
             try:
                 return self._idle.pop()
@@ -71,7 +59,7 @@ def get_lean_client(redis: t.Any) -> t.Any:
                     return self.make_connection()
 
         def release(self, connection: t.Any) -> None:
-            if connection.pid == _pid:
+            if connection.pid == self.pid:
                 self._idle.append(connection)
 
         def disconnect(self, inuse_connections: bool = True) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import threading
 import time
 import typing as t
 import weakref
@@ -426,7 +427,7 @@ class SQLAlchemyBackend(Backend):
     def server_version(self) -> str:
         """Give the name and the version of the database, for people."""
         try:
-            with self._engine.connect() as connection:
+            with self._connect() as connection:
                 dialect: t.Any = connection.dialect
         except exc.SQLAlchemyError as error:
             raise self._explain(error, "server_version") from error
@@ -458,6 +459,7 @@ class SQLAlchemyBackend(Backend):
     @contextlib.contextmanager
     def _connect(self) -> t.Generator[sa.Connection]:
         """Give a connection; one on which an answer may still arrive is closed."""
+        _forget_connections_of_parent()
         with self._engine.connect() as connection:
             try:
                 yield connection
@@ -483,6 +485,7 @@ class SQLAlchemyBackend(Backend):
         while True:
             try:
                 if direct is not None and not direct.is_watched():
+                    _forget_connections_of_parent()
                     answer = direct.run(statement, parameters)
                     return _Reply(answer.rows, answer.changed, is_retried=is_retried)
                 with self._connect() as connection:
@@ -940,14 +943,26 @@ _engines: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
 _inherited: list[sa.Pool] = []
 
 
-def _forget_connections() -> None:
-    for engine in _engines:
-        _inherited.append(engine.pool)
-        engine.dispose(close=False)
+#: The process that the engines' connections are of.
+_pid = os.getpid()
+_fork_lock = threading.Lock()
+
+
+def _forget_connections_of_parent() -> None:
+    """Begin with new pools after a fork. uWSGI calls no hook: ask at each use, too."""
+    global _pid
+    if os.getpid() == _pid:
+        return
+    with _fork_lock:
+        if os.getpid() != _pid:
+            for engine in list(_engines):
+                _inherited.append(engine.pool)
+                engine.dispose(close=False)
+            _pid = os.getpid()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forget_connections)
+    os.register_at_fork(after_in_child=_forget_connections_of_parent)
 
 
 def _make_engine(url: str | sa.URL) -> sa.Engine:
