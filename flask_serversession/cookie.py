@@ -175,7 +175,9 @@ def find_values(header: str, name: str) -> list[str]:
     if name not in header:
         return []
     pairs = [part.partition("=") for part in header.split(";")]
-    return [value.strip() for key, _, value in pairs if key.strip() == name]
+    # Not all that is white to Python: to a browser, that is part of a name, and so a
+    # way around what it has decided about names that begin with "__Host-".
+    return [value.strip(" \t") for key, _, value in pairs if key.strip(" \t") == name]
 
 
 def claims_permanent(value: str) -> bool:

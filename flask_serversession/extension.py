@@ -6,6 +6,7 @@ import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import logging
+import os
 import random
 import time
 import typing as t
@@ -438,7 +439,7 @@ class Cleanup:
     """Deletes expired records now and then, where the engine does not by itself.
 
     Every process has its own rhythm, with jitter, so that workers that were started
-    together do not clean up together. Thread-safe.
+    or forked together do not clean up together. Thread-safe.
     """
 
     def __init__(self, config: SessionConfig, backend: Backend) -> None:
@@ -450,14 +451,24 @@ class Cleanup:
             and Capability.PRUNE in backend.capabilities
             and Capability.EXPIRES not in backend.capabilities
         )
+        self._begin()
+
+    def _begin(self) -> None:
         self._due_at = self._next()
+        self._pid = os.getpid()
 
     def _next(self) -> float:
-        return time.monotonic() + self._interval * random.uniform(0.5, 1.5)  # noqa: S311
+        # Not what a forked worker's generator has in common with all others.
+        jitter = random.SystemRandom().uniform(0.5, 1.5)
+        return time.monotonic() + self._interval * jitter
 
     def __call__(self) -> None:
         """Delete one batch if that is due. A failure is logged and nothing more."""
-        if not self._is_needed or time.monotonic() < self._due_at:
+        if not self._is_needed:
+            return
+        if self._pid != os.getpid():
+            self._begin()
+        if time.monotonic() < self._due_at:
             return
         # Two threads here at one moment at worst delete a batch each.
         self._due_at = self._next()

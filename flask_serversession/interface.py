@@ -329,12 +329,14 @@ class ServerSessionInterface(SessionInterface):
         is_changed = change is not None or state.is_saved
         is_renewed = _is_refreshed(app) or state.is_touched
         is_permanent = keeper.is_permanent(state)
-        state.is_activity = is_changed or is_renewed or not is_permanent
-        if (
+        is_used = is_renewed or not is_permanent
+        state.is_activity = is_changed or is_used
+        is_written = (
             change is not None
             or self.config.resave
             or keeper.rotation_reason(state) is not None
-        ):
+        )
+        if is_written:
             outcome = keeper.write(state, change)
             if outcome is Outcome.EMPTIED:
                 return Cookie.DELETE if state.cookie is not None else Cookie.NONE
@@ -342,10 +344,7 @@ class ServerSessionInterface(SessionInterface):
                 return Cookie.NONE
             # What another request has stored may have been merged in.
             is_permanent = keeper.is_permanent(state)
-        elif keeper.is_retired(state.key) or (
-            (is_renewed or not is_permanent)
-            and not keeper.renew(state, is_renewed and is_permanent)
-        ):
+        elif keeper.is_retired(state.key):
             return Cookie.NONE
         is_due = state.failure is None and (
             state.cookie is None
@@ -354,6 +353,10 @@ class ServerSessionInterface(SessionInterface):
             or not state.cookie.says(is_permanent, state.lifetime)
             or (is_permanent and (is_renewed or is_changed))
         )
+        if not is_written:
+            is_old = state.cookie is not None and not state.is_cookie_due
+            if not keeper.renew(state, is_used, is_sent_again=is_due and is_old):
+                return Cookie.NONE
         return Cookie.SET if is_due or state.is_cookie_due else Cookie.NONE
 
     def _is_ended(self, state: State) -> bool:

@@ -883,22 +883,25 @@ class BackendKeeper:
             return Outcome.LOST
         return self._delete_stored(state)
 
-    def renew(self, state: State, is_sent_again: bool = False) -> bool:
+    def renew(self, state: State, is_used: bool, is_sent_again: bool) -> bool:
         """Record that a stored session was used, if that is due.
 
         A failure is logged and nothing more.
 
+        :param is_used: Whether that makes it live longer.
         :param is_sent_again: Whether the cookie will be sent: see :meth:`_is_old_news`.
         :return: ``False`` if the session turns out to be gone.
         """
         record = state.stored
         now = self.clock()
         lifetime = state.lifetime or self.idle_timeout(self.is_permanent(state))
-        if not self.is_touch_due(now, record.touched_at, lifetime) and not (
-            is_sent_again and self._is_old_news(state)
-        ):
+        is_due = is_used and self.is_touch_due(now, record.touched_at, lifetime)
+        if not is_due and not (is_sent_again and self._is_old_news(state)):
             return True
-        expires_at = self._limit(now + lifetime, record.created_at)
+        if is_used:
+            expires_at = self._limit(now + lifetime, record.created_at)
+        else:
+            now, expires_at = record.touched_at, record.expires_at
         if (touched := self._touch(state, now, expires_at)) is True:
             state.record = dataclasses.replace(
                 record, touched_at=now, expires_at=expires_at
@@ -1083,7 +1086,7 @@ class BackendKeeper:
         if not state.is_closed:
             return
         if state.status is Status.STORED:
-            self.renew(state)
+            self.renew(state, is_used=True, is_sent_again=False)
         elif state.status is Status.UNLOADED:
             self.verify(state)
             self.renew_unseen(state)

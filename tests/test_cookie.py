@@ -37,6 +37,15 @@ def test_values_are_found_where_the_parser_of_all_cookies_finds_them(
     assert [value for value in find_values(header, "session") if value] == parsed
 
 
+@pytest.mark.parametrize("white", ["\xa0", "\x85", "\x1f", "\x0b", "\x0c"])
+def test_what_is_white_to_python_alone_is_part_of_a_name(white: str) -> None:
+    # Browsers take such a name from any subdomain and any script, since to them it does
+    # not begin with "__Host-".
+    header = f"{white}__Host-s=planted; __Host-s=real; __Host-s{white}=planted"
+    assert find_values(header, "__Host-s") == ["real"]
+    assert parse_cookie(header).getlist("__Host-s") == ["real"]
+
+
 def test_a_client_may_quote_the_cookie() -> None:
     app = Flask(__name__)
     app.config.update(SECRET_KEY="a secret", SESSION_BACKEND="memory", TESTING=True)

@@ -830,6 +830,58 @@ def test_a_slow_request_does_not_bring_back_an_id_that_another_worker_rotated(
     assert cookie_of(late.visit(slow), two) == "none"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"SESSION_PERMANENT": False},
+        {"SESSION_PERMANENT": True, "SESSION_REFRESH_EACH_REQUEST": False},
+    ],
+    ids=["browser", "not refreshed"],
+)
+@pytest.mark.parametrize("is_told", ["new secret", "lifetime"])
+def test_a_slow_request_that_tells_news_does_not_bring_back_a_rotated_id(
+    settings: dict[str, t.Any], is_told: str
+) -> None:
+    one, two = two_workers(**settings)
+    browser, late = one.browser(), two.browser()
+    browser.set(n=1)
+    late.cookie = browser.cookie
+    if is_told == "new secret":
+        for site in (one, two):
+            site.app.config["SECRET_KEY_FALLBACKS"] = [site.app.secret_key]
+            site.app.secret_key = "a newer secret"
+
+    def slow() -> None:
+        if is_told == "lifetime":
+            browser.visit(lambda: setattr(typed_session, "lifetime", 3600))
+        session.get("n")
+        browser.set(_user_id="ada")
+        t.cast(FakeClock, two.clock).advance(0.2)
+
+    assert cookie_of(late.visit(slow), two) == "none"
+
+
+def test_asking_before_a_cookie_is_sent_again_makes_no_life_longer() -> None:
+    site = make_site(SESSION_PERMANENT=True, SESSION_REFRESH_EACH_REQUEST=False)
+    clock = t.cast(FakeClock, site.clock)
+    browser = site.browser()
+    browser.set(n=1)
+    browser.visit(lambda: setattr(typed_session, "lifetime", 600))
+    site.app.config["SECRET_KEY_FALLBACKS"] = [site.app.secret_key]
+    site.app.secret_key = "a newer secret"
+    clock.advance(500)
+
+    def slow() -> None:
+        session.get("n")
+        clock.advance(0.2)
+
+    assert browser.costs(slow)[1] == "set"
+    clock.advance(99)
+    assert browser.read()["n"] == 1
+    clock.advance(1)
+    assert browser.read() == {}
+
+
 def test_a_lifetime_is_told_to_the_browser(site: Site) -> None:
     clock = t.cast(FakeClock, site.clock)
     browser = site.browser()

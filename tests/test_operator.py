@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import hashlib
 import logging
+import os
 import threading
 import types
 import typing as t
@@ -1599,6 +1600,30 @@ def test_processes_do_not_clean_up_in_step(monotonic: Monotonic) -> None:
     assert done[:3] == [0, 0, 0]
     assert all(number < 50 for number in done)
     assert sum(done) >= 100
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_neither_do_workers_that_were_forked_from_one(monotonic: Monotonic) -> None:
+    backend = CountingBackend(MemoryBackend())
+    backend.capabilities = Capability.PRUNE
+    cleanup = Cleanup(SessionConfig(), backend)
+    seconds: set[bytes] = set()
+    for _ in range(8):
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            while not backend.calls["sweep"]:
+                monotonic.now += 1
+                cleanup()
+            os.write(writing, str(monotonic.now).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        seconds.add(os.read(reading, 100))
+        os.close(reading)
+        os.close(writing)
+    # By chance once in 300**7 runs.
+    assert len(seconds) > 1
 
 
 def test_the_operators_calls_are_made_on_the_current_application() -> None:
