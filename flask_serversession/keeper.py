@@ -138,6 +138,9 @@ class BackendKeeper:
         self._sealer = Sealer(config.encryption_key)
         self._reported: dict[str, None] = {}
         self._retired: dict[str, float] = {}
+        self._retired_for = max(
+            config.rotation_grace, config.touch_interval, _LEAST_RETIRED
+        )
         self._retired_lock = threading.Lock()
         self._is_watching = False
         self.backend = backend
@@ -150,14 +153,24 @@ class BackendKeeper:
         if state.is_verified:
             return
         state.is_verified = True
-        for value in state.candidates[:MAX_CANDIDATES]:
-            if (cookie := state.signer.verify(value)) is not None:
+        if (
+            not self._verify_next(state)
+            and state.candidates
+            and not self._recognize(state)
+        ):
+            self._reject("", "forged")
+
+    def _verify_next(self, state: State) -> bool:
+        """Go on to the next cookie that verifies, if there is one."""
+        for value in state.candidates[state.tried : MAX_CANDIDATES]:
+            state.tried += 1
+            cookie = state.signer.verify(value)
+            if cookie is not None and cookie.id != state.id:
                 state.cookie = cookie
                 state.id = cookie.id
                 state.key = key_of(cookie.id, self._config.key_prefix)
-                return
-        if state.candidates and not self._recognize(state):
-            self._reject("", "forged")
+                return True
+        return False
 
     def _recognize(self, state: State) -> bool:
         """Whether a cookie that is not ours stands for something all the same."""
@@ -169,9 +182,11 @@ class BackendKeeper:
         if not state.key:
             self._begin(state)
             return
-        state.seen_at = self.clock()
+        opened_at, state.seen_at = state.seen_at, self.clock()
         try:
             record = self.backend.load(state.key)
+            if (record is None or record.is_tombstone) and len(state.candidates) > 1:
+                record = self._load_next(state, record)
         except BackendUnavailableError as error:
             # Whatever else this request does with its session, it does not wait for
             # the backend again, so that an error page can still be rendered.
@@ -183,7 +198,29 @@ class BackendKeeper:
         except RecordError as error:
             self._take_unreadable(state, error)
         else:
-            self._take(state, record)
+            if record is None and self._was_retired_after(opened_at, state.key):
+                # Another request has ended it while this one had yet to look. It may
+                # have begun another one, whose cookie this one must not replace.
+                state.status = Status.LOST
+                self._reject(state.key, "unknown")
+            else:
+                self._take(state, record)
+
+    def _load_next(self, state: State, record: Record | None) -> Record | None:
+        """Look behind the cookie of a session that is gone for that of a live one.
+
+        A browser goes on sending one that was left on another path or domain, before
+        or after the one that it was given since.
+
+        :return: The live one's record; else the given one, and the state is as before.
+        """
+        first = state.cookie, state.id, state.key
+        while self._verify_next(state):
+            found = self.backend.load(state.key)
+            if found is not None and not found.is_tombstone:
+                return found
+        state.cookie, state.id, state.key = first
+        return record
 
     def _take(self, state: State, record: Record | None) -> None:
         """Continue with what the backend gave."""
@@ -775,11 +812,9 @@ class BackendKeeper:
         touch, which would tell.
         """
         now = self.clock()
-        config = self._config
-        kept = max(config.rotation_grace, config.touch_interval, _LEAST_RETIRED)
         with self._retired_lock:
             self._retired.pop(key, None)
-            self._retired[key] = now + kept
+            self._retired[key] = now + self._retired_for
             # The oldest come first.
             for old, until in [*itertools.islice(self._retired.items(), 2)]:
                 if until <= now or len(self._retired) > _MAX_RETIRED:
@@ -789,6 +824,10 @@ class BackendKeeper:
         """Whether this process has ended the session, or rotated its id away."""
         until = self._retired.get(key)
         return until is not None and until > self.clock()
+
+    def _was_retired_after(self, moment: float, key: str) -> bool:
+        until = self._retired.get(key)
+        return until is not None and until - self._retired_for > moment
 
     def _written(self, state: State, record: Record, payload: bytes) -> None:
         """Continue with what was just stored."""
@@ -881,7 +920,10 @@ class BackendKeeper:
         if not state.key:
             self._begin(state)
             return Outcome.LOST
-        return self._delete_stored(state)
+        outcome = self._delete_stored(state)
+        while outcome is Outcome.LOST and self._verify_next(state):
+            outcome = self._delete_stored(state)
+        return outcome
 
     def renew(self, state: State, is_used: bool, is_sent_again: bool) -> bool:
         """Record that a stored session was used, if that is due.
@@ -901,7 +943,7 @@ class BackendKeeper:
         if is_used:
             expires_at = self._limit(now + lifetime, record.created_at)
         else:
-            now, expires_at = record.touched_at, record.expires_at
+            expires_at = record.expires_at
         if (touched := self._touch(state, now, expires_at)) is True:
             state.record = dataclasses.replace(
                 record, touched_at=now, expires_at=expires_at

@@ -88,6 +88,8 @@ class State:
     status: Status = Status.UNLOADED
     #: Whether the candidates were verified; ``cookie`` is meaningless before.
     is_verified: bool = False
+    #: How many candidates were.
+    tried: int = 0
     #: The cookie that verified; ``None`` if there is none.
     cookie: CookieState | None = None
     #: The session of another kind that a cookie stands for, if it is to be taken over.

@@ -385,6 +385,85 @@ def test_a_planted_cookie_before_the_real_one_does_no_harm(site: Site) -> None:
     assert client.get(path, headers=header).text == ""
 
 
+ENDS: dict[str, Callable[[], t.Any]] = {
+    "destroyed": lambda: typed_session.destroy(),
+    "rotated": lambda: session.update(_user_id="ada"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_cookie_that_was_left_over_does_not_hide_the_one_that_is_in_use(
+    site: Site, end: Callable[[], t.Any]
+) -> None:
+    former, browser = site.browser(), site.browser()
+    former.set(n=1)
+    leftover = former.cookie
+    former.visit(end)
+    browser.set(n=2)
+    header = {
+        "Cookie": f"session={leftover}; session={leftover}; session={browser.cookie}"
+    }
+    client = site.app.test_client(use_cookies=False)
+    with site.backend.counting() as calls:
+        answer = client.get(site.add(lambda: session.get("n")), headers=header)
+    assert answer.text == "2"
+    assert cookie_of(answer, site) == "none"
+    assert calls == {"load": 2}
+    client.get(site.add(lambda: session.update(n=3)), headers=header)
+    assert browser.read() == {"n": 3}
+    for look in (lambda: session.get("n"), lambda: None):
+
+        def log_out(look: Callable[[], t.Any] = look) -> None:
+            look()
+            session.clear()
+
+        browser.set(n=4)
+        header = {"Cookie": f"session={leftover}; session={browser.cookie}"}
+        assert (
+            cookie_of(client.get(site.add(log_out), headers=header), site) == "deleted"
+        )
+        assert browser.read() == {}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_of_cookies_that_were_left_over_none_is_brought_back(
+    site: Site, end: Callable[[], t.Any]
+) -> None:
+    leftovers = []
+    for _ in range(2):
+        former = site.browser()
+        former.set(n=1)
+        leftovers.append(former.cookie)
+        former.visit(end)
+    header = {"Cookie": "; ".join(f"session={value}" for value in leftovers)}
+    client = site.app.test_client(use_cookies=False)
+    answer = client.get(site.add(lambda: str(dict(session))), headers=header)
+    assert answer.text == "{}"
+    assert cookie_of(answer, site) == "none"
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_request_that_looks_late_does_not_replace_a_newer_session(
+    site: Site, end: Callable[[], t.Any]
+) -> None:
+    clock = t.cast(FakeClock, site.clock)
+    browser = site.browser()
+    browser.set(n=1)
+    late = browser.twin()
+    old = browser.cookie
+
+    def upload() -> None:
+        clock.advance(1)
+        browser.visit(end)  # in another tab
+        clock.advance(20)  # longer than the grace of an id that was rotated
+        session["uploaded"] = True
+
+    assert cookie_of(late.visit(upload), site) == "none"
+    # A request that comes later begins a session like any other.
+    late.cookie = old
+    assert cookie_of(late.set(n=2), site) == "set"
+
+
 def test_ids_come_from_the_configured_generator() -> None:
     ids = iter(["first-id-0123456789", "second-id-012345678"])
     site = make_site(SESSION_ID_GENERATOR=lambda: next(ids))
@@ -859,6 +938,30 @@ def test_a_slow_request_that_tells_news_does_not_bring_back_a_rotated_id(
         t.cast(FakeClock, two.clock).advance(0.2)
 
     assert cookie_of(late.visit(slow), two) == "none"
+
+
+def test_asking_before_a_cookie_is_sent_again_makes_no_life_shorter() -> None:
+    one, two = two_workers(
+        SESSION_PERMANENT=True,
+        SESSION_REFRESH_EACH_REQUEST=False,
+        PERMANENT_SESSION_LIFETIME=100,
+    )
+    browser, late = one.browser(), two.browser()
+    browser.set(n=1)
+    late.cookie = browser.cookie
+    for site in (one, two):
+        site.app.config["SECRET_KEY_FALLBACKS"] = [site.app.secret_key]
+        site.app.secret_key = "a newer secret"
+
+    def slow() -> None:
+        session.get("n")
+        t.cast(FakeClock, two.clock).advance(50)
+        browser.set(n=2)
+        t.cast(FakeClock, two.clock).advance(1)
+
+    assert cookie_of(late.visit(slow), two) == "set"
+    t.cast(FakeClock, two.clock).advance(60)
+    assert browser.read()["n"] == 2
 
 
 def test_asking_before_a_cookie_is_sent_again_makes_no_life_longer() -> None:
