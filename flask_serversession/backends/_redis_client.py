@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import re
 import sys
-import threading
 import time
 import typing as t
 from urllib.parse import unquote
@@ -15,6 +14,7 @@ from urllib.parse import unquote
 from ..errors import BackendError
 from ..errors import BackendUnavailableError
 from ..errors import ConfigurationError
+from ._locks import ThreadLocks
 from ._redis_lean import get_lean_client
 
 #: Seconds for connecting and for each answer, unless the URL says otherwise.
@@ -46,14 +46,14 @@ class Server:
             check_client(client)
             self._client = client
             self.errors = _get_errors(_get_driver(client))
-        self._lock = threading.Lock()
+        self._locks = ThreadLocks()
 
     def connect(self) -> t.Any:
         """Give the client."""
         client = self._client
         if client is None:
             assert self._origin is not None  # noqa: S101 - for type checkers
-            with self._lock:
+            with self._locks.get():
                 client = self._client
                 if client is None:
                     client = self._client = self._origin.make()
@@ -63,7 +63,7 @@ class Server:
         """Close the client, unless the application made it. It may be used again."""
         if self._origin is None:
             return
-        with self._lock:
+        with self._locks.get():
             client, self._client = self._client, None
         if client is not None:
             client.close()

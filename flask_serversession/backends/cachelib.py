@@ -22,6 +22,7 @@ from ..errors import RecordError
 from ..record import Record
 from ..record import decode_record
 from ..record import encode_record
+from ._locks import ThreadLocks
 from .base import Backend
 from .base import Capability
 from .base import Conflict
@@ -46,7 +47,8 @@ _UNREACHABLE_THRESHOLD = 1_000_000_000
 # One lock for each group of keys: requests of different visitors hardly ever wait for
 # each other, and the number of locks does not grow. They belong to the process and not
 # to a backend, because two applications in it may use the same cache.
-_locks = tuple(threading.Lock() for _ in range(256))
+_locks = ThreadLocks()
+_GROUPS = 256
 
 # Mistakes in a program, also in a third-party cache, must be seen as what they are.
 _PROGRAMMING_ERRORS = (
@@ -289,8 +291,8 @@ def eviction_warning(cache: BaseCache) -> str | None:
     return None
 
 
-def _lock_of(key: str) -> threading.Lock:
-    return _locks[hash(key) % len(_locks)]
+def _lock_of(key: str) -> threading.RLock:
+    return _locks.get(hash(key) % _GROUPS)
 
 
 def _name(key: str) -> str:

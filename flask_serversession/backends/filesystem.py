@@ -10,7 +10,6 @@ import random
 import re
 import stat
 import sys
-import threading
 import time
 import typing as t
 import weakref
@@ -47,6 +46,7 @@ from ._files import read
 from ._files import set_mtime
 from ._files import unlink
 from ._files import write_at
+from ._locks import ThreadLocks
 from ._user_markers import UserMarkers
 from .base import Backend
 from .base import Capability
@@ -163,7 +163,9 @@ class FilesystemBackend(Backend):
         # Where the next prune() begins; different in each process, so that they do
         # not all clean the same corner.
         self._next_shard = random.randrange(_SHARD_COUNT)  # noqa: S311
-        self._forget_locks()
+        self._thread_locks = ThreadLocks()
+        #: Open lock files of this process.
+        self._held: set[int] = set()
         _backends.add(self)
 
     def __repr__(self) -> str:
@@ -628,16 +630,10 @@ class FilesystemBackend(Backend):
         """Hold the lock of a shard. Gives ``False`` if there is no such folder."""
         deadline = time.monotonic() + self._lock_timeout
         # In front of the lock file, so that threads wait in line and do not poll.
-        # Made when first needed: gevent replaces threading.Lock, in gunicorn's workers
-        # only after a preloaded application was made, and an original one, waited for
-        # by a greenlet, stops the greenlet that holds it too.
-        number = int(shard[-2:], 16)
-        lock = self._thread_locks.get(number)
-        if lock is None:
-            lock = self._thread_locks.setdefault(number, threading.Lock())
-        if not lock.acquire(timeout=self._lock_timeout):
-            raise self._locked_out(operation, shard, "thread")
+        lock = self._thread_locks.get(int(shard[-2:], 16))
         try:
+            if not lock.acquire(timeout=self._lock_timeout):
+                raise self._locked_out(operation, shard, "thread")
             descriptor = self._lock_file(shard, operation, deadline)
             if descriptor is None:
                 yield False
@@ -645,15 +641,22 @@ class FilesystemBackend(Backend):
             try:
                 yield True
             finally:
-                self._held.discard(descriptor)
                 try:
-                    # Closing would not be enough: a child that another thread has
-                    # just forked has the same open file, and with it the lock.
-                    unlock_descriptor(descriptor)
+                    self._held.discard(descriptor)
                 finally:
-                    os.close(descriptor)
+                    try:
+                        # Closing would not be enough: a child that another thread has
+                        # just forked has the same open file, and with it the lock.
+                        unlock_descriptor(descriptor)
+                    finally:
+                        os.close(descriptor)
         finally:
-            lock.release()
+            # A handler of a signal may raise before anything is noted. It is an error
+            # to release what is not this thread's.
+            try:  # noqa: SIM105 - takes no call before this one
+                lock.release()
+            except RuntimeError:
+                pass
 
     def _lock_file(self, shard: str, operation: str, deadline: float) -> int | None:
         delay = _FIRST_DELAY
@@ -661,8 +664,8 @@ class FilesystemBackend(Backend):
             descriptor = open_lock(shard)
             if descriptor is None:
                 return None
-            self._held.add(descriptor)
             try:
+                self._held.add(descriptor)
                 while not lock_descriptor(descriptor, blocking=False):
                     if time.monotonic() >= deadline:
                         raise self._locked_out(operation, shard, "process")
@@ -679,11 +682,6 @@ class FilesystemBackend(Backend):
             self._held.discard(descriptor)
             os.close(descriptor)
 
-    def _forget_locks(self) -> None:
-        self._thread_locks: dict[int, threading.Lock] = {}
-        #: Open lock files of this process.
-        self._held: set[int] = set()
-
     def _after_fork(self) -> None:
         """Drop what belongs to threads that only the parent process has."""
         # A lock lives as long as any descriptor of its open file: were it not closed
@@ -691,7 +689,7 @@ class FilesystemBackend(Backend):
         for descriptor in self._held:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-        self._forget_locks()
+        self._held.clear()
 
     # -- errors ----------------------------------------------------------------
 

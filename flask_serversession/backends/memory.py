@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import os
 import threading
 import time
 import types
 import typing as t
+import weakref
 
 from ..record import NO_META
 from ..record import Record
@@ -60,6 +62,7 @@ class MemoryBackend(Backend):
     def __init__(self, clock: t.Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._lock = threading.Lock()
+        _backends.add(self)
         self._entries: dict[str, _Entry] = {}
         # A dict serves as a set that remembers the order of insertion.
         self._keys_by_user: dict[str, dict[str, None]] = {}
@@ -135,7 +138,9 @@ class MemoryBackend(Backend):
             return [
                 key
                 for key in self._keys_by_user.get(user, ())
-                if _is_live_session(self._entries[key].record, now)
+                if (entry := self._entries.get(key)) is not None
+                and entry.record.user == user
+                and _is_live_session(entry.record, now)
             ]
 
     def iterate(self) -> t.Iterator[tuple[str, Record]]:
@@ -170,20 +175,24 @@ class MemoryBackend(Backend):
 
     def _store(self, key: str, record: Record) -> None:
         entry = self._entries.get(key)
+        # Whatever comes between, such as an exception of a signal's handler, no record
+        # is without its entries in index and heap; entries of no record do no harm.
         if entry is None:
-            self._entries[key] = _Entry(record, due=record.expires_at)
-            self._schedule(key, record.expires_at)
             self._add_to_index(key, record.user)
+            self._schedule(key, record.expires_at)
+            self._entries[key] = _Entry(record, due=record.expires_at)
             return
         if entry.record.user != record.user:
-            self._remove_from_index(key, entry.record.user)
+            former = entry.record.user
             self._add_to_index(key, record.user)
+            entry.record = record
+            self._remove_from_index(key, former)
         entry.record = record
         # A later expiry needs no new heap entry: the one there is comes up too
         # early, finds the record alive and is put back. So a touch is O(1).
         if record.expires_at < entry.due:
-            entry.due = record.expires_at
             self._schedule(key, record.expires_at)
+            entry.due = record.expires_at
 
     def _discard(self, key: str) -> None:
         entry = self._entries.pop(key, None)
@@ -191,13 +200,14 @@ class MemoryBackend(Backend):
             self._remove_from_index(key, entry.record.user)
 
     def _schedule(self, key: str, due: float) -> None:
-        heapq.heappush(self._expiries, (due, key))
         # Deleted and shortened records leave stale heap entries behind. Rebuilding
         # once they outnumber the records keeps the heap within twice their number,
         # and costs O(1) for each entry added since the last time.
-        if len(self._expiries) > max(_SMALL_HEAP, 2 * len(self._entries)):
-            self._expiries = [(entry.due, key) for key, entry in self._entries.items()]
-            heapq.heapify(self._expiries)
+        if len(self._expiries) >= max(_SMALL_HEAP, 2 * len(self._entries)):
+            expiries = [(entry.due, name) for name, entry in self._entries.items()]
+            heapq.heapify(expiries)
+            self._expiries = expiries
+        heapq.heappush(self._expiries, (due, key))
 
     def _sweep(self, now: float) -> None:
         self._remove_expired(now, _SWEEP_AT_ONCE, looks=_SWEEP_AT_ONCE)
@@ -208,16 +218,17 @@ class MemoryBackend(Backend):
             if looks is not None and looked >= looks:
                 break
             looked += 1
-            due, key = heapq.heappop(self._expiries)
+            due, key = self._expiries[0]
             entry = self._entries.get(key)
-            if entry is None or entry.due != due:
-                continue
-            if entry.record.expires_at <= now:
-                self._discard(key)
-                removed += 1
-            else:
-                entry.due = entry.record.expires_at
-                heapq.heappush(self._expiries, (entry.due, key))
+            if entry is not None and entry.due == due:
+                if entry.record.expires_at <= now:
+                    self._discard(key)
+                    removed += 1
+                else:
+                    # Later than the first, so that one still is the first.
+                    heapq.heappush(self._expiries, (entry.record.expires_at, key))
+                    entry.due = entry.record.expires_at
+            heapq.heappop(self._expiries)
         return removed
 
     def _add_to_index(self, key: str, user: str | None) -> None:
@@ -227,10 +238,23 @@ class MemoryBackend(Backend):
     def _remove_from_index(self, key: str, user: str | None) -> None:
         if user is None:
             return
-        keys = self._keys_by_user[user]
-        del keys[key]
+        keys = self._keys_by_user.get(user, {})
+        keys.pop(key, None)
         if not keys:
-            del self._keys_by_user[user]
+            self._keys_by_user.pop(user, None)
+
+
+_backends: weakref.WeakSet[MemoryBackend] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held it, which the child does not have.
+    for backend in _backends:
+        backend._lock = threading.Lock()  # pyright: ignore[reportPrivateUsage]
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _is_live_session(record: Record, now: float) -> bool:

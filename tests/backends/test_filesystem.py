@@ -1099,10 +1099,11 @@ def test_a_thread_that_waits_too_long_gives_up(path: Path, clock: FakeClock) -> 
     backend.create(KEY, make_record(clock))
     shard = backend._locate(KEY)[0]
     with (
+        ThreadPoolExecutor(1) as other,
         backend._locked(shard, "test"),
         pytest.raises(BackendUnavailableError, match="another thread has held"),
     ):
-        backend.delete(KEY)
+        other.submit(backend.delete, KEY).result()
 
 
 def test_a_lock_file_that_was_removed_locks_nothing(
