@@ -159,9 +159,14 @@ def create_file(path: str, flags: int = os.O_WRONLY) -> int:
     :raises FileExistsError: if there is anything.
     """
     descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | _FLAGS, _FILE_MODE)
-    if sys.platform != "win32":
-        # The umask took away from the mode that was asked for.
-        os.fchmod(descriptor, _FILE_MODE)
+    try:
+        if sys.platform != "win32":
+            # The umask took away from the mode that was asked for.
+            os.fchmod(descriptor, _FILE_MODE)
+    except BaseException:
+        os.close(descriptor)
+        os.unlink(path)
+        raise
     return descriptor
 
 

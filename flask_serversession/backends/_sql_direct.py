@@ -12,6 +12,9 @@ from sqlalchemy import exc
 # others has to translate them.
 _DRIVERS = frozenset({"pysqlite", "psycopg"})
 
+# What PostgreSQL says of a prepared statement whose table was altered since.
+STALE_PLAN = "0A000"
+
 
 class Answer(t.NamedTuple):
     """What a statement has brought about."""
@@ -99,10 +102,14 @@ class DirectRunner:
             if is_lost:
                 # The others of the pool are hardly better.
                 t.cast("t.Any", self._engine.pool)._invalidate(pooled, error)
-            elif isinstance(error, failure) or self._is_kept:
+            elif self._is_kept or (
+                isinstance(error, failure)
+                and getattr(error, "sqlstate", None) != STALE_PLAN
+            ):
                 pooled.close()
             else:
-                # Interrupted: somebody else could get the answer to this statement.
+                # Interrupted, perhaps: somebody else could get the answer to this
+                # statement. Or what it has prepared is for another table than there is.
                 pooled.invalidate(error)
             if not isinstance(error, failure):
                 raise

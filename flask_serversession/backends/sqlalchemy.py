@@ -30,6 +30,7 @@ from ..record import Record
 from ..record import check_format
 from ..record import frame
 from ..record import unframe
+from ._sql_direct import STALE_PLAN
 from ._sql_direct import DirectRunner
 from .base import Backend
 from .base import Capability
@@ -106,6 +107,8 @@ _HEAD_NEWEST = bytes([MAGIC, 255])
 _UNDONE = frozenset({"40001", "40P01", 1213, 1020})
 # PostgreSQL's invalid_sql_statement_name and duplicate_prepared_statement.
 _UNPREPARED = frozenset({"26000", "42P05"})
+# PostgreSQL's feature_not_supported, here: "cached plan must not change result type".
+_STALE_PLAN = frozenset({STALE_PLAN})
 _TABLE_MISSING = frozenset({"42P01", 1146})
 # PostgreSQL's duplicate_table, duplicate_object and unique_violation; MySQL's
 # existing table and duplicate index.
@@ -458,17 +461,18 @@ class SQLAlchemyBackend(Backend):
 
     @contextlib.contextmanager
     def _connect(self) -> t.Generator[sa.Connection]:
-        """Give a connection; one on which an answer may still arrive is closed."""
+        """Give a connection; one that may not be what it was is closed."""
         _forget_connections_of_parent()
         with self._engine.connect() as connection:
             try:
                 yield connection
-            except exc.SQLAlchemyError:
+            except exc.SQLAlchemyError as error:
+                if not _STALE_PLAN.isdisjoint(_codes_of(error)):
+                    connection.invalidate(error)
                 raise
-            except Exception as error:
-                # A signal's handler, say, has interrupted it. SQLAlchemy sees to that
-                # itself if the exception is none that a view would catch.
-                if not _is_memory(self._engine.url):
+            except BaseException as error:
+                # Interrupted, by a signal's handler for instance: an answer may arrive.
+                if not (connection.invalidated or _is_memory(self._engine.url)):
                     connection.invalidate(error)
                 raise
 
@@ -801,11 +805,14 @@ def _to_user_column(user: str) -> str:
     """Give what stands for the user in the column that is searched.
 
     That is the user, unless it is too long, or has characters that a database may
-    not store (NUL) or not tell apart (a space at the end, on MySQL). Then it is a
-    hash, and the user itself goes with the meta.
+    not store (NUL; what its encoding does not have) or not tell apart (a space at the
+    end, on MySQL). Then it is a hash, and the user itself goes with the meta.
     """
+    # ASCII alone: what else is printable depends on the version of Python, and who
+    # looks for somebody's sessions may have another one than who stored them.
     if (
         len(user) <= _NAME_LENGTH
+        and user.isascii()
         and user.isprintable()
         and not user.endswith(" ")
         and not user.startswith(_USER_HASH)
@@ -886,7 +893,7 @@ def _is_worth_a_retry(error: exc.SQLAlchemyError) -> bool:
     if error.connection_invalidated:
         # Who waited for an answer in vain would only wait a second time.
         return not _is_overdue(error)
-    return not _UNDONE.isdisjoint(_codes_of(error))
+    return not (_UNDONE | _STALE_PLAN).isdisjoint(_codes_of(error))
 
 
 def _is_overdue(error: exc.SQLAlchemyError) -> bool:

@@ -1094,6 +1094,28 @@ def test_a_lock_is_waited_for(backend: FilesystemBackend, path: Path) -> None:
         timer.join()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fchmod")
+def test_a_file_that_cannot_be_made_private_is_not_left(
+    path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FilesystemBackend(path, clock=clock)
+    backend.create(KEY, make_record(clock))
+    before = {*path.rglob("*")}
+    opened: list[int] = []
+
+    def refuse(descriptor: int, mode: int) -> None:
+        opened.append(descriptor)
+        raise PermissionError(1, "not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with pytest.raises(BackendUnavailableError, match="not permitted"):
+        backend.replace(KEY, make_record(clock), 1)
+    assert {*path.rglob("*")} == before
+    for descriptor in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
 def test_a_thread_that_waits_too_long_gives_up(path: Path, clock: FakeClock) -> None:
     backend = FilesystemBackend(path, lock_timeout=0.1, clock=clock)
     backend.create(KEY, make_record(clock))

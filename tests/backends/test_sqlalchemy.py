@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -738,6 +739,68 @@ def test_any_user_is_found_again(
     assert sorted(backend.keys_of_user(user)) == ["0", "1"]
     assert backend.keys_of_user(user[:-1]) == []
     assert len(get_row(backend, "0").user) <= 255
+
+
+def test_what_stands_for_a_user_is_the_same_with_every_python(
+    make: Make, clock: FakeClock
+) -> None:
+    backend = make("sqlite://")
+    # Printable since Unicode 3, 13 and 15; the last for Python 3.12 and newer alone.
+    for number, user in enumerate(("ü", "\U0001fad6", "\U0001fae8")):
+        backend.create(str(number), record(clock, user=user))
+        digest = hashlib.sha256(user.encode()).hexdigest()
+        assert get_row(backend, str(number)).user == f"sha256:{digest}"
+
+
+def test_a_database_need_not_have_the_characters_of_a_user(
+    request: pytest.FixtureRequest, make: Make, clock: FakeClock
+) -> None:
+    url = sa.make_url(get_url(request, "postgresql"))
+    name = f"latin_{uuid.uuid4().hex[:12]}"
+    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with admin.connect() as connection:
+        connection.exec_driver_sql(
+            f"CREATE DATABASE {name} ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'"
+            " TEMPLATE template0"
+        )
+    backend = make(url.set(database=name).render_as_string(hide_password=False))
+    for number, user in enumerate(("ada", "é", "żółć", "🦊")):
+        stored = record(clock, user=user, meta={"user_agent": "☃"})
+        assert backend.create(str(number), stored)
+        assert backend.replace(str(number), stored, 1) == Replaced(2)
+        assert backend.load(str(number)) == dataclasses.replace(stored, version=2)
+        assert backend.keys_of_user(user) == [str(number)]
+
+
+@pytest.mark.parametrize("is_watched", [False, True], ids=["direct", "watched"])
+@pytest.mark.parametrize("is_given", [False, True], ids=["own", "given"])
+def test_a_migration_of_the_table_is_not_noticed(
+    request: pytest.FixtureRequest,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+    is_watched: bool,
+    is_given: bool,
+) -> None:
+    url = get_url(request, "postgresql")
+    backend = make(make_engine(url) if is_given else url)
+    if is_watched:
+        event.listen(engine_of(backend), "after_execute", lambda *_: None)
+    stored = record(clock)
+    backend.create(KEY, stored)
+    for _ in range(12):  # psycopg prepares what it has sent five times
+        backend.load(KEY)
+        assert len([*backend.iterate()]) == 1
+        assert backend.replace(KEY, stored, 99) == Conflict(stored)
+    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with admin.connect() as connection:
+        connection.exec_driver_sql(
+            f'ALTER TABLE {backend.table.name} ALTER COLUMN "user" TYPE varchar(300)'
+        )
+    for _ in range(3):
+        assert backend.load(KEY) == stored
+        assert len([*backend.iterate()]) == 1
+        assert backend.replace(KEY, stored, 99) == Conflict(stored)
 
 
 def test_listing_and_counting_keep_to_the_prefix(
