@@ -41,6 +41,7 @@ from .record import Record
 from .record import is_key
 from .record import key_of_handle
 from .session import ServerSideSession
+from .session import Status
 from .session import opened_session
 from .session import state_of
 from .template import TEMPLATE_SESSION
@@ -388,7 +389,7 @@ def _current_state() -> AppState:
 
 
 def _current_key(state: AppState) -> str | None:
-    """Give the key of the current request's session, without asking the backend."""
+    """Give the key of the current request's session; one cookie asks no backend."""
     # An app context may have been pushed inside another application's request.
     if not has_request_context() or request_ctx.app.extensions.get(_KEY) is not state:
         return None
@@ -399,6 +400,8 @@ def _current_key(state: AppState) -> str | None:
     session.accessed = True
     own = state_of(session)
     state.interface.keeper.verify(own)
+    if len(own.candidates) > 1 and own.status is Status.UNLOADED:
+        state.interface.keeper.load(own)  # which of them is in use?
     return own.key or None
 
 

@@ -275,9 +275,11 @@ class ServerSessionInterface(SessionInterface):
         if state.status is Status.STORED:
             return self._settle_stored(app, state)
         if state.status is Status.LOST:
-            if state.is_cleared and not state.data:
+            is_dropped = state.is_written and bool(state.data or not state.is_cleared)
+            if state.is_cleared:
+                # Who logs out does so whatever else is dropped, such as a message.
                 self.keeper.clear(state)
-            else:
+            if is_dropped:
                 self.keeper.drop(state)
         elif state.failure is not None and (
             state.is_cleared

@@ -549,8 +549,10 @@ class BackendKeeper:
             self._written(state, record, payload)
             self._tell_stored(signals.session_saved, state, stored.user)
             return Outcome.STORED
-        if isinstance(result, Conflict) and not result.current.is_tombstone:
-            return result.current
+        if isinstance(result, Conflict):
+            if not result.current.is_tombstone:
+                return result.current
+            self._log_out_successor(state, result.current)
         return Outcome.LOST
 
     def _merge(self, state: State, current: Record) -> None:
@@ -563,7 +565,7 @@ class BackendKeeper:
             )
         mine, lifetime = state.data, state.lifetime
         self._rebase(state, current, state.payload, state.writer, mine)
-        if policy == "overwrite" or state.is_restarted:
+        if policy == "overwrite":
             state.data, state.lifetime = mine, lifetime
 
     def _pause(self, state: State, current: Record, tries: int) -> Record | None:
@@ -612,9 +614,9 @@ class BackendKeeper:
                 backend=self.backend.name,
                 operation="replace",
             ) from error
-        if is_lifetime_mine:
+        if is_lifetime_mine or state.is_restarted:
             state.lifetime = lifetime
-        if base != state.payload and not state.is_cleared:
+        if base != state.payload and not (state.is_cleared or state.is_restarted):
             mine = merge(writer.loads(base), mine, state.data, self._is_equal)
         state.data = mine
 
@@ -710,7 +712,9 @@ class BackendKeeper:
             if not result.current.is_tombstone:
                 return result.current
             if result.current.meta.get(SUCCESSOR) != successor:
-                return Outcome.LOST  # rotated by another request
+                # Rotated by another request.
+                self._log_out_successor(state, result.current)
+                return Outcome.LOST
         elif not isinstance(result, Replaced):
             return Outcome.LOST  # ended
         rotation.record = None
@@ -880,6 +884,14 @@ class BackendKeeper:
                 return
             tombstone = found
 
+    def _log_out_successor(self, state: State, tombstone: Record) -> None:
+        """End the successor, if what cannot be saved any more is a log-out."""
+        has_had_user = state.stored_user is not None
+        if state.is_cleared or (
+            has_had_user and (state.is_restarted or self.user(state) is None)
+        ):
+            self._delete_successor(state, tombstone)
+
     def _ended(self, state: State) -> Outcome:
         key, user = state.key, state.stored_user
         logger.debug("Session %s ended", self._handle_of(key))
@@ -891,8 +903,7 @@ class BackendKeeper:
 
     def drop(self, state: State) -> None:
         """Report what a session wants to change that another request has ended."""
-        if state.is_written:
-            self._lose(state, True)
+        self._lose(state, True)
 
     def _lose(self, state: State, has_changes: bool) -> Outcome:
         """Drop the changes of a session that another request has ended."""
@@ -920,8 +931,13 @@ class BackendKeeper:
         if not state.key:
             self._begin(state)
             return Outcome.LOST
+        return self._delete_current(state)
+
+    def _delete_current(self, state: State) -> Outcome:
+        """Delete the session; if it was not loaded yet, the first that is there."""
+        is_unseen = state.status is Status.UNLOADED
         outcome = self._delete_stored(state)
-        while outcome is Outcome.LOST and self._verify_next(state):
+        while is_unseen and outcome is Outcome.LOST and self._verify_next(state):
             outcome = self._delete_stored(state)
         return outcome
 
@@ -955,18 +971,21 @@ class BackendKeeper:
 
         :return: When it was touched last; ``None`` if it is gone, or if nobody knows.
         """
-        cookie = state.cookie
-        if cookie is None:
-            return None
         now = self.clock()
-        lifetime = cookie.lifetime or self.idle_timeout(cookie.is_permanent)
-        if not (
-            self.is_touch_due(now, cookie.touched_at, lifetime)
-            or self._is_old_news(state)
-        ):
-            return None if self.is_retired(state.key) else cookie.touched_at
-        expires_at = self._limit(now + lifetime, cookie.created_at)
-        return now if self._touch(state, now, expires_at) else None
+        while (cookie := state.cookie) is not None:
+            lifetime = cookie.lifetime or self.idle_timeout(cookie.is_permanent)
+            if not (
+                self.is_touch_due(now, cookie.touched_at, lifetime)
+                or self._is_old_news(state)
+                or len(state.candidates) > 1  # which of them is in use?
+            ):
+                return None if self.is_retired(state.key) else cookie.touched_at
+            expires_at = self._limit(now + lifetime, cookie.created_at)
+            if (touched := self._touch(state, now, expires_at)) is True:
+                return now
+            if touched is None or not self._verify_next(state):
+                break
+        return None
 
     def _is_old_news(self, state: State) -> bool:
         """Whether an unchanged cookie must not be sent without asking for the session.
@@ -1063,7 +1082,7 @@ class BackendKeeper:
             Status.LOST,
         ):
             try:
-                self._delete_stored(state)
+                self._delete_current(state)
             except BackendUnavailableError:
                 state.is_cleared = True
                 raise
@@ -1114,7 +1133,8 @@ class BackendKeeper:
                     " response begins."
                 )
         if state.status is Status.LOST:
-            self.drop(state)
+            if state.is_written:
+                self.drop(state)
         elif state.status is not Status.UNSAVED:
             change = self.change_reason(state)
             if change is not None or self.rotation_reason(state) is not None:

@@ -13,6 +13,7 @@ import flask
 import pytest
 from flask import Flask
 from flask import Response
+from flask import flash
 from flask import session
 from flask.sessions import SecureCookieSessionInterface
 from werkzeug.http import parse_date
@@ -411,18 +412,55 @@ def test_a_cookie_that_was_left_over_does_not_hide_the_one_that_is_in_use(
     assert calls == {"load": 2}
     client.get(site.add(lambda: session.update(n=3)), headers=header)
     assert browser.read() == {"n": 3}
-    for look in (lambda: session.get("n"), lambda: None):
-
-        def log_out(look: Callable[[], t.Any] = look) -> None:
-            look()
-            session.clear()
-
+    for log_out in (
+        lambda: session.clear(),
+        lambda: (session.get("n"), session.clear()),
+        lambda: typed_session.destroy(),
+        lambda: (session.get("n"), typed_session.destroy()),
+    ):
         browser.set(n=4)
         header = {"Cookie": f"session={leftover}; session={browser.cookie}"}
         assert (
             cookie_of(client.get(site.add(log_out), headers=header), site) == "deleted"
         )
         assert browser.read() == {}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_cookie_that_was_left_over_does_not_keep_the_other_from_being_renewed(
+    end: Callable[[], t.Any],
+) -> None:
+    site = make_site(SESSION_PERMANENT=True, PERMANENT_SESSION_LIFETIME=600)
+    clock = t.cast(FakeClock, site.clock)
+    former, browser = site.browser(), site.browser()
+    former.set(n=1)
+    leftover = former.cookie
+    former.visit(end)
+    browser.set(n=2)
+    client = site.app.test_client(use_cookies=False)
+    for _ in range(10):
+        header = {"Cookie": f"session={leftover}; session={browser.cookie}"}
+        answer = client.get(site.add(lambda: None), headers=header)
+        (sent,) = answer.headers.getlist("Set-Cookie")
+        browser.cookie = sent.partition("=")[2].partition(";")[0]
+        clock.advance(100)
+    assert browser.read()["n"] == 2
+
+
+def test_a_cookie_that_was_left_over_is_not_taken_for_the_current_session() -> None:
+    site = make_site()
+    former, browser = site.browser(), site.browser()
+    former.set(n=1)
+    leftover = former.cookie
+    former.visit(lambda: typed_session.destroy())
+    browser.set(_user_id="ada")
+    site.browser().set(_user_id="ada")
+    header = {"Cookie": f"session={leftover}; session={browser.cookie}"}
+    extension = site.extension
+    path = site.add(lambda: str(extension.revoke_user("ada", except_current=True)))
+    client = site.app.test_client(use_cookies=False)
+    assert client.get(path, headers=header).text == "1"
+    assert browser.read() == {"_user_id": "ada"}
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
@@ -983,6 +1021,65 @@ def test_asking_before_a_cookie_is_sent_again_makes_no_life_longer() -> None:
     assert browser.read()["n"] == 1
     clock.advance(1)
     assert browser.read() == {}
+
+
+LOG_OUTS: dict[str, Callable[[], t.Any]] = {
+    "clear": lambda: session.clear(),
+    "clear and flash": lambda: (session.clear(), flash("bye")),
+    "clear and atomic": lambda: (
+        session.clear(),
+        typed_session.atomic(lambda content: content.update(message="bye")),
+    ),
+    "start over": lambda: typed_session.regenerate(keep_data=False),
+    "pop": lambda: session.pop("_user_id", None),
+    "destroy": lambda: typed_session.destroy(),
+}
+
+
+@pytest.mark.parametrize("log_out", LOG_OUTS.values(), ids=LOG_OUTS)
+@pytest.mark.parametrize("is_seen", [True, False], ids=["seen", "unseen"])
+def test_who_logs_out_while_another_request_renews_the_id_is_logged_out(
+    is_seen: bool, log_out: Callable[[], t.Any]
+) -> None:
+    site = make_site(SESSION_RENEWAL_INTERVAL=600)
+    browser = site.browser()
+    browser.set(_user_id="ada")
+    other = browser.twin()
+    t.cast(FakeClock, site.clock).advance(600)
+
+    def renew() -> None:
+        other.visit(lambda: session.get("_user_id"))
+
+    def leave() -> None:
+        if is_seen:
+            session.get("_user_id")
+            renew()
+            log_out()
+        else:
+            log_out()
+            renew()
+
+    browser.visit(leave)
+    assert other.cookie != browser.cookie
+    assert other.read() == {}
+
+
+def test_a_session_that_starts_over_takes_nothing_from_another_request(
+    site: Site,
+) -> None:
+    browser = site.browser()
+    browser.set(_user_id="old")
+    other = browser.twin()
+
+    def log_in() -> None:
+        session.get("_user_id")
+        other.set(secret="of the old one")
+        typed_session.regenerate(keep_data=False)
+        session["_user_id"] = "new"
+        typed_session.atomic(lambda content: content.update(n=1))
+
+    browser.visit(log_in)
+    assert browser.read() == {"_user_id": "new", "n": 1}
 
 
 def test_a_lifetime_is_told_to_the_browser(site: Site) -> None:
