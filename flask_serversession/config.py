@@ -138,9 +138,9 @@ def _seconds(value: t.Any, what: str, *, zero: bool = False) -> float:
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
-        or not math.isfinite(value)
         or value < 0
         or value > MAX_DURATION
+        or math.isnan(value)  # not of any int: that may be too large to ask
         or (value == 0 and not zero)
     ):
         kind = "timedelta or number of seconds"
@@ -248,7 +248,9 @@ def _sources(value: t.Any) -> tuple[str, ...]:
     if (
         not isinstance(values, (list, tuple))
         or not values
-        or not set(t.cast("cabc.Iterable[t.Any]", values)) <= set(MIGRATION_SOURCES)
+        or not all(
+            name in MIGRATION_SOURCES for name in t.cast("cabc.Iterable[t.Any]", values)
+        )
     ):
         names = " or ".join(repr(name) for name in MIGRATION_SOURCES)
         raise _Invalid(

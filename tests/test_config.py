@@ -72,6 +72,21 @@ def test_the_defaults_are_the_documented_ones() -> None:
             "'SESSION_RESAVE' is 'false'; expected True or False.",
         ),
         (
+            {"SESSION_IDLE_TIMEOUT": 10**400},
+            f"'SESSION_IDLE_TIMEOUT' is 1{'0' * 76}...; expected a positive timedelta"
+            " or number of seconds, or None for PERMANENT_SESSION_LIFETIME.",
+        ),
+        (
+            {"SESSION_MIGRATE_FROM": [["cookie"]]},
+            "'SESSION_MIGRATE_FROM' is [['cookie']]; expected 'cookie' or"
+            " 'flask-session', or a list of them.",
+        ),
+        (
+            {"SESSION_BACKEND": "redis://:password@host/0"},
+            "'SESSION_BACKEND' is a URL, which belongs into 'SESSION_REDIS_URL' or"
+            " 'SESSION_SQLALCHEMY_URL'; 'SESSION_BACKEND' names the kind of backend.",
+        ),
+        (
             {"SESSION_MAX_SIZE": 0},
             "'SESSION_MAX_SIZE' is 0; expected a positive int.",
         ),

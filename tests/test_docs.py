@@ -565,6 +565,7 @@ _NO_SENTENCES = {
     ),
     *("That is not one of the types.", "Only a UUID gets its content afterwards."),
     *("A type is no plain data.", "There is too much in it."),
+    *("A key is too deep or too large.", "There is too much text in it."),
     # in a table that is printed
     *("compare and swap", "count them", "delete expired ones by itself"),
     *("delete expired ones on demand", "list all sessions", "no answer", "It can"),

@@ -1420,6 +1420,17 @@ def test_plain_data_is_read_out_of_a_pickle(protocol: int) -> None:
     assert read_plain(value) == {**content, **CONTENT}
 
 
+def test_a_uuid_that_tells_how_it_was_made_is_read_out_of_a_pickle() -> None:
+    value = uuid.uuid1()
+    assert read_plain(pickle.dumps({"a": value})) == {"a": value}
+
+
+def doubled() -> bytes:
+    """Give a key in which one tuple is 2**40 times."""
+    steps = (b"h" + bytes([number]) + b"\x86\x94" for number in range(40))
+    return b"})\x94" + b"".join(steps) + b"Ns."
+
+
 def looped() -> object:
     loop: list[t.Any] = []
     loop.append(loop)
@@ -1453,6 +1464,17 @@ def bulky() -> object:
         b"}(Nu.",
         b"}Ns.",
         b"}]Ns.",
+        # Python would go down into these in C, until the stack ends, or for ever.
+        b"}(" + b")" + b"\x85" * 200_000 + b"Nu.",
+        b"\x8f(" + b")" + b"\x85" * 5_000 + b"\x90.",
+        doubled(),
+        # A hundred thousand times the same text.
+        b"}\x8c\x01k](X"
+        + (10_000).to_bytes(4, "little")
+        + b"x" * 10_000
+        + b"q\x01"
+        + b"h\x01" * 100_000
+        + b"es.",
         b"Na.",
         b"NR.",
         b"cos\nsystem\n(S'true'\ntR.",

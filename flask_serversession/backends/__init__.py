@@ -64,6 +64,13 @@ def build_backend(setting: Setting) -> tuple[Backend, str | None]:
         raise _unknown(chosen)
     if chosen in _BUILDERS:
         return _BUILDERS[chosen](setting)
+    if "://" in chosen:
+        # Not shown: it may have a password.
+        raise Refused(
+            "SESSION_BACKEND",
+            "'SESSION_BACKEND' is a URL, which belongs into 'SESSION_REDIS_URL' or"
+            " 'SESSION_SQLALCHEMY_URL'; 'SESSION_BACKEND' names the kind of backend.",
+        )
     return _third_party(chosen, setting), None
 
 

@@ -20,6 +20,11 @@ from ...errors import RecordError
 
 # No session of a size that anybody has is near that.
 _MAX_ITEMS = 1_000_000
+_MAX_TEXT = 64 * 2**20
+# Of what is hashed as a key: Python goes down into it in C, at each use, and as often
+# as something is in it. Keys of that kind are pairs, or dates in a tuple.
+_MAX_KEY_DEPTH = 50
+_MAX_KEY_ITEMS = 1_000
 
 _IGNORED = frozenset({"PROTO", "FRAME"})
 _CONSTANTS: cabc.Mapping[str, object] = {
@@ -93,6 +98,9 @@ class _Reader:
         self._stack: list[t.Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, t.Any] = {}
+        # Tuples and frozensets by their identity: itself, so that nothing else gets
+        # it, and how deep it is and how much is in it.
+        self._hashables: dict[int, tuple[object, int, int]] = {}
 
     def read(self, value: bytes) -> object:
         for opcode, argument, _ in pickletools.genops(value):
@@ -113,17 +121,23 @@ class _Reader:
         elif name == "MARK":
             self._marks.append(len(self._stack))
         elif name in _TUPLES:
-            push(tuple(self._pop(_TUPLES[name])))
-        elif name in ("TUPLE", "FROZENSET"):
-            push((tuple if name == "TUPLE" else frozenset)(self._pop_to_mark()))
+            push(self._make_hashable(tuple, self._pop(_TUPLES[name])))
+        elif name == "TUPLE":
+            push(self._make_hashable(tuple, self._pop_to_mark()))
+        elif name == "FROZENSET":
+            items = self._pop_to_mark()
+            self._check_keys(items)
+            push(self._make_hashable(frozenset, items))
         elif name in ("APPEND", "APPENDS"):
             items = self._pop(1) if name == "APPEND" else self._pop_to_mark()
             t.cast("list[t.Any]", self._top(list)).extend(items)
         elif name == "ADDITEMS":
             items = self._pop_to_mark()
+            self._check_keys(items)
             t.cast("set[t.Any]", self._top(set)).update(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = self._pop(2) if name == "SETITEM" else self._pop_to_mark()
+            self._check_keys(items[::2])
             pairs = zip(items[::2], items[1::2], strict=True)
             t.cast("dict[t.Any, t.Any]", self._top(dict)).update(pairs)
         elif name == "MEMOIZE":
@@ -143,6 +157,22 @@ class _Reader:
             _fill(self._stack[-1], **content)
         elif name not in _IGNORED:
             raise ValueError(f"{name} is not for plain data.")
+
+    def _make_hashable(self, cls: type, items: list[t.Any]) -> object:
+        depth, number = 1, 1 + len(items)
+        for item in items:
+            _, its_depth, its_number = self._hashables.get(id(item), (None, 0, 0))
+            depth = max(depth, its_depth + 1)
+            number += its_number
+        made: object = cls(items)
+        self._hashables[id(made)] = made, depth, number
+        return made
+
+    def _check_keys(self, items: cabc.Iterable[t.Any]) -> None:
+        for item in items:
+            _, depth, number = self._hashables.get(id(item), (None, 0, 0))
+            if depth > _MAX_KEY_DEPTH or number > _MAX_KEY_ITEMS:
+                raise ValueError("A key is too deep or too large.")
 
     def _top(self, kind: type) -> object:
         if type(self._stack[-1]) is not kind:
@@ -170,7 +200,7 @@ def _make(cls: t.Any, *arguments: t.Any) -> object:
     return uuid.UUID.__new__(cls) if cls is uuid.UUID else cls(*arguments)
 
 
-def _fill(made: object, *, int: int) -> None:
+def _fill(made: object, *, int: int, is_safe: object = None) -> None:
     if not isinstance(made, uuid.UUID):
         raise TypeError("Only a UUID gets its content afterwards.")
     # As its own __setstate__() does: the attributes cannot be set any more.
@@ -180,12 +210,16 @@ def _fill(made: object, *, int: int) -> None:
 
 def _check_items(result: object) -> None:
     """Refuse what holds itself, or what is small here and huge when it is written."""
-    number = 0
+    number = size = 0
     rest: list[t.Any] = [result]
     while rest:
         value = rest.pop()
         if isinstance(value, type):
             raise TypeError("A type is no plain data.")
+        if isinstance(value, (str, bytes)):
+            size += len(value)
+            if size > _MAX_TEXT:
+                raise ValueError("There is too much text in it.")
         if isinstance(value, (dict, list, tuple, set, frozenset)):
             items = t.cast("cabc.Collection[t.Any]", value)
             number += len(items) + 1
