@@ -276,11 +276,13 @@ class ServerSessionInterface(SessionInterface):
             return self._settle_stored(app, state)
         if state.status is Status.LOST:
             is_dropped = state.is_written and bool(state.data or not state.is_cleared)
-            if state.is_cleared:
+            try:
+                if is_dropped:
+                    self.keeper.drop(state)
+            finally:
                 # Who logs out does so whatever else is dropped, such as a message.
-                self.keeper.clear(state)
-            if is_dropped:
-                self.keeper.drop(state)
+                if state.is_cleared:
+                    self.keeper.clear(state)
         elif state.failure is not None and (
             state.is_cleared
             or (state.is_written and self.config.on_backend_error == "raise")

@@ -831,7 +831,11 @@ class BackendKeeper:
 
     def _was_retired_after(self, moment: float, key: str) -> bool:
         until = self._retired.get(key)
-        return until is not None and until - self._retired_for > moment
+        return (
+            until is not None
+            and until > self.clock()
+            and until - self._retired_for > moment
+        )
 
     def _written(self, state: State, record: Record, payload: bytes) -> None:
         """Continue with what was just stored."""
@@ -959,7 +963,8 @@ class BackendKeeper:
         if is_used:
             expires_at = self._limit(now + lifetime, record.created_at)
         else:
-            expires_at = record.expires_at
+            # What has passed would end it, which another request may have prolonged.
+            expires_at = max(record.expires_at, now + 1)
         if (touched := self._touch(state, now, expires_at)) is True:
             state.record = dataclasses.replace(
                 record, touched_at=now, expires_at=expires_at
@@ -1193,7 +1198,10 @@ class BackendKeeper:
 
         def start_from(current: Record) -> None:
             state.is_rotating, state.is_restarted, state.is_cleared = flags
-            state.lifetime = lifetime if is_lifetime_mine else state.stored_lifetime
+            if is_lifetime_mine or state.is_restarted:
+                state.lifetime = lifetime
+            else:
+                state.lifetime = state.stored_lifetime
             state.encoded = None
             self._rebase(state, current, base, writer, self._serializer.loads(mine))
 

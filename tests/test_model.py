@@ -216,8 +216,11 @@ class Store:
         remembered = max(self.rules.grace, self.rules.touch_interval, MINUTE)
         self.retired[id] = self.clock() + remembered
 
-    def is_retired(self, id: str) -> bool:
-        return self.retired.get(id, 0.0) > self.clock()
+    def is_retired(self, id: str, since: float = -1.0) -> bool:
+        """Say whether a session was ended, after a moment, by what is remembered."""
+        until = self.retired.get(id, 0.0)
+        remembered = max(self.rules.grace, self.rules.touch_interval, MINUTE)
+        return until > self.clock() and until - remembered > since
 
     def remove(self, id: str) -> bool:
         """Delete a session, but not a tombstone."""
@@ -229,11 +232,13 @@ class Store:
         return True
 
     def touch(self, id: str, lifetime: float, created: float) -> bool:
+        return self.touch_until(id, self.limit(self.clock() + lifetime, created))
+
+    def touch_until(self, id: str, expires: float) -> bool:
         entry = self.get(id)
         if entry is None or entry.is_tombstone:
             return False
         entry.touched = self.clock()
-        expires = self.limit(entry.touched + lifetime, created)
         # Unless the limit has passed, no touch shortens a life.
         if expires > entry.touched:
             expires = max(expires, entry.expires)
@@ -286,10 +291,13 @@ class ModelRequest:
         if self.id is None:
             self.begin()
             return
-        self.seen_at = now = self.store.clock()
+        opened_at, self.seen_at = self.seen_at, self.store.clock()
+        now = self.seen_at
         entry = self.store.get(self.id)
         limit = self.store.rules.absolute_timeout
-        if entry is None or (limit is not None and now >= entry.created + limit):
+        if entry is None and self.store.is_retired(self.id, since=opened_at):
+            self.status = "lost"
+        elif entry is None or (limit is not None and now >= entry.created + limit):
             self.begin()
         elif entry.is_tombstone:
             self.status = "lost"
@@ -379,6 +387,12 @@ class ModelRequest:
         if entry is None:
             self.begin()
             return False
+        self.delete_heir(entry)
+        self.lose(False)
+        return False
+
+    def delete_heir(self, entry: Entry | None) -> None:
+        """End the session that a tombstone leads to."""
         for _ in range(5):
             if entry is None or entry.heir is None:
                 break
@@ -386,8 +400,11 @@ class ModelRequest:
             if self.store.remove(heir):
                 break
             entry = self.store.get(heir)
-        self.lose(False)
-        return False
+
+    def is_log_out(self) -> bool:
+        return self.is_cleared or (
+            self.user is not None and (self.is_restarted or not self.data.get(USER))
+        )
 
     def end(self) -> None:
         self.begin()
@@ -457,9 +474,9 @@ class ModelRequest:
         def run(entry: Entry) -> None:
             self.is_rotating, self.is_restarted, self.is_cleared = flags
             self.adopt(entry)
-            if is_lifetime_mine:
+            if is_lifetime_mine or self.is_restarted:
                 self.lifetime = lifetime
-            if self.is_cleared or is_same(base, entry.data):
+            if self.is_cleared or self.is_restarted or is_same(base, entry.data):
                 self.data = copy.deepcopy(mine)
             else:
                 self.data = merged(base, mine, entry.data)
@@ -540,7 +557,11 @@ class ModelRequest:
             tombstone_expires = self.store.clock() + self.store.rules.grace
             yield "replace"
             current = self.store.get(self.id)
-            if current is None or current.is_tombstone:
+            if current is None:
+                break
+            if current.is_tombstone:
+                if self.is_log_out():
+                    self.delete_heir(current)
                 break
             if current.version != self.version:
                 tried["conflicts"] += 1
@@ -620,10 +641,10 @@ class ModelRequest:
             return "new"
         if self.status == "stored":
             return (yield from self.finish_stored())
-        if self.is_cleared and not self.data and self.id is not None:
-            yield from self.delete()
-        elif self.is_written:
+        if self.is_written and (self.data or not self.is_cleared):
             self.lose(True)
+        if self.is_cleared and self.id is not None:
+            yield from self.delete()
         return "none"
 
     def finish_unseen(self) -> str:
@@ -652,7 +673,8 @@ class ModelRequest:
         is_changed = has_changed or self.is_saved
         was_permanent = bool(self.data.get("_permanent"))
         self.is_activity = is_changed or is_renewed or not was_permanent
-        if has_changed or self.must_rotate():
+        is_written = has_changed or self.must_rotate()
+        if is_written:
             outcome = yield from self.write(has_changed, self.merge)
             if outcome == "ended":
                 return "deleted" if self.cookie is not None else "none"
@@ -660,16 +682,6 @@ class ModelRequest:
                 return "none"
         elif store.is_retired(self.id):
             return "none"
-        elif is_renewed or not was_permanent:
-            lifetime = lifetime_of(self.data, self.lifetime)
-            is_old = store.clock() - self.seen_at > 0.1
-            if (
-                store.is_touch_due(self.touched, lifetime)
-                or (is_old and is_renewed and was_permanent)
-            ) and not store.touch(self.id, lifetime, self.created):
-                return "none"
-        if self.is_moved:
-            return "new"
         is_permanent = bool(self.data.get("_permanent"))
         is_due = (
             self.cookie is None
@@ -677,6 +689,23 @@ class ModelRequest:
             or self.cookie.lifetime != self.lifetime
             or (is_permanent and (is_renewed or is_changed))
         )
+        if not is_written:
+            lifetime = lifetime_of(self.data, self.lifetime)
+            is_used = is_renewed or not was_permanent
+            is_old = store.clock() - self.seen_at > 0.1
+            is_sent_again = is_due and self.cookie is not None and not self.is_moved
+            is_alive = True
+            if is_used and (
+                store.is_touch_due(self.touched, lifetime) or (is_sent_again and is_old)
+            ):
+                is_alive = store.touch(self.id, lifetime, self.created)
+            elif is_sent_again and is_old:
+                expires = max(self.expires, store.clock() + 1)
+                is_alive = store.touch_until(self.id, expires)
+            if not is_alive:
+                return "none"
+        if self.is_moved:
+            return "new"
         return "same" if is_due else "none"
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import enum
 import json
@@ -14,6 +15,7 @@ import sys
 import threading
 import types
 import typing as t
+import zoneinfo
 from datetime import date
 from datetime import datetime
 from datetime import time
@@ -1267,6 +1269,9 @@ def test_the_librarys_errors_pass_through_the_applications_own_serializer() -> N
 
 
 def test_nothing_is_imported_or_executed_by_reading() -> None:
+    # Where the system does not know a zone, zoneinfo looks into the package tzdata.
+    with contextlib.suppress(zoneinfo.ZoneInfoNotFoundError):
+        zoneinfo.ZoneInfo("os.path")
     before = set(sys.modules)
     reads_or_raises_record_error(MSGPACK, pickle.dumps({"a": Opaque()}))
     reads_or_raises_record_error(
