@@ -1039,6 +1039,7 @@ def interrupt(site: Site, reason: str, intrusions: dict[int, str]) -> bool:
     losses = Losses(site)
     notes: list[int] = []
     winners: list[Browser] = []
+    ended: list[Browser] = []
     happened: list[int] = []
 
     def step(number: int, operation: str) -> None:
@@ -1055,6 +1056,9 @@ def interrupt(site: Site, reason: str, intrusions: dict[int, str]) -> bool:
             notes.append(number)
         if intrusion.ends:
             winners.append(intruder)
+            # Who logs out means the session that goes on under another id, too.
+            if reason == "log-out" and intrusions[number] == "rotates":
+                ended.append(intruder)
 
     def view() -> None:
         assert flask_session["n"] == 0
@@ -1075,7 +1079,7 @@ def interrupt(site: Site, reason: str, intrusions: dict[int, str]) -> bool:
         assert cookie_of(response, site) == "set", what
         assert browser.id != old.id
         winner = browser
-    is_over = bool(winners) and winner.cookie is None
+    is_over = bool(winners) and (winner.cookie is None or winner in ended)
     content = winner.read()
     if is_over:
         assert content == {}, what
