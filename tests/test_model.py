@@ -1102,7 +1102,7 @@ def look(model: ModelRequest) -> None:
 
 # -- the tests
 
-BACKENDS = {"memory": 3, "filesystem": 1, "sqlite": 1, "valkey": 1, "postgresql": 1}
+BACKENDS = {"memory": 2, "filesystem": 1, "sqlite": 1, "valkey": 1, "postgresql": 1}
 
 
 def check(config: Config, examples: int, steps: int) -> None:
@@ -1138,4 +1138,4 @@ def test_the_store_holds_what_the_model_says(
 def test_the_store_holds_what_the_model_says_for_long(
     make_backend_config: Callable[[str], Config], name: str
 ) -> None:
-    check(make_backend_config(name), 150 * BACKENDS[name], 40)
+    check(make_backend_config(name), 80 * BACKENDS[name], 40)
