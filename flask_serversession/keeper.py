@@ -185,7 +185,7 @@ class BackendKeeper:
         opened_at, state.seen_at = state.seen_at, self.clock()
         try:
             record = self.backend.load(state.key)
-            if (record is None or record.is_tombstone) and len(state.candidates) > 1:
+            if len(state.candidates) > 1 and (record is None or record.is_tombstone):
                 record = self._load_next(state, record)
         except BackendUnavailableError as error:
             # Whatever else this request does with its session, it does not wait for
