@@ -10,6 +10,7 @@ import functools
 import inspect
 import itertools
 import logging
+import math
 import random
 import threading
 import time
@@ -198,7 +199,7 @@ class BackendKeeper:
         except RecordError as error:
             self._take_unreadable(state, error)
         else:
-            if record is None and self._was_retired_after(opened_at, state.key):
+            if record is None and self.is_retired(state.key, since=opened_at):
                 # Another request has ended it while this one had yet to look. It may
                 # have begun another one, whose cookie this one must not replace.
                 state.status = Status.LOST
@@ -824,17 +825,16 @@ class BackendKeeper:
                 if until <= now or len(self._retired) > _MAX_RETIRED:
                     del self._retired[old]
 
-    def is_retired(self, key: str) -> bool:
-        """Whether this process has ended the session, or rotated its id away."""
-        until = self._retired.get(key)
-        return until is not None and until > self.clock()
+    def is_retired(self, key: str, since: float = -math.inf) -> bool:
+        """Whether this process has ended the session, or rotated its id away.
 
-    def _was_retired_after(self, moment: float, key: str) -> bool:
+        :param since: After which moment, in seconds since the epoch.
+        """
         until = self._retired.get(key)
         return (
             until is not None
             and until > self.clock()
-            and until - self._retired_for > moment
+            and until - self._retired_for > since
         )
 
     def _written(self, state: State, record: Record, payload: bytes) -> None:
