@@ -12,8 +12,7 @@ the same, permanent and refreshed           touch, once an         sent again
                                             interval
 only read                                   load (touch, once an   if permanent and
                                             interval)              refreshed
-changed                                     load, replace          if new, permanent,
-                                                                   or its id changed
+changed                                     load, replace          set
 fresh and written                           create                 set
 ``SESSION_RESAVE`` and unchanged            load, replace          as read
 emptied or destroyed                        delete                 deleted, if sent
@@ -34,6 +33,7 @@ import collections.abc as cabc
 import datetime as dt
 import enum
 import logging
+import re
 import sys
 import typing as t
 
@@ -41,6 +41,7 @@ from flask import Flask
 from flask import Request
 from flask import Response
 from flask import request as current_request
+from flask.sessions import NullSession
 from flask.sessions import SessionInterface
 from flask.sessions import SessionMixin
 
@@ -56,12 +57,16 @@ from .session import NullServerSession
 from .session import ServerSideSession
 from .session import State
 from .session import Status
+from .session import is_unused
 from .session import state_of
 
 logger = logging.getLogger("flask_serversession")
 
 # Longer user agents say nothing more, and are often an attack on whoever lists them.
 _MAX_META = 256
+# Directives that let a cache keep a response for everybody: RFC 9111, section 5.2.2.
+_PUBLIC = re.compile(r"\b(?:public|s-maxage)\b", re.IGNORECASE)
+_COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
 
 
 class Cookie(enum.Enum):
@@ -94,12 +99,22 @@ class ServerSessionInterface(SessionInterface):
         self._cleanup = cleanup
         self._signer: tuple[object, CookieSigner] | None = None
         self._warned_of_http = False
+        self._warned_of_caches: set[str | None] = set()
 
     def is_null_session(self, obj: object) -> bool:
         """Whether it stands for no session, because there is no secret."""
         # Asked at each request. For a class that has abstract ancestors, isinstance()
         # takes ten times as long.
-        return type(obj) is not self.session_class and super().is_null_session(obj)
+        return type(obj) is not self.session_class and (
+            super().is_null_session(obj) or isinstance(obj, NullSession)
+        )
+
+    def regenerate(self, session: SessionMixin) -> None:
+        """Give the session a new id, as Flask-Session's method of this name does.
+
+        For code written for it; see :meth:`.ServerSideSession.regenerate`.
+        """
+        t.cast("ServerSideSession", session).regenerate()
 
     # Flask's getters, where "auto" means something
 
@@ -182,12 +197,21 @@ class ServerSessionInterface(SessionInterface):
     ) -> None:
         """Write what has changed and send the cookie that goes with it.
 
+        A session of another kind, which an application's own :meth:`open_session`
+        made, is left to the application.
+
         :raises SerializationError: if the session holds what cannot be written.
         :raises SessionTooLargeError: if it is larger than ``SESSION_MAX_SIZE``.
         :raises ConflictError: if ``SESSION_CONFLICT`` asks for it.
         :raises SessionLostError: if ``SESSION_ON_LOST`` asks for it.
         """
-        state = state_of(t.cast("ServerSideSession", session))
+        if type(session) is not self.session_class and not isinstance(
+            session, ServerSideSession
+        ):
+            if session.accessed:
+                _vary_by_cookie(response)
+            return
+        state = state_of(session)
         if state.is_closed and _is_socket_event(app, current_request):
             self._save_event(state)
             return
@@ -212,7 +236,7 @@ class ServerSessionInterface(SessionInterface):
                 _answer_unavailable(app, response, failure)
                 _vary_by_cookie(response)
                 return
-            cookie = self._settle(app, state, response)
+            cookie = self._settle(app, session, state, response)
             if state.is_new and state.status is Status.STORED:
                 self._cleanup()
         except BackendUnavailableError as error:
@@ -232,6 +256,9 @@ class ServerSessionInterface(SessionInterface):
                 state.is_exposed = False
             elif state.is_exposed:
                 self.keeper.watch()
+        if cookie is Cookie.SET and not state.is_cookie_due and _is_public(response):
+            # The browser has it already, and whoever shares the cache must not get it.
+            cookie = Cookie.NONE
         if session.accessed or cookie is not Cookie.NONE:
             _vary_by_cookie(response)
         if cookie is Cookie.SET:
@@ -249,7 +276,7 @@ class ServerSessionInterface(SessionInterface):
             self.keeper.load(state)
         is_moving = (
             state.status is Status.STORED
-            and bool(state.data)
+            and not is_unused(state.data)
             and self.keeper.rotation_reason(state) is not None
         )
         if state.status is not Status.NEW and not is_moving:
@@ -257,25 +284,43 @@ class ServerSessionInterface(SessionInterface):
 
     # The decisions
 
-    def _settle(self, app: Flask, state: State, response: Response) -> Cookie:
+    def _is_wanted(self, app: Flask, session: SessionMixin) -> bool | None:
+        """Ask an application's own ``should_set_cookie``; ``None`` if it has none.
+
+        Flask's would load the session, so what it says is said here in other words.
+        """
+        function = getattr(self.should_set_cookie, "__func__", None)
+        if function is SessionInterface.should_set_cookie:
+            return None
+        return self.should_set_cookie(app, session)
+
+    def _settle(
+        self, app: Flask, session: SessionMixin, state: State, response: Response
+    ) -> Cookie:
         if not self.config.save_on_error and response.status_code >= 500:
             state.is_abandoned = True
             if state.is_cookie_due and state.status is Status.STORED:
                 return Cookie.SET
             return Cookie.DELETE if self._is_ended(state) else Cookie.NONE
+        is_wanted = None
+        if state.candidates or state.status is Status.NEW:
+            # It may look at the session, so it comes first.
+            is_wanted = self._is_wanted(app, session)
         if state.status is Status.UNLOADED:
             if not state.is_written:
-                return self._settle_unseen(app, state)
+                return self._settle_unseen(app, state, response, is_wanted)
             if state.is_cleared:
                 outcome = self.keeper.clear(state)
                 return Cookie.DELETE if outcome is Outcome.EMPTIED else Cookie.NONE
             self.keeper.load(state)
         if state.status is Status.NEW:
-            return self._settle_new(state)
+            return self._settle_new(state, is_wanted)
         if state.status is Status.STORED:
-            return self._settle_stored(app, state)
+            return self._settle_stored(app, state, is_wanted)
         if state.status is Status.LOST:
-            is_dropped = state.is_written and bool(state.data or not state.is_cleared)
+            is_dropped = state.is_written and not (
+                is_unused(state.data) and (state.data or state.is_cleared)
+            )
             try:
                 if is_dropped:
                     self.keeper.drop(state)
@@ -292,41 +337,55 @@ class ServerSessionInterface(SessionInterface):
             raise state.failure
         return Cookie.NONE
 
-    def _settle_unseen(self, app: Flask, state: State) -> Cookie:
+    def _settle_unseen(
+        self, app: Flask, state: State, response: Response, is_wanted: bool | None
+    ) -> Cookie:
         """Settle a session that nobody looked at."""
         if not state.candidates:
             if not self.config.save_uninitialized:
                 return Cookie.NONE
             self.keeper.load(state)
-            return self._settle_new(state)
-        is_refreshed = _is_refreshed(app) and any(
-            claims_permanent(value) for value in state.candidates
-        )
-        if not (is_refreshed or state.is_touched):
+            return self._settle_new(state, is_wanted)
+        is_refreshed = is_wanted
+        if is_refreshed is None:
+            is_refreshed = _is_refreshed(app) and any(
+                claims_permanent(value) for value in state.candidates
+            )
+        if not (is_refreshed and not _is_public(response)) and not state.is_touched:
+            # Where the cookie cannot be sent, it would not learn of a touch either,
+            # and the next request would have to touch again.
             return Cookie.NONE
         self.keeper.verify(state)
-        if state.cookie is None or not (state.cookie.is_permanent or state.is_touched):
+        is_permanent = state.cookie is not None and state.cookie.is_permanent
+        if state.cookie is None or not (is_wanted or is_permanent or state.is_touched):
             return Cookie.NONE
         touched_at = self.keeper.renew_unseen(state)
         if touched_at is None:
             return Cookie.NONE
         cookie, state.cookie = state.cookie, _touched(state.cookie, touched_at)
+        if is_wanted is not None:
+            return Cookie.SET if is_wanted else Cookie.NONE
         # Without being told, a browser session's cookie would have every touch() done.
         is_sent = cookie.is_permanent and is_refreshed
         return Cookie.SET if is_sent or touched_at != cookie.touched_at else Cookie.NONE
 
-    def _settle_new(self, state: State) -> Cookie:
+    def _settle_new(self, state: State, is_wanted: bool | None) -> Cookie:
         """Settle a session that is not stored."""
-        if self._is_ended(state) and not state.data:
+        is_empty = is_unused(state.data)
+        if self._is_ended(state) and is_empty:
             return Cookie.DELETE
-        if not (state.data and state.is_written) and not (
+        if not (state.is_written and not is_empty) and not (
             self.config.save_uninitialized and not state.is_cleared
         ):
             return Cookie.NONE
+        if is_wanted is False:
+            return Cookie.NONE  # nobody could ever find what would be stored
         self.keeper.write(state, "new")
         return Cookie.SET
 
-    def _settle_stored(self, app: Flask, state: State) -> Cookie:
+    def _settle_stored(
+        self, app: Flask, state: State, is_wanted: bool | None
+    ) -> Cookie:
         """Settle a session that was loaded, or saved before the end of the request."""
         keeper = self.keeper
         change = keeper.change_reason(state)
@@ -348,15 +407,21 @@ class ServerSessionInterface(SessionInterface):
                 return Cookie.NONE
             # What another request has stored may have been merged in.
             is_permanent = keeper.is_permanent(state)
-        elif keeper.is_retired(state.key):
+        if keeper.is_retired(state.key):
             return Cookie.NONE
-        is_due = state.failure is None and (
-            state.cookie is None
-            # Signed with a secret that will be removed one day.
-            or state.cookie.is_stale
-            or not state.cookie.says(is_permanent, state.lifetime)
-            or (is_permanent and (is_renewed or is_changed))
-        )
+        is_due = is_wanted
+        if is_due is None:
+            is_due = (
+                state.cookie is None
+                # Signed with a secret that will be removed one day.
+                or state.cookie.is_stale
+                or not state.cookie.says(is_permanent, state.lifetime)
+                # As Flask's should_set_cookie() has it.
+                or state.is_written
+                or state.was_written
+                or (is_permanent and (is_renewed or is_changed))
+            )
+        is_due = is_due and state.failure is None
         if not is_written:
             is_old = state.cookie is not None and not state.is_cookie_due
             if not keeper.renew(state, is_used, is_sent_again=is_due and is_old):
@@ -392,6 +457,8 @@ class ServerSessionInterface(SessionInterface):
             )
         if cookie is None:
             return
+        if _is_public(response):
+            self._make_private(response)
         state.is_cookie_due = False
         secure = self.get_cookie_secure(app)
         if secure and not self._warned_of_http and not current_request.is_secure:
@@ -403,7 +470,7 @@ class ServerSessionInterface(SessionInterface):
             )
         response.set_cookie(
             self.get_cookie_name(app),
-            state.signer.sign(cookie),
+            self._value(state, cookie),
             expires=self.get_expiration_time(app, session),
             domain=self.get_cookie_domain(app),
             path=self.get_cookie_path(app),
@@ -413,7 +480,58 @@ class ServerSessionInterface(SessionInterface):
             httponly=self.get_cookie_httponly(app),
         )
 
+    def _value(self, state: State, cookie: CookieState) -> str:
+        """Sign a cookie, unless it says what the one that came with the request does.
+
+        That of a browser session may name an earlier touch, which costs no more than
+        one touch before its time.
+        """
+        value = state.candidates[state.tried - 1] if state.tried else ""
+        given = state.signer.verify(value)  # which it remembers
+        if (
+            given is not None
+            and given.id == cookie.id
+            and not given.is_stale
+            and given.says(cookie.is_permanent, cookie.lifetime)
+            and (
+                given.touched_at >= cookie.touched_at
+                or not (
+                    cookie.is_permanent
+                    or self.keeper.is_touch_due(
+                        cookie.touched_at,
+                        given.touched_at,
+                        cookie.lifetime or self.keeper.idle_timeout(False),
+                    )
+                )
+            )
+        ):
+            return value
+        return state.signer.sign(cookie)
+
+    def _make_private(self, response: Response) -> None:
+        """Keep a response out of the caches that are shared, since it has a cookie."""
+        endpoint = current_request.endpoint
+        if endpoint not in self._warned_of_caches:
+            self._warned_of_caches.add(endpoint)
+            logger.warning(
+                "The response of the endpoint %r carries a session cookie that must be"
+                " sent, but its Cache-Control lets any cache keep it for everybody. It"
+                " was made private. Do not change the session there, or leave out"
+                " 'public' and 's-maxage'.",
+                endpoint,
+            )
+        header = ",".join(response.headers.getlist("Cache-Control"))
+        kept = [
+            directive.strip()
+            for directive in _COMMA.split(header)
+            if directive.partition("=")[0].strip().lower()
+            not in ("", "public", "s-maxage", "private")
+        ]
+        response.headers["Cache-Control"] = ", ".join([*kept, "private"])
+
     def _delete_cookie(self, app: Flask, response: Response) -> None:
+        if _is_public(response):
+            self._make_private(response)
         # With the attributes it was set with: browsers ignore it otherwise.
         response.delete_cookie(
             self.get_cookie_name(app),
@@ -452,6 +570,12 @@ def _touched(cookie: CookieState, touched_at: float) -> CookieState:
         created_at=cookie.created_at,
         lifetime=cookie.lifetime,
     )
+
+
+def _is_public(response: Response) -> bool:
+    """Whether any cache may keep the response and give it to everybody."""
+    headers = response.headers.getlist("Cache-Control")
+    return bool(headers) and any(_PUBLIC.search(header) for header in headers)
 
 
 def _vary_by_cookie(response: Response) -> None:

@@ -47,6 +47,7 @@ from .session import PERMANENT_KEY
 from .session import ServerSideSession
 from .session import State
 from .session import Status
+from .session import is_unused
 from .session import opened_session
 from .session import state_of
 
@@ -417,7 +418,7 @@ class BackendKeeper:
             return "regenerate() was called"
         # Emptying a session ends it, so what is written afterwards begins another one,
         # which a request that still runs for the former one has no part in.
-        if state.is_cleared and state.data and not state.is_closed:
+        if state.is_cleared and not state.is_closed and not is_unused(state.data):
             return "it was emptied and written again"
         if config.regenerate_on_login and self.user(state) != state.stored_user:
             return "the user changed"
@@ -512,11 +513,12 @@ class BackendKeeper:
 
     def _try_write(self, state: State, rotation: _Rotation) -> Outcome | Record:
         """Write once; another request's record comes back if that was in the way."""
+        is_empty = is_unused(state.data)
         if state.is_cleared:
-            if not state.data:
+            if is_empty:
                 return self._delete_stored(state)
             state.is_restarted = True
-        is_emptied = not state.data and not self._was_empty(state)
+        is_emptied = is_empty and not self._was_empty(state)
         reason = self.rotation_reason(state)
         if is_emptied or (reason is None and rotation.record is None):
             return self._try_replace(state, is_emptied)
@@ -848,12 +850,13 @@ class BackendKeeper:
         state.is_saved = True
         state.stored_lifetime = state.lifetime
         state.stored_user = record.user
+        state.was_written = state.was_written or state.is_written
         state.is_written = state.is_cleared = state.is_restarted = False
         # Somebody may hold on to a list that is in there now.
         state.is_exposed = True
 
     def _was_empty(self, state: State) -> bool:
-        return state.payload == (state.writer or self._serializer).dumps({})
+        return is_unused((state.writer or self._serializer).loads(state.payload))
 
     def _delete_stored(self, state: State) -> Outcome:
         try:
@@ -901,6 +904,7 @@ class BackendKeeper:
         logger.debug("Session %s ended", self._handle_of(key))
         self._begin(state)
         state.is_destroyed = True
+        state.was_written = state.was_written or state.is_written
         state.is_written = state.is_cleared = state.is_exposed = False
         self.send_destroyed(key, user)
         return Outcome.EMPTIED
@@ -912,6 +916,7 @@ class BackendKeeper:
     def _lose(self, state: State, has_changes: bool) -> Outcome:
         """Drop the changes of a session that another request has ended."""
         state.status = Status.LOST
+        state.was_written = state.was_written or state.is_written
         state.is_written = state.is_exposed = state.is_rotating = False
         if has_changes:
             if not state.is_loss_told:
@@ -1036,7 +1041,7 @@ class BackendKeeper:
             return  # which was reported, or asked for
         if not (state.is_written or state.is_exposed):
             return
-        if state.status is Status.NEW and not state.data:
+        if state.status is Status.NEW and is_unused(state.data):
             return  # there is nothing that could be kept
         try:
             is_changed = self.change_reason(state) is not None
@@ -1080,7 +1085,7 @@ class BackendKeeper:
             raise state.failure
         state.data.clear()
         state.is_written = state.is_cleared = state.is_exposed = False
-        state.is_rotating = state.is_restarted = False
+        state.is_rotating = state.is_restarted = state.was_written = False
         if state.key and state.status in (
             Status.UNLOADED,
             Status.STORED,
@@ -1097,7 +1102,7 @@ class BackendKeeper:
     def reload(self, state: State) -> None:
         """Forget local changes and load again."""
         state.is_written = state.is_exposed = state.is_cleared = False
-        state.is_rotating = state.is_restarted = False
+        state.is_rotating = state.is_restarted = state.was_written = False
         if state.status is Status.STORED:
             # As this request last left it, also when it has rotated the id already.
             try:
@@ -1128,7 +1133,7 @@ class BackendKeeper:
                 return
             self.load(state)
         if state.status is Status.NEW:
-            if not state.data and not self._config.save_uninitialized:
+            if is_unused(state.data) and not self._config.save_uninitialized:
                 return
             state.is_written = True
             if state.is_closed:

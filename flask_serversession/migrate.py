@@ -74,6 +74,7 @@ from .record import Record
 from .record import key_of
 from .session import State
 from .session import Status
+from .session import is_unused
 
 logger = logging.getLogger("flask_serversession")
 
@@ -299,7 +300,7 @@ class MigratingKeeper(BackendKeeper):
     def _take_over(self, state: State, legacy: Legacy) -> None:
         content = self._asked(state, "load", legacy.read)
         marker = self._asked(state, "load", self.backend.load, state.key)
-        if marker is None and content:
+        if marker is None and content is not None and not is_unused(content):
             marker = self._establish(state, legacy, content)
         if marker is not None and content is not None:
             self._remove(legacy)

@@ -118,6 +118,8 @@ class State:
     is_new: bool = False
     #: A key was set or removed, or ``modified`` was set.
     is_written: bool = False
+    #: The same, but for what was stored or dropped since: see ``modified``.
+    was_written: bool = False
     #: A value that can change in place was handed out.
     is_exposed: bool = False
     #: ``clear()`` was called: whatever is stored goes, also what was not looked at.
@@ -390,15 +392,16 @@ class ServerSideSession(SessionMixin):
     def modified(self) -> bool:
         """Whether a key was set or removed. Setting it to ``True`` forces a save.
 
-        Changes inside a value are found when the session is saved; this does not
-        tell about them.
+        It keeps its value after the response, as Flask's does. A change inside a
+        value is found when the session is saved, and is not reported here.
         """
-        return self._state.is_written
+        state = self._state
+        return state.is_written or state.was_written
 
     @modified.setter
     def modified(self, value: bool) -> None:
         state = self._state
-        state.is_written = bool(value)
+        state.is_written = state.was_written = bool(value)
         if state.is_closed:
             self._keeper.watch()
 
@@ -416,6 +419,14 @@ class ServerSideSession(SessionMixin):
         It is the stored key without its prefix, from which the id cannot be had.
         """
         return self._keeper.handle(self._loaded())
+
+    @property
+    def sid(self) -> str:
+        """The :attr:`handle`, under the name that Flask-Session has for an id.
+
+        Code written for Flask-Session logs it, or uses it as a key.
+        """
+        return self.handle
 
     @property
     def created_at(self) -> dt.datetime:
@@ -535,6 +546,15 @@ class NullServerSession(NullSession):
     """What there is without a secret: Flask's, which can be read but not changed."""
 
     regenerate = destroy = reload = save = touch = atomic = NullSession.clear
+
+
+def is_unused(data: cabc.Mapping[str, t.Any]) -> bool:
+    """Whether there is nothing in a session but perhaps that it is permanent.
+
+    Applications set ``session.permanent`` before each request, also for visitors
+    whose session is never used.
+    """
+    return not data or (len(data) == 1 and PERMANENT_KEY in data)
 
 
 def state_of(session: ServerSideSession) -> State:

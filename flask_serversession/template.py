@@ -7,6 +7,8 @@ import typing as t
 
 import flask
 
+from .session import ServerSideSession
+
 # What Flask's own session, a dict, has as attributes: as there, they come before a key
 # of the same name.
 _FLASKS = frozenset(
@@ -17,7 +19,7 @@ _FLASKS = frozenset(
 )
 # What a template may ask of our sessions besides: nothing that changes them, and not
 # the id, which would end up in a page.
-_OURS = frozenset({"handle", "created_at", "expires_at", "lifetime", "user"})
+_OURS = frozenset({"handle", "sid", "created_at", "expires_at", "lifetime", "user"})
 
 
 class TemplateSession:
@@ -27,7 +29,8 @@ class TemplateSession:
     written for Flask's own sessions, ``{{ session.user }}`` and ``{{ session.id }}``
     would name our attributes: the first would show somebody else's value, the second
     put the secret into the page. Here a key comes first, the id is never shown, and
-    what changes the session as a whole is not there.
+    what changes the session as a whole is not there. The members that an application
+    adds with a session class of its own are there, and come before keys as in Flask.
     """
 
     def __getattr__(self, name: str) -> t.Any:
@@ -35,6 +38,10 @@ class TemplateSession:
         if name in _FLASKS:
             return getattr(session, name)
         if not name.startswith("__"):
+            # Members of an application's own session class, before keys as in Flask.
+            is_foreign = name[0] != "_" and not hasattr(ServerSideSession, name)
+            if is_foreign and hasattr(session, name):
+                return getattr(session, name)
             if name in session:
                 return session[name]
             if name in _OURS:

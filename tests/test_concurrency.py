@@ -299,7 +299,7 @@ def test_different_keys_both_survive(site: Site) -> None:
         lambda: flask_session.update(b=2),
     ):
         assert browser.read() == {"n": 0, "a": 1, "b": 2}, order
-        assert [visit.cookie for visit in visits] == ["none", "none"]
+        assert [visit.cookie for visit in visits] == ["set", "set"]
 
 
 def test_nested_changes_of_different_keys_both_survive(site: Site) -> None:
@@ -1144,7 +1144,8 @@ def test_writers_and_a_rotation_at_once(site: Site) -> None:
             lambda: flask_session.update(b=1),
             lambda: flask_session.update(_user_id="ada"),
         )
-        assert [visit.cookie for visit in writers] == ["none", "none"]
+        # Only a request that was lost says nothing to the browser.
+        assert [visit.cookie for visit in writers].count("none") >= len(losses)
         assert rotator.cookie == "set"
         content = rotator.browser.read()
         assert content.pop("n") == 0
@@ -1847,7 +1848,7 @@ def test_processes_that_change_different_keys_both_survive(
     site = Site(shared_config)
     browser = start(site, n=0)
     tasks = [functools.partial(add_keys, name) for name in "ab"]
-    assert workers.run(shared_config, browser.cookie, *tasks) == [["none"] * ROUNDS] * 2
+    assert workers.run(shared_config, browser.cookie, *tasks) == [["set"] * ROUNDS] * 2
     names = {f"{name}{turn}": turn for name in "ab" for turn in range(ROUNDS)}
     assert sorted(show(browser)) == sorted(names)
     assert browser.read() == {"n": 0, **names}

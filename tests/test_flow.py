@@ -136,6 +136,7 @@ def test_session_secret_takes_several_newest_first() -> None:
 def test_permanent_sets_the_expiry_of_the_cookie(site: Site) -> None:
     def make_permanent() -> None:
         session.permanent = True
+        session["n"] = 1
 
     response = site.browser().visit(make_permanent)
     (header,) = response.headers.getlist("Set-Cookie")
@@ -637,13 +638,14 @@ def test_a_permanent_session_with_a_lifetime_is_renewed_unseen(site: Site) -> No
 
     def begin() -> None:
         session.permanent = True
+        session["n"] = 1
         typed_session.lifetime = 600
 
     browser.visit(begin)
     for _ in range(5):
         clock.advance(400)
         browser.ignore()
-    assert browser.read() == {"_permanent": True}
+    assert browser.read() == {"_permanent": True, "n": 1}
 
 
 def test_idle_timeout_applies_to_browser_sessions() -> None:

@@ -253,6 +253,10 @@ class Store:
 Steps: t.TypeAlias = "t.Generator[str, None, T]"
 
 
+def is_unused(data: dict[str, t.Any]) -> bool:
+    return not data.keys() - {"_permanent"}
+
+
 class ModelRequest:
     """What one request sees, changes and leaves behind.
 
@@ -278,6 +282,7 @@ class ModelRequest:
         self.base_lifetime: float | None = None
         self.user: str | None = None
         self.is_written = self.is_cleared = self.is_rotating = False
+        self.is_modified = False
         self.is_restarted = self.is_touched = self.has_ended = False
         self.is_moved = self.is_saved = self.is_loss_told = False
         self.flashes_shown = False
@@ -369,7 +374,7 @@ class ModelRequest:
 
     def destroy(self) -> Steps[None]:
         self.data = {}
-        self.is_written = self.is_cleared = False
+        self.is_written = self.is_cleared = self.is_modified = False
         self.is_rotating = self.is_restarted = False
         if self.id is not None and self.status != "new":
             yield from self.delete()
@@ -409,6 +414,7 @@ class ModelRequest:
     def end(self) -> None:
         self.begin()
         self.has_ended = True
+        self.is_modified |= self.is_written
         self.is_written = self.is_cleared = False
 
     def regenerate(self, keep_data: bool) -> None:
@@ -421,7 +427,7 @@ class ModelRequest:
             self.is_restarted |= not keep_data
 
     def reload(self) -> None:
-        self.is_written = self.is_cleared = False
+        self.is_written = self.is_cleared = self.is_modified = False
         self.is_rotating = self.is_restarted = False
         if self.status == "stored":
             assert self.id is not None
@@ -447,7 +453,7 @@ class ModelRequest:
             if not self.is_written:
                 return
             self.load()
-        if self.status == "new" and self.data:
+        if self.status == "new" and not is_unused(self.data):
             yield from self.create()
         elif self.status == "stored":
             if self.has_changed() or self.must_rotate():
@@ -504,7 +510,7 @@ class ModelRequest:
         interval = self.store.rules.renewal_interval
         return (
             self.is_rotating
-            or (self.is_cleared and bool(self.data))
+            or (self.is_cleared and not is_unused(self.data))
             or self.data.get(USER) != self.user
             or (interval is not None and self.store.clock() - self.issued >= interval)
         )
@@ -522,6 +528,7 @@ class ModelRequest:
         """Go on with what was just stored."""
         self.adopt(entry)
         self.status = "stored"
+        self.is_modified |= self.is_written
         self.is_written = self.is_cleared = self.is_restarted = False
         self.is_saved = True
 
@@ -532,12 +539,12 @@ class ModelRequest:
         outcome = "lost"
         while True:
             assert self.id is not None
-            if self.is_cleared and not self.data:
+            if self.is_cleared and is_unused(self.data):
                 outcome = "ended" if (yield from self.delete()) else "lost"
                 break
             # What is written after clear() begins another session.
             self.is_restarted |= self.is_cleared
-            is_emptied = not self.data and bool(self.base)
+            is_emptied = is_unused(self.data) and not is_unused(self.base)
             is_rotating = not is_emptied and (heir is not None or self.must_rotate())
             now = self.store.clock()
             created = now if is_rotating and self.is_restarted else self.created
@@ -615,6 +622,7 @@ class ModelRequest:
 
     def lose(self, has_changed: bool) -> None:
         self.status = "lost"
+        self.is_modified |= self.is_written
         self.is_written = self.is_rotating = False
         if has_changed and not self.is_loss_told:
             self.is_loss_told = True
@@ -633,15 +641,17 @@ class ModelRequest:
                 return "none"
             return "deleted" if (yield from self.delete()) else "none"
         if self.status == "new":
-            if self.has_ended and self.cookie is not None and not self.data:
+            if self.has_ended and self.cookie is not None and is_unused(self.data):
                 return "deleted"
-            if not (self.data and self.is_written):
+            if is_unused(self.data) or not self.is_written:
                 return "none"
             yield from self.create()
             return "new"
         if self.status == "stored":
             return (yield from self.finish_stored())
-        if self.is_written and (self.data or not self.is_cleared):
+        if self.is_written and (
+            not is_unused(self.data) or not (self.data or self.is_cleared)
+        ):
             self.lose(True)
         if self.is_cleared and self.id is not None:
             yield from self.delete()
@@ -680,13 +690,15 @@ class ModelRequest:
                 return "deleted" if self.cookie is not None else "none"
             if outcome == "lost":
                 return "none"
-        elif store.is_retired(self.id):
+        if store.is_retired(self.id):
             return "none"
         is_permanent = bool(self.data.get("_permanent"))
         is_due = (
             self.cookie is None
             or self.cookie.is_permanent != is_permanent
             or self.cookie.lifetime != self.lifetime
+            or self.is_written
+            or self.is_modified
             or (is_permanent and (is_renewed or is_changed))
         )
         if not is_written:

@@ -922,7 +922,7 @@ def catching(action: Action) -> Action:
 @pytest.mark.parametrize(
     ("name", "action", "cookie", "content"),
     [
-        (SAVED, save_early, "none", {"n": 1, "m": 1}),
+        (SAVED, save_early, "set", {"n": 1, "m": 1}),
         (REGENERATED, save_rotated, "set", {"n": 1}),
         (DESTROYED, lambda: typed_session.destroy(), "deleted", {}),
         (
