@@ -249,7 +249,7 @@ def test_the_current_session_is_that_of_the_request_if_the_context_has_one(
     def view() -> None:
         assert current() == [True]
         with site.app.app_context():
-            assert current() == [flask.has_request_context()]
+            assert current() == [not HAS_ONE_CONTEXT]
         with site.app.test_request_context():
             assert current() == [False]
 
