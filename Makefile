@@ -7,6 +7,7 @@
 #
 # make test-pythons      the tests that are not slow, on every Python on the path
 # make test-lowest       the same, with the oldest versions that pyproject.toml allows
+# make test-flask-main   the same, with Flask from SOURCE=path, a checkout of its main
 # make test-extras       the wheel in an environment with each extra alone
 # make test-third-party  the tests of Flask and of its extensions, with our sessions
 #
@@ -21,6 +22,7 @@ WORKERS ?= 2
 BENCH_ARGS ?=
 PYTHONS ?= $(foreach minor,10 11 12 13 14 15,$(if $(shell python3.$(minor) -c "" \
     2> /dev/null && echo yes),python3.$(minor)))
+SOURCE ?=
 PORT ?= 5000
 
 VENV := .venv
@@ -29,7 +31,7 @@ SPHINX := $(BIN)/sphinx-build -E -W -n docs docs/_build/html
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench docs clean
-.PHONY: test-pythons test-lowest test-extras test-third-party dist
+.PHONY: test-pythons test-lowest test-flask-main test-extras test-third-party dist
 .DELETE_ON_ERROR:
 
 help:
@@ -68,6 +70,14 @@ test-pythons:
 test-lowest: MARKS = not slow
 test-lowest: $(VENV)/lowest/.tests
 	$(VENV)/lowest/bin/python $(RUN_TESTS)
+
+# Installed each time: the checkout may be another one, or have moved on.
+test-flask-main: MARKS = not slow
+test-flask-main: $(VENV)/flask-main/.tests
+	@[ -f "$(firstword $(SOURCE))/pyproject.toml" ] || { \
+	    echo >&2 "SOURCE=path names no checkout of Flask: '$(SOURCE)'."; exit 1; }
+	$(VENV)/flask-main/bin/python -m pip install --quiet $(abspath $(SOURCE))
+	$(VENV)/flask-main/bin/python $(RUN_TESTS)
 
 test-third-party: $(VENV)/third-party/.tests
 	THIRD_PARTY=1 $(VENV)/third-party/bin/python -m pytest \
@@ -117,6 +127,12 @@ $(VENV)/lowest/.tests: pyproject.toml
 	$(@D)/bin/python -m pip install --quiet uv
 	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python \
 	    --resolution lowest-direct --editable ".[all,example]" --group tests
+	@touch $@
+
+$(VENV)/flask-main/.tests: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --editable ".[all,example]" --group tests
 	@touch $@
 
 $(VENV)/third-party/.tests: pyproject.toml tests/third_party/requirements.txt

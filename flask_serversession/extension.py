@@ -14,9 +14,7 @@ import warnings
 
 from flask import Flask
 from flask import current_app
-from flask import has_request_context
 from flask import session as flask_session
-from flask.globals import request_ctx
 
 from .backends import Refused
 from .backends import Setting
@@ -40,8 +38,8 @@ from .migrate import make_keeper
 from .record import Record
 from .record import is_key
 from .record import key_of_handle
-from .session import ServerSideSession
 from .session import Status
+from .session import keeper_of
 from .session import opened_session
 from .session import state_of
 from .template import TEMPLATE_SESSION
@@ -390,11 +388,9 @@ def _current_state() -> AppState:
 
 def _current_key(state: AppState) -> str | None:
     """Give the key of the current request's session; one cookie asks no backend."""
-    # An app context may have been pushed inside another application's request.
-    if not has_request_context() or request_ctx.app.extensions.get(_KEY) is not state:
-        return None
     session = opened_session()
-    if not isinstance(session, ServerSideSession):
+    # An app context may have been pushed inside another application's request.
+    if session is None or keeper_of(session) is not state.interface.keeper:
         return None
     # What is made of the answer depends on the cookie.
     session.accessed = True

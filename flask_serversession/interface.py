@@ -41,6 +41,8 @@ from flask import Flask
 from flask import Request
 from flask import Response
 from flask import request as current_request
+from flask.ctx import AppContext
+from flask.globals import app_ctx
 from flask.sessions import NullSession
 from flask.sessions import SessionInterface
 from flask.sessions import SessionMixin
@@ -58,6 +60,7 @@ from .session import ServerSideSession
 from .session import State
 from .session import Status
 from .session import is_unused
+from .session import remember
 from .session import state_of
 
 logger = logging.getLogger("flask_serversession")
@@ -67,6 +70,10 @@ _MAX_META = 256
 # Directives that let a cache keep a response for everybody: RFC 9111, section 5.2.2.
 _PUBLIC = re.compile(r"\b(?:public|s-maxage)\b", re.IGNORECASE)
 _COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
+
+# From Flask 3.2 on, application and request have one context, and Flask's methods that
+# handle a request take it before their other arguments.
+_TAKE_CONTEXT = hasattr(AppContext, "has_request")
 
 
 class Cookie(enum.Enum):
@@ -181,7 +188,7 @@ class ServerSessionInterface(SessionInterface):
             state.is_closed = True
         if self.config.track:
             state.meta = self._meta(request)
-        return self.session_class(state, self.keeper)
+        return remember(self.session_class(state, self.keeper), request)
 
     def _meta(self, request: Request) -> dict[str, str]:
         values = {
@@ -587,6 +594,12 @@ def _vary_by_cookie(response: Response) -> None:
         response.headers.add("Vary", "Cookie")
 
 
+def _context() -> tuple[t.Any, ...]:
+    """Give what Flask's methods that handle a request take first."""
+    context: t.Any = app_ctx
+    return (context._get_current_object(),) if _TAKE_CONTEXT else ()
+
+
 def _answer_unavailable(
     app: Flask, response: Response, error: BackendUnavailableError
 ) -> None:
@@ -596,8 +609,11 @@ def _answer_unavailable(
     application's own error handlers for this one. The functions that run after each
     request run again, as they do whenever Flask answers with an error page.
     """
-    answer = app.finalize_request(
-        app.handle_user_exception(error), from_error_handler=True
+    methods: t.Any = app
+    answer: Response = methods.finalize_request(
+        *_context(),
+        methods.handle_user_exception(*_context(), error),
+        from_error_handler=True,
     )
     if (close := getattr(response.response, "close", None)) is not None:
         close()

@@ -17,6 +17,7 @@ import time
 import typing as t
 
 from flask import request_tearing_down
+from flask import session as flask_session
 
 from . import signals
 from .backends.base import Backend
@@ -1032,8 +1033,11 @@ class BackendKeeper:
     def _warn_if_unsaved(self, app: Flask, **_: t.Any) -> None:
         """Warn of changes that came after the session was stored."""
         session = opened_session()
-        if not isinstance(session, ServerSideSession) or not session.accessed:
+        if session is None or not session.accessed:
             return
+        flasks: t.Any = flask_session  # asking for it is access, which there was
+        if flasks._get_current_object() is not session:
+            return  # Flask-SocketIO has put one of its own in its place
         state = state_of(session)
         if not state.is_closed or state.status not in (Status.NEW, Status.STORED):
             return

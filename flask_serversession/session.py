@@ -10,7 +10,9 @@ import typing as t
 import uuid
 from copy import deepcopy
 
-from flask.globals import request_ctx
+from flask import Request
+from flask import has_request_context
+from flask import request as current_request
 from flask.sessions import NullSession
 from flask.sessions import SessionMixin
 from markupsafe import Markup
@@ -32,6 +34,10 @@ MAX_DURATION = 1000 * 365.25 * 86400
 
 #: Key under which Flask keeps :attr:`ServerSideSession.permanent`.
 PERMANENT_KEY = "_permanent"
+
+# The attribute of a request that names the session opened for it. Not in its environ,
+# which all events of one connection of Flask-SocketIO share.
+_OPENED = "_flask_serversession"
 
 # Values of exactly these types cannot change in place, so handing one out does not
 # oblige us to look for nested changes.
@@ -562,16 +568,26 @@ def state_of(session: ServerSideSession) -> State:
     return session._state  # pyright: ignore[reportPrivateUsage]
 
 
-def opened_session() -> SessionMixin | None:
-    """Give the session of the current request; ``None`` if opening it failed.
+def keeper_of(session: ServerSideSession) -> Keeper:
+    """Give what a session asks for its content: each application has its own."""
+    return session._keeper  # pyright: ignore[reportPrivateUsage]
 
-    Does not count as access to it, as ``request_ctx.session`` does since Flask 3.1.3.
+
+def remember(session: ServerSideSession, request: Request) -> ServerSideSession:
+    """Keep a session with the request it was opened for, and give it back."""
+    setattr(request, _OPENED, session)
+    return session
+
+
+def opened_session() -> ServerSideSession | None:
+    """Give what was opened for the current request; ``None`` if that failed.
+
+    Does not count as access to it, which asking Flask for it does.
     """
-    try:
-        session: t.Any = request_ctx._session  # pyright: ignore[reportPrivateUsage]
-    except AttributeError:
-        session = request_ctx.session
-    return t.cast("SessionMixin | None", session)
+    if not has_request_context():
+        return None
+    session: ServerSideSession | None = getattr(current_request, _OPENED, None)
+    return session
 
 
 def _utc(timestamp: float) -> dt.datetime:

@@ -16,6 +16,7 @@ from . import figures
 from .backend_configs import BACKEND_CONFIGS
 from .backend_configs import Config
 from .backend_configs import Place
+from .flask_version import HAS_ONE_CONTEXT
 from .servers import MariaDBServer
 from .servers import MemcachedServer
 from .servers import PgBouncer
@@ -49,7 +50,9 @@ def _check_for_leaked_contexts() -> Iterator[None]:
         is_request = flask.has_request_context()
         leaked.append("a request context" if is_request else "an app context")
         context: t.Any = (
-            flask.globals.request_ctx if is_request else flask.globals.app_ctx
+            flask.globals.request_ctx
+            if is_request and not HAS_ONE_CONTEXT
+            else flask.globals.app_ctx
         )
 
         # Left in the wrong order as well, which Flask says after removing it.

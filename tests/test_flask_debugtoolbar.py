@@ -9,13 +9,16 @@ import typing as t
 
 import flask
 import pytest
-from flask_debugtoolbar import DebugToolbarExtension
 
 from flask_serversession import session
 
+from .flask_version import skipping_where_deprecated
 from .site import Browser
 from .site import Site
 from .site import cookie_of
+
+with skipping_where_deprecated("Flask-DebugToolbar"):
+    from flask_debugtoolbar import DebugToolbarExtension
 
 pytestmark = pytest.mark.filterwarnings(
     # Of pages without a body, which the helpers of these tests make.

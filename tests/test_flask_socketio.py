@@ -103,6 +103,26 @@ def test_a_handler_saves_and_reloads(socket: Socket) -> None:
     assert browser.read() == {"cart": {"pens": 3}}
 
 
+def test_a_session_that_flask_socketio_manages_itself_is_not_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = Site({"SESSION_BACKEND": "memory"})
+    socket = Socket(site, flask_socketio.SocketIO(site.app, async_mode="threading"))
+    browser = site.browser()
+    browser.set(cart={"pens": 1}, _user_id="ada")
+    run = socket.open(browser)
+
+    def handler() -> int:
+        set_in_place()
+        (info,) = site.extension.sessions_of("ada")
+        assert info.current
+        return int(session["cart"]["pens"])
+
+    assert run(handler) == 2
+    assert not caplog.records
+    assert browser.read()["cart"] == {"pens": 1}
+
+
 def test_a_change_inside_a_value_that_is_not_saved_is_warned_of(
     memory_socket: Socket, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,7 +2,8 @@
 
 Each is run twice, once with Flask's own sessions and once with those of this library,
 and has to pass the same tests both times. The tests come from the sdists on PyPI, in
-the versions that are installed. Those of :data:`SUITES` that are not
+the versions that are installed, or from the folder that one was installed from, as
+``make test-flask-main`` does. Those of :data:`SUITES` that are not
 :attr:`Suite.is_quick` need more packages and more time; ``make test-third-party`` runs
 all, in an environment of its own, with the versions that
 ``tests/third_party/requirements.txt`` names.
@@ -13,12 +14,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import typing as t
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 
@@ -79,6 +84,14 @@ CASES = [
 ]
 
 
+def find_checkout(package: str) -> Path | None:
+    """Give the folder that a package was installed from, if it was one."""
+    text = importlib.metadata.distribution(package).read_text("direct_url.json")
+    url = urlsplit(json.loads(text)["url"] if text else "")
+    path = Path(url2pathname(url.path))
+    return path if url.scheme == "file" and path.is_dir() else None
+
+
 class Sources:
     """Fetches the sdists, and runs the tests in them; remembers what has passed."""
 
@@ -90,6 +103,9 @@ class Sources:
         """Give the folder with the sources of the version that is installed."""
         version = importlib.metadata.version(suite.package)
         folder = self._folder / suite.package
+        if (checkout := find_checkout(suite.package)) is not None:
+            ignored = shutil.ignore_patterns(".*", "__pycache__")
+            return Path(shutil.copytree(checkout, folder, ignore=ignored))
         run = subprocess.run(
             [
                 *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
