@@ -92,7 +92,7 @@ ROWS = [
         STORED,
         settings={"SESSION_RESAVE": True},
     ),
-    Row("changed", change, "load replace", "none", STORED),
+    Row("changed", change, "load replace", "set", STORED),
     Row("changed inside", change_nested, "load replace", "none", STORED),
     Row("changed, permanent", change, "load replace", "set", PERMANENT),
     Row("cleared", lambda: session.clear(), "delete", "deleted", STORED),
