@@ -528,6 +528,22 @@ def test_a_null_cache_gets_an_eviction_warning() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["memory", "files"])
+def test_a_cache_with_a_threshold_throws_live_sessions_away(
+    kind: str, tmp_path: pathlib.Path
+) -> None:
+    cache: BaseCache = (
+        SimpleCache(threshold=20)
+        if kind == "memory"
+        else FileSystemCache(str(tmp_path), threshold=20)
+    )
+    backend = CachelibBackend(cache)
+    keys = [f"key-{number}" for number in range(60)]
+    for key in keys:
+        assert backend.create(key, make_record(RealClock())) is True
+    assert len(backend.load_many(keys)) < 60
+
+
 def test_other_caches_get_no_eviction_warning(tmp_path: pathlib.Path) -> None:
     assert eviction_warning(SimpleCache(threshold=sys.maxsize)) is None
     assert eviction_warning(FileSystemCache(str(tmp_path), threshold=0)) is None
