@@ -47,7 +47,7 @@ def code_runner_of(value: object) -> str | None:
         also a ``functools.partial`` of such a function, and an object whose class
         inherits from such a class.
     """
-    while isinstance(value, functools.partial):
+    if isinstance(value, functools.partial):
         value = t.cast("functools.partial[object]", value).func
     if isinstance(value, str):
         return _name_in([value])
@@ -61,11 +61,10 @@ def code_runner_of(value: object) -> str | None:
         return None if value.__qualname__.startswith("JSONSerializer.") else "pickle"
     kind: type = value if isinstance(value, type) else type(value)
     found = _name_in([module, *(base.__module__ for base in kind.__mro__)])
-    owner: object = getattr(value, "__self__", None)
     if found is None and isinstance(
         value, (types.MethodType, types.BuiltinFunctionType)
     ):
-        return code_runner_of(owner)
+        return code_runner_of(value.__self__)
     return found
 
 

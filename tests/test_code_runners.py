@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import marshal
 import multiprocessing.reduction
@@ -36,6 +37,9 @@ def module(name: str) -> types.ModuleType:
 
 class Reader(pickle.Unpickler):
     """A class of the application's own, on top of pickle."""
+
+    def loads(self, data: bytes) -> t.Any:
+        return self.load()
 
 
 class Borrowed:
@@ -102,8 +106,18 @@ CODE_RUNNERS: dict[str, tuple[object, str, str]] = {
     "partial functions": (
         functions(
             functools.partial(pickle.dumps, protocol=4),
-            functools.partial(functools.partial(pickle.loads), encoding="utf-8"),
+            functools.partial(pickle.loads, encoding="utf-8"),
         ),
+        "a types.SimpleNamespace",
+        "pickle",
+    ),
+    "a method": (
+        functions(OwnFunctions().dumps, pickle.Unpickler(io.BytesIO()).load),
+        "a types.SimpleNamespace",
+        "pickle",
+    ),
+    "a method of a subclass": (
+        functions(OwnFunctions().dumps, Reader(io.BytesIO()).loads),
         "a types.SimpleNamespace",
         "pickle",
     ),
