@@ -2,7 +2,7 @@
 
 Run it from the folder that holds ``example_app``::
 
-    pip install "flask-serversession[all,example]"
+    pip install ".[all,example]"
     flask --app example_app run
 
 No set-up is needed: sessions are files in the instance folder, next to the users'

@@ -12,6 +12,7 @@ import re
 import typing as t
 import warnings
 
+from .code_runners import refuse_code_runner
 from .envelope import parse_encryption_key
 from .errors import ConfigurationError
 from .session import MAX_DURATION
@@ -217,6 +218,7 @@ def _encryption_keys(value: t.Any) -> tuple[bytes, ...]:
 
 
 def _serializer(value: t.Any) -> t.Any:
+    refuse_code_runner(value)
     if isinstance(value, str):
         return _choice("msgpack", "json")(value)
     if not callable(getattr(value, "dumps", None)) or not callable(
@@ -416,6 +418,8 @@ def read_config(app: Flask, problems: Problems) -> SessionConfig:
             problems.add(
                 key, f"{key!r} is {_shown(key, value)}; expected {expected}{end}"
             )
+        except ConfigurationError as error:
+            problems.add(key, str(error))
     _check_migration(given, values.get("migrate_from", ()), problems)
     _check_secret(given, problems)
     _check_lifetime(given, problems)

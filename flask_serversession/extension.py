@@ -192,6 +192,11 @@ class ServerSession:
                 " other workers do not see them. Set 'SESSION_BACKEND' to anything else"
                 " for production."
             )
+        if backend.name == "cachelib":
+            from .backends.cachelib import unpickling_warning
+
+            if (warning := unpickling_warning(backend)) is not None:
+                logger.warning("%s", warning)
         interface = self.interface_class(config, keeper, Cleanup(config, backend))
         app.extensions[_KEY] = AppState(config, backend, interface)
         app.session_interface = interface

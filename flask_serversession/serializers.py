@@ -42,6 +42,7 @@ from flask.json.tag import TagTuple
 from flask.json.tag import TagUUID
 from markupsafe import Markup
 
+from .code_runners import refuse_code_runner
 from .errors import ConfigurationError
 from .errors import RecordError
 from .errors import SerializationError
@@ -236,11 +237,13 @@ class CustomSerializer:
     """The application's own serializer, made to raise our errors only.
 
     :param serializer: Any object, also a module, with ``dumps`` and ``loads``.
+    :raises ConfigurationError: if it is known to run code that it reads.
     """
 
     code: bytes = b"c"
 
     def __init__(self, serializer: Serializer) -> None:
+        refuse_code_runner(serializer)
         self._serializer: t.Any = serializer
         #: The module's or the class's name.
         self.name: str = getattr(serializer, "__name__", type(serializer).__name__)
@@ -287,7 +290,7 @@ def serializer_for(value: str | bytes | Serializer) -> CodedSerializer:
 
     :param value: A built-in serializer's name or any object with ``dumps`` and
         ``loads``; or the code of a built-in serializer, as found beside a payload.
-    :raises ConfigurationError: if it is none of these.
+    :raises ConfigurationError: if it is none of these, or runs code that it reads.
     :raises RecordError: if it is another code, with the reason ``"unreadable"``.
     """
     if isinstance(value, bytes):
@@ -300,6 +303,7 @@ def serializer_for(value: str | bytes | Serializer) -> CodedSerializer:
             " 'SESSION_SERIALIZER'.",
             "unreadable",
         )
+    refuse_code_runner(value)
     if isinstance(value, str):
         if value in _BUILT_IN:
             return _BUILT_IN[value]()

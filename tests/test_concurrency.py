@@ -40,6 +40,7 @@ from flask_serversession.backends.base import Backend
 from flask_serversession.backends.base import Conflict
 from flask_serversession.backends.base import Gone
 from flask_serversession.backends.base import Replaced
+from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.cookie import CookieState
 from flask_serversession.record import Record
 from flask_serversession.record import key_of
@@ -486,6 +487,30 @@ def test_many_writers_of_one_session_all_get_through(site: Site) -> None:
     expected = {f"k{n}-{turn}": turn for n in range(8) for turn in range(15)}
     assert browser.read() == {"n": 0, **expected}
     forced["writes in threads"] += 120
+
+
+class OvertakingBackend(MemoryBackend):
+    """Has another request save just before each replace."""
+
+    times = 0
+
+    def replace(
+        self, key: str, record: Record, expected: int
+    ) -> Replaced | Conflict | Gone:
+        if (current := self.load(key)) is not None:
+            self.times += 1
+            super().replace(key, current, current.version)
+        return super().replace(key, record, expected)
+
+
+def test_a_change_that_is_overtaken_a_hundred_times_is_an_error() -> None:
+    clock = FakeClock()
+    backend = OvertakingBackend(clock)
+    browser = start(Site({"SESSION_BACKEND": backend}, clock), n=0)
+    with pytest.raises(ConflictError, match="by other requests 100 times in a row"):
+        browser.set(a=1)
+    assert backend.times == 100
+    assert browser.read() == {"n": 0}
 
 
 def test_an_increment_that_meets_a_rotation_counts_once_or_is_lost(site: Site) -> None:

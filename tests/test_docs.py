@@ -34,6 +34,7 @@ without a language, so that no listing hides from this module.
 from __future__ import annotations
 
 import ast
+import collections
 import dataclasses
 import datetime as dt
 import gc
@@ -80,6 +81,8 @@ from flask_serversession.merge import merge
 from flask_serversession.testing import BackendContract
 from flask_serversession.testing import FakeClock
 
+from .benchmarks.apps import KINDS
+from .benchmarks.engines import ENGINES
 from .servers import PostgresServer
 from .servers import ValkeyServer
 
@@ -861,6 +864,17 @@ def test_the_tables_of_backends_say_what_the_backends_declare(
         assert row[column].startswith("yes") is (capability in backend.capabilities)
 
 
+@pytest.mark.parametrize(
+    "page", [README, DOCS / "backends/index.rst"], ids=lambda page: page.name
+)
+def test_the_tables_of_backends_say_where_reading_can_run_code(page: Path) -> None:
+    rows = table_rows(page, "Backend")
+    assert rows[0][7] == "Reading runs no code"
+    # Nothing else stands between a store and this library's own reading.
+    unsafe = [row[0] for row in rows[1:] if not row[7].startswith("yes")]
+    assert unsafe == ["``cachelib``"]
+
+
 def test_the_table_of_capabilities_says_what_the_backends_declare() -> None:
     rows = table_rows(DOCS / "backends/index.rst", "Capability")
     names = [re.sub(r"\W", "", cell) for cell in rows[0][1:]]
@@ -983,6 +997,61 @@ def test_every_test_that_a_page_names_exists() -> None:
     assert number > 60
 
 
+def test_every_file_and_command_that_a_page_names_exists() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    numbers: collections.Counter[str] = collections.Counter()
+    for page in READ:
+        text = page.read_text(encoding="utf-8")
+        literals = re.findall(r"``([^`]+)``", text)
+        commands = [
+            line.strip()
+            for block in read_blocks(page)
+            if block.kind == "code-block" and block.argument == "text"
+            for line in block.source.splitlines()
+        ]
+        for literal in [*literals, *commands]:
+            words = " ".join(literal.split())
+            if match := re.match(r"(?:FLASK_\S+ )*make ([a-z-]+)(?= |$)", words):
+                numbers["target"] += 1
+                assert match[1] in targets, f"{page.name}: {words}"
+            if match := re.match(r"python -m (tests[\w.]*)", words):
+                numbers["module"] += 1
+                assert importlib.util.find_spec(match[1]), f"{page.name}: {words}"
+            for path in re.findall(r"(?<![\w/.])(?:tests|docs)/[\w/.-]*\w", words):
+                if path != "docs/_build/html":  # made by one of the commands
+                    numbers["path"] += 1
+                    assert (ROOT / path).exists(), f"{page.name}: {path}"
+            for name in re.findall(r"(?:-k|--engine|--kind) (\w+)", words):
+                assert name in {*ENGINES, *KINDS, "flow"}, f"{page.name}: {words}"
+    assert numbers["target"] > 5
+    assert numbers["module"] > 3
+    assert numbers["path"] > 200
+
+
+#: Sections that say how to do something, which is run, or nothing that could be wrong.
+_NO_CLAIMS = {
+    "flask-serversession",
+    "Another backend",
+    "Licence",
+    "How it is measured",
+}
+
+
+@pytest.mark.parametrize("page", ["README.rst", "docs/performance.rst"])
+def test_every_section_names_what_shows_it(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    parts = re.split(r"^(\S.*)\n[-=]{4,}$", text, flags=re.MULTILINE)
+    titles = parts[1::2]
+    assert len(titles) > 5
+    for title, section in zip(titles, parts[2::2], strict=True):
+        if title not in _NO_CLAIMS:
+            assert re.search(
+                r"``(tests|docs)/\S+``|``?make [a-z]|python -m tests|^ +make ",
+                section,
+                re.M,
+            ), f"{page}: {title}"
+
+
 @pytest.mark.parametrize("page", ["security.rst", "reliability.rst"])
 def test_every_promise_names_a_test(page: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
@@ -990,7 +1059,11 @@ def test_every_promise_names_a_test(page: str) -> None:
     assert len(promises) >= 5
     for promise in promises:
         own = re.split(r"^[-=~]{4,}$", promise, flags=re.MULTILINE)[1]
-        assert "Held by" in own, promise[:80]
+        _, found, tests = own.partition("Held by")
+        assert found, promise[:80]
+        assert re.search(r"^-   ``(tests/|BackendContract\.)", tests, re.M), promise[
+            :80
+        ]
 
 
 def test_the_figures_fit_the_tests_that_print_them() -> None:
@@ -1028,4 +1101,4 @@ def test_the_examples_of_merging_are_what_is_merged() -> None:
 def test_lines_are_not_too_long(page: Path) -> None:
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         # The names of tests are sentences.
-        assert len(line) <= 100 or line.startswith("-   ``"), f"{page.name}:{number}"
+        assert len(line) <= 100 or "::test_" in line, f"{page.name}:{number}"

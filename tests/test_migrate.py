@@ -14,6 +14,7 @@ import pickle
 import secrets
 import textwrap
 import time
+import types
 import typing as t
 import uuid
 import warnings
@@ -1627,6 +1628,21 @@ def test_a_serializer_that_inherits_unpickling_unpickles_nothing(
     evil = tmp_path / "evil"
     cache._cache["session:" + "x" * 43] = (0, pickle.dumps({"a": Evil(evil)}))
     cache._cache["session:" + "y" * 43] = (0, pickle.dumps({"a": 1}))
+    assert coming_with(site, "x" * 43).read() == {}
+    assert not evil.exists()
+    assert coming_with(site, "y" * 43).read() == {"a": 1}
+
+
+def test_a_serializer_that_is_made_of_pickles_functions_unpickles_nothing(
+    tmp_path: Path,
+) -> None:
+    cache = SimpleCache()
+    functions = types.SimpleNamespace(dumps=pickle.dumps, loads=pickle.loads)
+    cache.serializer = t.cast(t.Any, functions)
+    site = make_site(SESSION_MIGRATE_FROM="flask-session", SESSION_MIGRATE_STORE=cache)
+    evil = tmp_path / "evil"
+    cache.set("session:" + "x" * 43, {"a": Evil(evil)})
+    cache.set("session:" + "y" * 43, {"a": 1})
     assert coming_with(site, "x" * 43).read() == {}
     assert not evil.exists()
     assert coming_with(site, "y" * 43).read() == {"a": 1}

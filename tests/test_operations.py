@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import typing as t
 from collections.abc import Callable
@@ -9,7 +10,10 @@ from collections.abc import Callable
 import pytest
 from flask import session
 
+from flask_serversession import cookie
+from flask_serversession import record
 from flask_serversession import session as typed_session
+from flask_serversession.serializers import MsgpackSerializer
 from flask_serversession.testing import FakeClock
 
 from .figures import add_cost
@@ -127,10 +131,70 @@ def test_a_request_costs_exactly_what_the_table_says(
     if row.start is not None:
         browser.set(**row.start)
     t.cast(FakeClock, site.clock).advance(row.later)
-    operations, cookie = browser.costs(row.action)
+    operations, sent = browser.costs(row.action)
     assert set(operations.values()) <= {1}
     found = " ".join(sorted(operations))
-    cost = f"{found or 'nothing':<20}  cookie {cookie}"
+    cost = f"{found or 'nothing':<20}  cookie {sent}"
     backend = request.node.callspec.params["backend_config"]
     add_cost(request.node, row.name, cost, backend)
-    assert (found, cookie) == (row.operations, row.cookie)
+    assert (found, sent) == (row.operations, row.cookie)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a request does beside the round trips, as docs/performance.rst says."""
+
+    signatures: int = 0
+    hashes: int = 0
+    reads: int = 0
+    writes: int = 0
+
+
+@pytest.mark.parametrize(
+    ("action", "work", "is_stored"),
+    [
+        (ignore, Work(), True),
+        (read, Work(signatures=1, hashes=1, reads=1), True),
+        (
+            lambda: session["cart"]["n"],
+            Work(signatures=1, hashes=1, reads=1, writes=1),
+            True,
+        ),
+        (change, Work(signatures=1, hashes=1, reads=1, writes=1), True),
+        (change, Work(signatures=1, hashes=1, writes=1), False),
+        (log_out, Work(signatures=1, hashes=1), True),
+    ],
+    ids=["not looked at", "read", "read inside", "changed", "begun", "ended"],
+)
+def test_a_request_does_the_work_that_the_page_on_performance_says(
+    action: Callable[[], t.Any],
+    work: Work,
+    is_stored: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = Site({"SESSION_BACKEND": "memory"})
+    browser = Browser(site)
+    browser.visit(ignore)  # which derives the keys that sign, once
+    if is_stored:
+        browser.set(**STORED)
+    counted = collections.Counter[str]()
+
+    def count(owner: object, name: str, what: str) -> None:
+        function = getattr(owner, name)
+
+        def counting(*args: t.Any) -> t.Any:
+            counted[what] += 1
+            return function(*args)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(cookie._HMAC, "get_signature", "signatures")
+    count(record.hashlib, "sha256", "hashes")
+    count(MsgpackSerializer, "loads", "reads")
+    count(MsgpackSerializer, "dumps", "writes")
+    browser.visit(action)
+    assert counted == collections.Counter(dataclasses.asdict(work))
+    if is_stored and work.signatures and action is not log_out:
+        counted.clear()
+        browser.visit(action)
+        assert counted["signatures"] == 0, "It was verified lately."

@@ -331,6 +331,30 @@ def test_a_record_copied_to_another_key_is_refused() -> None:
     assert attacker.read() == {}
 
 
+def test_an_older_state_of_a_session_that_is_put_back_is_not_noticed() -> None:
+    """What encryption does not promise."""
+    backend = MemoryBackend(FakeClock())
+    site = keyed(backend, KEYS[0])
+    browser = site.browser()
+    browser.set(role="admin")
+    older = raw(site, browser)
+    browser.set(role="guest")
+    key = key_of(browser.id, "session:")
+    backend.replace(key, older, raw(site, browser).version)
+    assert browser.read() == {"role": "admin"}
+
+
+def test_whoever_has_the_cookie_is_the_visitor() -> None:
+    """What no session promises that is a cookie."""
+    site = Site({"SESSION_BACKEND": "memory"}, SESSION_TRACK=("user_agent",))
+    browser, thief = site.browser(), site.browser()
+    browser.set(_user_id="ada")
+    thief.cookie = browser.cookie
+    assert thief.read() == {"_user_id": "ada"}
+    thief.set(n=1)
+    assert browser.read() == {"_user_id": "ada", "n": 1}
+
+
 def test_an_unreadable_record_is_logged_once_and_never_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -14,9 +14,11 @@ import typing as t
 
 from cachelib import BaseCache
 from cachelib import FileSystemCache
+from cachelib import MemcachedCache
 from cachelib import NullCache
 from cachelib import SimpleCache
 
+from ..code_runners import code_runner_of
 from ..errors import BackendUnavailableError
 from ..errors import RecordError
 from ..record import Record
@@ -74,7 +76,8 @@ _UNPICKLING_ERRORS = (
 class CachelibBackend(Backend):
     """Keeps records in a cache of the cachelib package.
 
-    The cache gets nothing but bytes, so what it pickles is never a user's object.
+    The cache gets nothing but bytes, so what it pickles is never a user's object. But
+    what somebody else has put there it unpickles all the same, and that can be code.
 
     A cache has no compare-and-swap: :meth:`replace`, :meth:`touch` and
     :meth:`delete` read first and write then. A lock of this process makes them
@@ -289,6 +292,34 @@ def eviction_warning(cache: BaseCache) -> str | None:
             " removes an expired one."
         )
     return None
+
+
+def unpickles(cache: BaseCache) -> bool:
+    """Whether a cache is known to run code that it finds in what it reads."""
+    serializer: object = getattr(cache, "serializer", None)
+    if serializer is None:
+        # Its clients do, where a flag beside the value says so.
+        return isinstance(cache, MemcachedCache)
+    name = "load" if isinstance(cache, FileSystemCache) else "loads"
+    return code_runner_of(getattr(serializer, name, None)) is not None
+
+
+def unpickling_warning(backend: Backend) -> str | None:
+    """Say whether those who write to a cache can run code in the application.
+
+    :return: A text for the log, or ``None`` if nothing is known against the cache.
+    """
+    if not isinstance(backend, CachelibBackend):
+        return None
+    cache = backend._cache  # pyright: ignore[reportPrivateUsage] - of this module
+    # A SimpleCache is in this process's memory, where nobody else can write.
+    if isinstance(cache, SimpleCache) or not unpickles(cache):
+        return None
+    return (
+        f"The {type(cache).__name__} of the 'cachelib' backend unpickles what it reads:"
+        " whoever can write to the cache can run code in the application. Let nobody"
+        " else write to it, or choose another 'SESSION_BACKEND'."
+    )
 
 
 def _lock_of(key: str) -> threading.RLock:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import marshal
 import pathlib
+import pickle
 import shutil
 import socket
 import ssl
 import sys
+import types
 import typing as t
 from collections.abc import Iterator
 
+import cachelib
 import memcache
 import pytest
 from cachelib import BaseCache
@@ -17,12 +22,16 @@ from cachelib import FileSystemCache
 from cachelib import MemcachedCache
 from cachelib import NullCache
 from cachelib import SimpleCache
+from flask import Flask
 
+from flask_serversession import ServerSession
 from flask_serversession.backends.base import Backend
 from flask_serversession.backends.base import Capability
 from flask_serversession.backends.base import Replaced
 from flask_serversession.backends.cachelib import CachelibBackend
 from flask_serversession.backends.cachelib import eviction_warning
+from flask_serversession.backends.cachelib import unpickling_warning
+from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.errors import BackendUnavailableError
 from flask_serversession.errors import RecordError
 from flask_serversession.record import FORMAT
@@ -519,8 +528,157 @@ def test_a_null_cache_gets_an_eviction_warning() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["memory", "files"])
+def test_a_cache_with_a_threshold_throws_live_sessions_away(
+    kind: str, tmp_path: pathlib.Path
+) -> None:
+    cache: BaseCache = (
+        SimpleCache(threshold=20)
+        if kind == "memory"
+        else FileSystemCache(str(tmp_path), threshold=20)
+    )
+    backend = CachelibBackend(cache)
+    keys = [f"key-{number}" for number in range(60)]
+    for key in keys:
+        assert backend.create(key, make_record(RealClock())) is True
+    assert len(backend.load_many(keys)) < 60
+
+
 def test_other_caches_get_no_eviction_warning(tmp_path: pathlib.Path) -> None:
     assert eviction_warning(SimpleCache(threshold=sys.maxsize)) is None
     assert eviction_warning(FileSystemCache(str(tmp_path), threshold=0)) is None
     assert eviction_warning(MemcachedCache(memcache.Client([]))) is None
     assert eviction_warning(BaseCache()) is None
+
+
+# What a cache runs that reads pickles
+
+
+class Bomb:
+    exploded: t.ClassVar[list[str]] = []
+
+    def __reduce__(self) -> t.Any:
+        return Bomb.explode, ()
+
+    @staticmethod
+    def explode() -> None:
+        Bomb.exploded.append("a pickle was run")
+
+
+class WithoutPickle:
+    """Keeps the bytes of a record as they are, behind those of a probe."""
+
+    def dump(self, value: t.Any, file: t.BinaryIO, *protocol: int) -> None:
+        file.write(self.dumps(value))
+
+    def load(self, file: t.BinaryIO) -> t.Any:
+        return self.loads(file.read())
+
+    def dumps(self, value: t.Any, *protocol: int) -> bytes:
+        # FileSystemCache counts its files in one of them.
+        return b"#%d" % value if isinstance(value, int) else bytes(value)
+
+    def loads(self, value: bytes) -> t.Any:
+        return int(value[1:]) if value[:1] == b"#" else value
+
+
+def start(backend: CachelibBackend, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Start an application, and give what it logs until its first session is read."""
+    app = Flask("site")
+    app.config.update(SECRET_KEY="a secret", SESSION_BACKEND=backend)
+    ServerSession(app)
+    client = app.test_client()
+    for _ in range(2):
+        with client.session_transaction() as session:
+            session["n"] = session.get("n", 0) + 1
+    assert session["n"] == 2
+    return [f"{record.levelname}: {record.message}" for record in caplog.records]
+
+
+@pytest.fixture
+def files(tmp_path: pathlib.Path) -> FileSystemCache:
+    return FileSystemCache(str(tmp_path / "cache"), threshold=0)
+
+
+def test_a_cache_that_runs_what_is_planted_is_warned_of_once(
+    files: FileSystemCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = CachelibBackend(files)
+    assert start(backend, caplog) == [
+        "WARNING: The FileSystemCache of the 'cachelib' backend unpickles what it"
+        " reads: whoever can write to the cache can run code in the application. Let"
+        " nobody else write to it, or choose another 'SESSION_BACKEND'."
+    ]
+    # And that is true.
+    assert backend.create("key", make_record(RealClock())) is True
+    path = pathlib.Path(files._get_filename("key"))
+    path.write_bytes(path.read_bytes()[:4] + pickle.dumps(Bomb()))
+    Bomb.exploded.clear()
+    assert backend.load("key") is None
+    assert Bomb.exploded == ["a pickle was run"]
+
+
+def test_memcached_is_warned_of_because_its_clients_unpickle(
+    memcached_server: MemcachedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = memcache.Client([memcached_server.address])
+    backend = CachelibBackend(MemcachedCache(client, key_prefix="tests/"))
+    (line,) = start(backend, caplog)
+    assert "The MemcachedCache of the 'cachelib' backend unpickles" in line
+    client.set("tests/key", Bomb())
+    Bomb.exploded.clear()
+    assert backend.load("key") is None
+    assert Bomb.exploded == ["a pickle was run"]
+    client.disconnect_all()
+
+
+@pytest.mark.parametrize(
+    "name", ["RedisCache", "ValkeyCache", "MongoDbCache", "DynamoDbCache", "UWSGICache"]
+)
+def test_every_cache_is_warned_of_whose_serializer_pickles(name: str) -> None:
+    kind = getattr(cachelib, name, None)
+    if kind is None:
+        pytest.skip("This version of cachelib does not have it.")
+    # Without its server, which makes no difference to how it reads.
+    cache = kind.__new__(kind)
+    text = unpickling_warning(CachelibBackend(cache))
+    assert text is not None
+    assert text.startswith(f"The {name} of the 'cachelib' backend unpickles")
+    cache.serializer = WithoutPickle()
+    assert unpickling_warning(CachelibBackend(cache)) is None
+
+
+@pytest.mark.parametrize("attribute", ["loads", "load"])
+def test_a_serializer_of_ones_own_that_pickles_is_noticed(
+    files: FileSystemCache, attribute: str
+) -> None:
+    cache: t.Any = files
+    if attribute == "loads":  # as all others but files read
+        cache = cachelib.RedisCache.__new__(cachelib.RedisCache)
+    for function in (getattr(pickle, attribute), getattr(marshal, attribute)):
+        for serializer in (
+            types.SimpleNamespace(**{attribute: function}),
+            types.SimpleNamespace(**{attribute: functools.partial(function)}),
+        ):
+            cache.serializer = serializer
+            assert unpickling_warning(CachelibBackend(cache)) is not None
+
+
+def test_a_cache_that_reads_without_pickle_is_not_warned_of(
+    files: FileSystemCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    t.cast("t.Any", files).serializer = WithoutPickle()
+    assert start(CachelibBackend(files), caplog) == []
+
+
+def test_the_memory_of_the_process_is_not_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cache = SimpleCache(threshold=sys.maxsize)
+    assert start(CachelibBackend(cache), caplog) == []
+    assert unpickling_warning(CachelibBackend(NullCache())) is None
+    assert unpickling_warning(CachelibBackend(BaseCache())) is None
+
+
+def test_other_backends_are_not_warned_of() -> None:
+    assert unpickling_warning(MemoryBackend()) is None

@@ -14,6 +14,7 @@ from ...errors import BackendError
 from ...errors import NotSupportedError
 from ...errors import RecordError
 from ..cachelib import CachelibBackend
+from ..cachelib import unpickles
 from . import checked
 from .pickled import read_plain
 
@@ -38,7 +39,7 @@ class FlaskSessionCache(CachelibBackend):
             )
         # Of the same files or server, with another idea of what the bytes mean.
         self._cache = copy.copy(cache)
-        if _unpickles(cache, serializer):
+        if unpickles(cache):
             t.cast("t.Any", self._cache).serializer = _PlainData(serializer)
         self._clock = source._clock
 
@@ -92,22 +93,12 @@ class FlaskSessionCache(CachelibBackend):
             yield t.cast("dict[str, t.Any]", value) if is_live else None
 
 
-def _unpickles(cache: t.Any, serializer: t.Any) -> bool:
-    """Whether the cache reads with a function that its serializer has from cachelib."""
-    name = "load" if isinstance(cache, FileSystemCache) else "loads"
-    function: t.Any = getattr(serializer, name)
-    return (
-        function.__module__ == "cachelib.serializers"
-        and not function.__qualname__.startswith("JSONSerializer.")
-    )
-
-
 class _PlainData:
     """What a cache has instead of its serializer."""
 
     def __init__(self, serializer: t.Any) -> None:
-        # Of how many files there are.
-        self.dump = serializer.dump
+        # Of how many files there are; others need none.
+        self.dump = getattr(serializer, "dump", None)
 
     def load(self, file: t.BinaryIO) -> object:
         return self.loads(file.read())
