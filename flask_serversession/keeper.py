@@ -38,6 +38,7 @@ from .errors import ServerSessionError
 from .errors import SessionLostError
 from .errors import SessionTooLargeError
 from .merge import merge
+from .record import TOMBSTONE_DATA
 from .record import Record
 from .record import is_key
 from .record import key_of
@@ -687,7 +688,7 @@ class BackendKeeper:
             meta[SAME_USER] = "yes"
         now = self.clock()
         tombstone = Record(
-            data=b"",
+            data=TOMBSTONE_DATA,
             version=0,
             created_at=now,
             touched_at=now,

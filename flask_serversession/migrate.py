@@ -70,6 +70,7 @@ from .keeper import SAME_USER
 from .keeper import SUCCESSOR
 from .keeper import BackendKeeper
 from .keeper import Outcome
+from .record import TOMBSTONE_DATA
 from .record import Record
 from .record import key_of
 from .session import State
@@ -340,7 +341,7 @@ class MigratingKeeper(BackendKeeper):
                 operation="create",
             )
         marker = Record(
-            data=b"",
+            data=TOMBSTONE_DATA,
             version=0,
             created_at=now,
             touched_at=now,

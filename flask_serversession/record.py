@@ -31,6 +31,10 @@ _FRAME = struct.Struct(">BBxxI")
 # What follows the prefix in a key.
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
+#: The data of a tombstone. No session's data begins like that, and nothing that is
+#: damaged comes to look like it.
+TOMBSTONE_DATA = b"\0tombstone"
+
 #: The meta of a record that has none: nobody can change it, so nobody need copy it.
 NO_META: t.Mapping[str, str] = types.MappingProxyType({})
 #: Length of the fixed-size header of an encoded record, in bytes.
@@ -53,10 +57,10 @@ NO_USER = _NO_USER
 class Record:
     """One stored session, as backends see it. All times are seconds since the epoch.
 
-    A record without data is a *tombstone*: what a rotated id leaves behind for a
-    few seconds. It is loaded and compared like any other record, but
-    :meth:`.Backend.touch` and :meth:`.Backend.delete` treat it as absent, so that a
-    request that still carries the old id can neither prolong nor remove it.
+    A record whose data is :data:`TOMBSTONE_DATA` is a *tombstone*: what a rotated id
+    leaves behind for a few seconds. It is loaded and compared like any other record,
+    but :meth:`.Backend.touch` and :meth:`.Backend.delete` treat it as absent, so that
+    a request that still carries the old id can neither prolong nor remove it.
     """
 
     #: The serialized session; opaque to backends. Never shown: it holds session values.
@@ -77,7 +81,7 @@ class Record:
     @property
     def is_tombstone(self) -> bool:
         """Whether the record only marks that its id was rotated away."""
-        return not self.data
+        return self.data == TOMBSTONE_DATA
 
 
 def key_of(id: str, prefix: str) -> str:
@@ -143,7 +147,8 @@ def encode_record(record: Record) -> bytes:
     buffer = bytearray(header)
     buffer += user
     buffer += meta
-    buffer += record.data
+    if not record.is_tombstone:
+        buffer += record.data
     buffer[4:8] = _TIMES_CRC.pack(_body_checksum(buffer))
     return bytes(buffer)
 
@@ -159,7 +164,7 @@ def decode_record(buffer: bytes) -> Record:
     (
         _,
         _,
-        _,
+        flags,
         body_crc,
         version,
         touched_at,
@@ -186,7 +191,8 @@ def decode_record(buffer: bytes) -> Record:
     if data_start > len(buffer):
         raise RecordError("The record is truncated.", "damaged")
     return Record(
-        data=buffer[data_start:],
+        # Decided by the flag: data that is empty for another reason is damaged.
+        data=TOMBSTONE_DATA if flags & _TOMBSTONE else buffer[data_start:],
         version=version,
         created_at=created_at,
         touched_at=touched_at,

@@ -30,6 +30,7 @@ from .backends.base import Replaced
 from .errors import BackendUnavailableError
 from .errors import NotSupportedError
 from .errors import RecordError
+from .record import TOMBSTONE_DATA
 from .record import Record
 from .record import key_of
 
@@ -428,8 +429,8 @@ class BackendContract:
         return Record(data=data, **fields)
 
     def tombstone(self, clock: Clock, *, lives: float = 600, **fields: t.Any) -> Record:
-        """Make a record without data, such as rotating an id leaves behind."""
-        return self.record(clock, b"", lives=lives, **fields)
+        """Make a record such as rotating an id leaves behind."""
+        return self.record(clock, TOMBSTONE_DATA, lives=lives, **fields)
 
     # -- load
 
@@ -438,8 +439,8 @@ class BackendContract:
 
     @pytest.mark.parametrize(
         "data",
-        [b"\0", b"\n", bytes(range(256)), b"\r\n" * 20, "☃".encode("utf-16")],
-        ids=["one", "newline", "every", "lines", "text"],
+        [b"", b"\0", b"\n", bytes(range(256)), b"\r\n" * 20, "☃".encode("utf-16")],
+        ids=["empty", "one", "newline", "every", "lines", "text"],
     )
     def test_load_gives_the_bytes_back_exactly(
         self, backend: Backend, clock: Clock, data: bytes
@@ -806,6 +807,15 @@ class BackendContract:
         assert backend.touch(self.key(), clock(), clock() + 900) is False
         assert backend.delete(self.key()) is False
         assert backend.load(self.key()) == tombstone
+
+    def test_data_that_is_empty_is_no_tombstone(
+        self, backend: Backend, clock: Clock
+    ) -> None:
+        backend.create(self.key(), self.record(clock, b""))
+        assert not _loaded(backend, self.key()).is_tombstone
+        assert backend.touch(self.key(), clock(), clock() + 900) is True
+        assert backend.delete(self.key()) is True
+        assert backend.load(self.key()) is None
 
     def test_a_tombstone_refuses_a_create(self, backend: Backend, clock: Clock) -> None:
         tombstone = self.tombstone(clock)

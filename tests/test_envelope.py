@@ -18,6 +18,7 @@ from flask_serversession.envelope import Sealer
 from flask_serversession.envelope import parse_encryption_key
 from flask_serversession.errors import ConfigurationError
 from flask_serversession.errors import RecordError
+from flask_serversession.record import TOMBSTONE_DATA
 
 # Other work on the same machine must not fail a test.
 without_deadline = settings(deadline=None)
@@ -78,8 +79,10 @@ def test_a_session_without_a_lifetime_of_its_own_has_none(sealer: Sealer) -> Non
     assert sealer.open(sealer.seal(envelope, "k"), "k").lifetime is None
 
 
-def test_data_is_never_empty_since_that_marks_a_tombstone(sealer: Sealer) -> None:
-    assert sealer.seal(dataclasses.replace(ENVELOPE, payload=b""), "k")
+def test_a_tombstone_is_no_session(sealer: Sealer) -> None:
+    with pytest.raises(RecordError) as info:
+        sealer.open(TOMBSTONE_DATA, "k")
+    assert info.value.reason == "damaged"
 
 
 def test_no_two_writes_give_the_same_bytes(sealer: Sealer) -> None:

@@ -452,6 +452,12 @@ class TombstonesAreAbsent(MemoryBackend):
         return None if record is None or record.is_tombstone else record
 
 
+class EmptyIsATombstone(MemoryBackend):
+    def delete(self, key: str) -> bool:
+        record = self.load(key)
+        return record is not None and bool(record.data) and super().delete(key)
+
+
 class Rounding(MemoryBackend):
     def create(self, key: str, record: Record) -> bool:
         created_at = round(record.created_at, 3)
@@ -742,6 +748,7 @@ MISTAKES: list[tuple[type[MemoryBackend], list[str]]] = [
         ],
     ),
     (TombstonesAreAbsent, ["a_tombstone_is_loaded_like_any_record"]),
+    (EmptyIsATombstone, ["data_that_is_empty_is_no_tombstone"]),
     (Rounding, ["load_gives_every_field_back_exactly"]),
     (NobodyIsEmpty, ["load_gives_every_field_back_exactly"]),
     (Stripping, ["load_gives_the_bytes_back_exactly"]),

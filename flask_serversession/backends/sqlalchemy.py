@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import threading
 import time
@@ -26,6 +26,7 @@ from ..errors import RecordError
 from ..record import FORMAT
 from ..record import MAGIC
 from ..record import NO_META
+from ..record import TOMBSTONE_DATA
 from ..record import Record
 from ..record import check_format
 from ..record import frame
@@ -73,6 +74,11 @@ _CONNECT_ARGS: dict[str, dict[str, t.Any]] = {
     "mariadbconnector": {"connect_timeout": _CONNECT_TIMEOUT},
 }
 
+# What a datetime can express, in seconds since the epoch, and what a column can.
+_EARLIEST = -62_135_596_800
+_LATEST = 253_402_300_800
+_LAST_VERSION = 2**63 - 1
+
 # In characters. MySQL's indexes hold 3072 bytes, four for each character.
 _NAME_LENGTH = 255
 # A key is the prefix and 64 hexadecimal digits.
@@ -101,6 +107,9 @@ _HEAD_OLDEST = bytes([MAGIC, 1])
 _HEAD_KNOWN = bytes([MAGIC, FORMAT])
 _HEAD_NEWER = bytes([MAGIC, FORMAT + 1])
 _HEAD_NEWEST = bytes([MAGIC, 255])
+
+# What is in the column of data of a tombstone.
+_TOMBSTONE = frame(TOMBSTONE_DATA)
 
 # serialization_failure and deadlock_detected; MySQL's deadlock, and MariaDB's
 # "record has changed since last read". The engine has undone the statement.
@@ -511,6 +520,10 @@ class SQLAlchemyBackend(Backend):
                 if not is_retried and _is_worth_a_retry(error):
                     is_retried = True
                     continue
+                if _is_undecodable(error):
+                    raise RecordError(
+                        "The record's columns make no sense.", "damaged"
+                    ) from error
                 if operation == "create" and isinstance(error, exc.IntegrityError):
                     return _Reply(is_duplicate=True, is_retried=is_retried)
                 if has_created or not _is_table_missing(error):
@@ -535,7 +548,9 @@ class SQLAlchemyBackend(Backend):
             return False
         # A touch may have moved the times meanwhile, but not those of a tombstone,
         # whose data is everybody's.
-        columns = ["data"] if values["data_"] else ["created_at", "expires_at", "user"]
+        columns = ["data"]
+        if values["data_"] == _TOMBSTONE:
+            columns = ["created_at", "expires_at", "user"]
         return all(getattr(rows[0], name) == values[f"{name}_"] for name in columns)
 
     def _explain(self, error: exc.SQLAlchemyError, operation: str) -> BackendError:
@@ -619,10 +634,16 @@ class _Statements:
         now = sa.bindparam("now", type_=sa.Double[float]())
         is_this = key == sa.bindparam("key_", type_=key.type)
         is_live = expires_at > now
-        head = sa.func.substr(data, 1, 2, type_=sa.LargeBinary())
+        # Of no data, SQLite's is NULL, which is neither known nor unknown.
+        head = sa.func.coalesce(
+            sa.func.substr(data, 1, 2), _bytes(b""), type_=sa.LargeBinary()
+        )
         is_known = head.between(_bytes(_HEAD_OLDEST), _bytes(_HEAD_KNOWN))
         is_newer = head.between(_bytes(_HEAD_NEWER), _bytes(_HEAD_NEWEST))
-        is_tombstone = sa.func.length(data) == 0
+        # The length first: SQLite and PostgreSQL know it without reading the data.
+        is_tombstone = sa.and_(
+            sa.func.length(data) == len(_TOMBSTONE), data == _bytes(_TOMBSTONE)
+        )
         is_ours = sa.true() if prefix is None else _is_own(key, prefix, dialect)
         values = {
             column.name: sa.bindparam(f"{column.name}_", type_=column.type)
@@ -644,7 +665,7 @@ class _Statements:
                 is_this,
                 columns["version"] == sa.bindparam("expected", type_=sa.BigInteger()),
                 is_live,
-                sa.or_(is_known, is_tombstone),
+                is_known,
             )
             .values({name: value for name, value in values.items() if name != "key"})
         )
@@ -653,7 +674,7 @@ class _Statements:
         )
         self.touch = (
             sa.update(table)
-            .where(is_this, is_live, is_known)
+            .where(is_this, is_live, is_known, sa.not_(is_tombstone))
             .values(
                 touched_at=values["touched_at"],
                 expires_at=sa.case(
@@ -790,8 +811,7 @@ def _to_columns(record: Record) -> dict[str, t.Any]:
     if user != record.user:
         meta = [record.user, meta]
     return {
-        # A tombstone has no frame, so that it can be told by the length.
-        "data_": frame(record.data) if record.data else b"",
+        "data_": frame(record.data),
         "created_at_": record.created_at,
         "touched_at_": record.touched_at,
         "expires_at_": record.expires_at,
@@ -833,28 +853,35 @@ def _to_record(row: _Row) -> Record:
             meta = json.loads(text)
             if isinstance(meta, list):
                 user, meta = t.cast("tuple[str, dict[str, str]]", meta)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError("The record's meta is damaged.", "damaged") from error
-    # No checksum covers these columns. SQLite takes a text for a number, and
-    # PostgreSQL has numbers that are none.
-    times = (created_at, touched_at, expires_at)
+    # No checksum covers these columns. SQLite takes a text for a number, PostgreSQL
+    # has numbers that are none, and all have some that nobody can count on from.
     if (
         not isinstance(version, int)
-        or not all(isinstance(moment, (int, float)) for moment in times)
-        or not all(map(math.isfinite, times))
+        or not 0 <= version < _LAST_VERSION
+        or not all(
+            isinstance(moment, (int, float)) and _EARLIEST <= moment < _LATEST
+            for moment in (created_at, touched_at, expires_at)
+        )
         or not (user is None or isinstance(user, str))
-        or not (meta is NO_META or isinstance(meta, dict))
+        or not (meta is NO_META or _is_meta(meta))
     ):
         raise RecordError("The record's columns make no sense.", "damaged")
-    data = _to_bytes(data)
     return Record(
-        data=unframe(data) if data else b"",
+        data=unframe(_to_bytes(data)),
         version=version,
         created_at=created_at,
         touched_at=touched_at,
         expires_at=expires_at,
         user=user,
         meta=t.cast("dict[str, str]", meta),
+    )
+
+
+def _is_meta(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(text, str) for text in t.cast("dict[str, object]", value).values()
     )
 
 
@@ -925,6 +952,13 @@ def _is_unavailable(error: exc.SQLAlchemyError) -> bool:
 
 def _is_locked(error: exc.SQLAlchemyError) -> bool:
     return isinstance(error, exc.OperationalError) and "is locked" in str(error.orig)
+
+
+def _is_undecodable(error: exc.SQLAlchemyError) -> bool:
+    """Whether it is SQLite's module about a damaged text, with another's engine."""
+    return isinstance(error, exc.OperationalError) and str(error.orig).startswith(
+        "Could not decode to UTF-8"
+    )
 
 
 def _is_table_missing(error: exc.SQLAlchemyError) -> bool:
@@ -1039,6 +1073,10 @@ def _create_private_file(
 
 
 def _prepare_sqlite(dbapi_connection: t.Any, _: t.Any) -> None:
+    # A text that is damaged must not make the engine look broken.
+    dbapi_connection.text_factory = functools.partial(
+        str, encoding="utf-8", errors="replace"
+    )
     cursor = dbapi_connection.cursor()
     try:
         # Some file systems cannot; and who comes second need not wait for the first.

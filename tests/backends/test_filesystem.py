@@ -35,6 +35,7 @@ from flask_serversession.errors import BackendUnavailableError
 from flask_serversession.errors import ConfigurationError
 from flask_serversession.errors import RecordError
 from flask_serversession.record import HEADER_SIZE
+from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
 from flask_serversession.record import encode_record
 from flask_serversession.record import key_of
@@ -716,7 +717,7 @@ def test_markers_go_with_their_records(
         backend.create(key, make_record(clock, lives=lives))
     assert len(find_markers(path)) == 7
     backend.delete(keys["deleted"])
-    backend.replace(keys["tombstone"], make_record(clock, b"", user=None), 1)
+    backend.replace(keys["tombstone"], make_record(clock, TOMBSTONE_DATA, user=None), 1)
     backend.replace(keys["other"], make_record(clock, user="other"), 1)
     backend.replace(keys["nobody"], make_record(clock, user=None), 1)
     backend.replace(keys["ended"], make_record(clock, lives=-1), 1)

@@ -18,6 +18,7 @@ from flask_serversession.backends.base import Conflict
 from flask_serversession.backends.base import Gone
 from flask_serversession.backends.base import Replaced
 from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
 from flask_serversession.testing import BackendContract
 from flask_serversession.testing import FakeClock
@@ -172,7 +173,7 @@ def test_tombstones_are_not_listed_as_a_users(
 ) -> None:
     record = make_record(clock, user="one")
     memory.create("key", record)
-    memory.replace("key", dataclasses.replace(record, data=b""), 1)
+    memory.replace("key", dataclasses.replace(record, data=TOMBSTONE_DATA), 1)
     assert memory.keys_of_user("one") == []
 
 
@@ -180,7 +181,7 @@ KEYS = st.sampled_from(["a", "b", "c", "d"])
 USERS = st.sampled_from([None, "", "one", "two"])
 LIVES = st.integers(-3, 30)
 VERSIONS = st.integers(0, 4)
-DATA = st.sampled_from([b"", b"x", b"y"])
+DATA = st.sampled_from([TOMBSTONE_DATA, b"", b"x", b"y"])
 
 
 class MemoryMachine(RuleBasedStateMachine):

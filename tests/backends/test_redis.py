@@ -38,6 +38,7 @@ from flask_serversession.errors import BackendError
 from flask_serversession.errors import BackendUnavailableError
 from flask_serversession.errors import ConfigurationError
 from flask_serversession.errors import RecordError
+from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
 from flask_serversession.record import encode_record
 from flask_serversession.record import key_of
@@ -225,7 +226,7 @@ def test_every_operation_is_one_command(
         assert backend.replace(key, make_record(user=user), 1) == Replaced(2)
         assert isinstance(backend.replace(key, make_record(user=user), 1), Conflict)
         assert backend.touch(key, now + 60, now + 660)
-        tombstone = make_record(b"", lives=10)
+        tombstone = make_record(TOMBSTONE_DATA, lives=10)
         assert backend.replace(key, tombstone, 2) == Replaced(3)
         assert backend.replace(key, make_record(), 3) == Replaced(4)
         assert backend.delete(key)
@@ -278,7 +279,7 @@ def test_the_server_expires_what_it_has(
     moment = time.time() + 300.777777
     backend.touch(key, time.time(), moment)
     check(moment)
-    backend.replace(key, make_record(b"", lives=10), 2)
+    backend.replace(key, make_record(TOMBSTONE_DATA, lives=10), 2)
     assert 9 < t.cast(int, client.pttl(key)) / 1000 <= 10.001
     far = dataclasses.replace(make_record(), expires_at=1e300)
     assert backend.replace(key, far, 3) == Replaced(4)
@@ -403,7 +404,7 @@ def test_iterate_and_count_keep_to_the_prefix(
         backend.create(key, make_record())
     other.create(key_of("id", f"{prefix}x"), make_record())
     other.create(key_of("id", f"{prefix}a*?\\"), make_record())
-    backend.create(key_of("tombstone", odd), make_record(b""))
+    backend.create(key_of("tombstone", odd), make_record(TOMBSTONE_DATA))
     client.rpush(f"{odd}list", "foreign")
     # As long as a key.
     no_text = odd.encode() + b"\xff\xfe" * 32
@@ -670,7 +671,7 @@ def test_what_is_gone_is_not_listed_and_removed_after_a_minute(
         lives = 10 if name == "expired" else 10_000
         ahead.create(key, make_record(lives=lives, user="ada"))
     ahead.delete(keys["deleted"])
-    ahead.replace(keys["rotated"], make_record(b"", lives=5_000), 1)
+    ahead.replace(keys["rotated"], make_record(TOMBSTONE_DATA, lives=5_000), 1)
     ahead.replace(keys["other"], make_record(user="bob", lives=10_000), 1)
     ahead.replace(keys["nobody"], make_record(lives=10_000), 1)
     settable_clock.ahead += 11
@@ -1643,7 +1644,7 @@ def test_a_write_whose_answer_was_lost_is_recognized(
     assert lossy_backend.keys_of_user("zoë") == ["with a user"]
     assert lossy_backend.replace("key", make_record(), 1) == Replaced(2)
     proxy.marker = b"EVAL"
-    for version, data in ((2, b"data"), (3, b"")):
+    for version, data in ((2, b"data"), (3, TOMBSTONE_DATA)):
         proxy.losses = 1
         record = make_record(data)
         assert lossy_backend.replace("key", record, version) == Replaced(version + 1)
@@ -1690,7 +1691,7 @@ def test_round_trips(proxy: LossyProxy, lossy_backend: RedisBackend) -> None:
 
 def test_an_equal_write_of_somebody_else_is_a_conflict(backend: RedisBackend) -> None:
     key = key_of("id", backend._prefix)
-    tombstone = make_record(b"", version=2)
+    tombstone = make_record(TOMBSTONE_DATA, version=2)
     backend.create(key, make_record())
     assert backend.replace(key, tombstone, 1) == Replaced(2)
     assert backend.replace(key, tombstone, 1) == Conflict(tombstone)

@@ -39,6 +39,7 @@ from flask_serversession.errors import BackendUnavailableError
 from flask_serversession.errors import RecordError
 from flask_serversession.record import FORMAT
 from flask_serversession.record import MAGIC
+from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
 from flask_serversession.record import frame
 from flask_serversession.record import key_of
@@ -834,7 +835,7 @@ def test_iterate_reads_page_by_page(url: str, make: Make, clock: FakeClock) -> N
     for number in range(250):
         lives = -1 if number % 3 == 0 else 600
         backend.create(f"{number:03}", record(clock, lives=lives))
-    backend.create("999", record(clock, b""))
+    backend.create("999", record(clock, TOMBSTONE_DATA))
     with recording(engine_of(backend)) as statements:
         found = backend.iterate()
         assert next(found)[0] == "001"
@@ -1298,7 +1299,7 @@ def test_a_statement_that_the_database_undid_is_retried(
     assert failures.attempts == 2
 
 
-@pytest.mark.parametrize("data", [b"mine", b""], ids=["data", "tombstone"])
+@pytest.mark.parametrize("data", [b"mine", TOMBSTONE_DATA], ids=["data", "tombstone"])
 def test_a_lost_answer_is_recognized(
     backend: SQLAlchemyBackend, failures: Failures, clock: FakeClock, data: bytes
 ) -> None:
@@ -1329,11 +1330,11 @@ def test_a_lost_answer_is_recognized_after_a_touch(
     assert backend.replace(KEY, record(clock, b"mine"), 1) == Replaced(2)
 
 
-@pytest.mark.parametrize("data", [b"theirs", b""], ids=["data", "tombstone"])
+@pytest.mark.parametrize("data", [b"theirs", TOMBSTONE_DATA], ids=["data", "tombstone"])
 def test_somebody_elses_write_is_not_taken_for_a_lost_answer(
     backend: SQLAlchemyBackend, failures: Failures, clock: FakeClock, data: bytes
 ) -> None:
-    mine = record(clock, data and b"mine", lives=601)
+    mine = record(clock, b"mine" if data == b"theirs" else data, lives=601)
     theirs = record(clock, data)
     backend.create(KEY, theirs)
     with failures("before", DIED):
@@ -1345,6 +1346,22 @@ def test_somebody_elses_write_is_not_taken_for_a_lost_answer(
     backend.replace(KEY, record(clock, lives=-1), 2)
     with failures("before", DIED):
         assert backend.replace(KEY, mine, 2) == Gone()
+
+
+def test_a_text_that_sqlite_cannot_decode_is_damage_with_another_engine_too(
+    sqlite_url: str,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+) -> None:
+    backend = make(make_engine(sqlite_url))
+    backend.create(KEY, record(clock))
+    set_column(backend, KEY, meta=sa.text("CAST(X'C328' AS TEXT)"))
+    with pytest.raises(RecordError):
+        backend.load(KEY)
+    with pytest.raises(RecordError):
+        backend.replace(KEY, record(clock), 7)
+    assert backend.delete(KEY) is True
 
 
 class InterruptedByTest(BaseException):
