@@ -86,7 +86,7 @@ class Client:
     def begin(self, browser: Browser) -> str:
         """Go to the provider, and give the state that comes back from there."""
         response = browser.client.get("/log-in")
-        assert response.status_code == 302
+        assert response.status_code in (302, 303)
         query = parse_qs(urlsplit(response.headers["Location"]).query)
         assert query["code_challenge_method"] == ["S256"]
         return query["state"][0]

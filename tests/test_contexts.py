@@ -256,6 +256,18 @@ def test_the_current_session_is_that_of_the_request_if_the_context_has_one(
     assert start(site).visit(view).status_code == 200
 
 
+def test_another_application_does_not_look_at_the_session_of_this_request(
+    site: Site,
+) -> None:
+    other = Site({"SESSION_BACKEND": "memory"})
+
+    def view() -> None:
+        with other.app.app_context():
+            assert other.extension.sessions_of("ada") == []
+
+    assert "Vary" not in start(site).visit(view).headers
+
+
 @pytest.mark.parametrize("is_kept", [False, True], ids=["lost", "saved"])
 def test_a_stream_ends_with_its_context_and_a_warning_of_what_is_lost(
     site: Site, is_kept: bool, caplog: pytest.LogCaptureFixture
