@@ -158,12 +158,11 @@ thread.start()
 is_held.wait()
 child = os.fork()
 if child == 0:
-    holder.create("key", record)
-    os._exit(0)
+    os._exit(0 if holder.create("key", record) else 1)
 _, status = os.waitpid(child, 0)
 is_over.set()
 thread.join()
-sys.exit(status)
+sys.exit(os.waitstatus_to_exitcode(status))
 """
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]
     subprocess.run(command, check=True, timeout=30)
