@@ -167,6 +167,37 @@ def test_prune_with_a_limit_of_zero_does_nothing(
     assert size(memory) == 1
 
 
+def test_a_user_whose_sessions_went_to_another_leaves_nothing_behind(
+    memory: MemoryBackend, clock: FakeClock
+) -> None:
+    for user in ("one", "two", None, "three"):
+        record = make_record(clock, user=user)
+        if not memory.create("key", record):
+            current = memory.load("key")
+            assert current is not None
+            memory.replace("key", record, current.version)
+        assert list(memory._keys_by_user) == ([] if user is None else [user])
+
+
+def test_records_that_keep_their_expiry_do_not_grow_the_heap(
+    memory: MemoryBackend, clock: FakeClock
+) -> None:
+    record = make_record(clock)
+    memory.create("key", record)
+    for version in range(1, 50):
+        memory.replace("key", record, version)
+        memory.touch("key", clock(), record.expires_at)
+    assert len(memory._expiries) == 1
+
+
+def test_a_touch_to_this_very_moment_ends_the_record(
+    memory: MemoryBackend, clock: FakeClock
+) -> None:
+    memory.create("key", make_record(clock))
+    assert memory.touch("key", clock(), clock())
+    assert memory.load("key") is None
+
+
 def test_tombstones_are_not_listed_as_a_users(
     memory: MemoryBackend, clock: FakeClock
 ) -> None:

@@ -1,9 +1,9 @@
 """Change a module in many small ways, and see whether its tests notice each.
 
 ``make mutate`` runs all modules of :mod:`.modules`, ``make mutate MODULES="cookie
-merge"`` some. Nothing is written into the sources: the changed module exists in the
-memory of one process, which imports it in place of the file. That process is forked
-from one that has imported what takes long: a mutant costs little more than its tests.
+merge"`` some. Nothing is written into the sources: the process that runs the tests, and
+those that they start, import the changed module in place of the file. It is forked from
+one that has imported what takes long: a mutant costs little more than its tests.
 
 What survives is either a test that is missing, or it is in ``survivors.txt``, with the
 reason why it may live: because nobody can notice it (*equivalent*), or because nobody
@@ -17,8 +17,6 @@ import collections
 import contextlib
 import gc
 import importlib
-import importlib.machinery
-import importlib.util
 import os
 import random
 import resource
@@ -26,18 +24,15 @@ import signal
 import sys
 import tempfile
 import time
-import types
-import typing as t
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 
+from .finder import ROOT
+from .finder import mutate
 from .modules import MODULES
 from .modules import Module
 from .mutants import Mutant
 from .mutants import make_mutants
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "flask_serversession"
 REASONS = Path(__file__).with_name("survivors.txt")
 #: Where the survivors of the last run are kept.
@@ -183,7 +178,7 @@ def _run_as_child(name: str, module: Module, mutant: Mutant | None, folder: str)
         for stream in range(3):
             os.dup2(sink, stream)
         full_name = f"{PACKAGE}.{name.replace('/', '.')}"
-        sys.meta_path.insert(0, _MutantFinder(full_name, mutant.source))
+        mutate(full_name, mutant.source, folder)
     import pytest
 
     tests = [str(ROOT / "tests" / test) for test in module.tests]
@@ -193,35 +188,6 @@ def _run_as_child(name: str, module: Module, mutant: Mutant | None, folder: str)
     for plugin in ("no:cacheprovider", "pytest_timeout", "_hypothesis_pytestplugin"):
         options += ["-p", plugin]
     return int(pytest.main([*options, *tests]))
-
-
-class _MutantFinder(MetaPathFinder):
-    """Gives one module from a text instead of its file."""
-
-    def __init__(self, name: str, source: str) -> None:
-        self._name = name
-        self._source = source
-
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None,
-        target: types.ModuleType | None = None,
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self._name:
-            return None
-        file = str(ROOT / fullname.replace(".", "/")) + ".py"
-        loader = _MutantLoader(fullname, file)
-        loader.source = self._source
-        return importlib.util.spec_from_file_location(fullname, file, loader=loader)
-
-
-class _MutantLoader(importlib.machinery.SourceFileLoader):
-    source: str
-
-    def get_code(self, fullname: str) -> t.Any:
-        # Neither read from a compiled file nor written to one.
-        return compile(self.source, self.path, "exec", dont_inherit=True)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-# Names of the backends that need one, in the ids of tests.
+# Names of backends, in the ids of tests.
 _NO_SERVERS = "not (valkey or redis or postgresql or mariadb or memcached)"
+_MEMORY = f"{_NO_SERVERS} and not (filesystem or sqlite or cachelib)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Module:
 
     tests: tuple[str, ...]
     sample: int | None = None
-    only: str = _NO_SERVERS
+    only: str = _MEMORY
 
 
 #: By the path of the module, without folder and suffix.
@@ -29,12 +30,29 @@ MODULES = {
     "record": Module(("test_record.py",)),
     "merge": Module(("test_merge.py",)),
     "envelope": Module(("test_envelope.py", "test_nonce.py")),
-    "config": Module(("test_config.py",)),
-    "session": Module(("test_session.py", "test_life_cycle.py", "test_interface.py")),
-    "keeper": Module(("test_life_cycle.py", "test_interface.py", "test_flow.py")),
-    "interface": Module(("test_interface.py", "test_life_cycle.py", "test_flow.py")),
-    "backends/memory": Module(("backends/test_memory.py",)),
-    "backends/filesystem": Module(("backends/test_filesystem.py",), sample=200),
-    "backends/redis": Module(("backends/test_redis.py",), sample=200, only=""),
-    "backends/sqlalchemy": Module(("backends/test_sqlalchemy.py",), sample=200),
+    "config": Module(
+        (
+            "test_config.py",
+            "test_docs.py::test_every_key_is_documented_and_no_other",
+            "test_docs.py::test_the_documented_default_is_the_codes",
+        )
+    ),
+    "session": Module(("test_session.py", "test_flow.py", "test_life_cycle.py")),
+    "keeper": Module(("test_interface.py", "test_flow.py", "test_life_cycle.py")),
+    "interface": Module(("test_interface.py", "test_flow.py", "test_life_cycle.py")),
+    "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
+    "backends/filesystem": Module(
+        ("backends/test_filesystem.py",),
+        sample=200,
+        # These take seconds.
+        only="not (thousands or several_processes or race_for or only_one_process"
+        " or listing_a_user_reads or without_a_marker or lets_others_write)",
+    ),
+    "backends/sqlalchemy": Module(
+        ("backends/test_sqlalchemy.py",), sample=200, only=_NO_SERVERS
+    ),
+    # There is no Redis without a server.
+    "backends/redis": Module(
+        ("backends/test_redis.py",), sample=200, only="TestOnValkey"
+    ),
 }
