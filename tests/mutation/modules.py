@@ -35,7 +35,8 @@ MODULES = {
             "test_config.py",
             "test_docs.py::test_every_key_is_documented_and_no_other",
             "test_docs.py::test_the_documented_default_is_the_codes",
-        )
+        ),
+        only="",
     ),
     "session": Module(("test_session.py", "test_flow.py", "test_life_cycle.py")),
     "keeper": Module(("test_interface.py", "test_flow.py", "test_life_cycle.py")),
@@ -49,10 +50,16 @@ MODULES = {
         " or listing_a_user_reads or without_a_marker or lets_others_write)",
     ),
     "backends/sqlalchemy": Module(
-        ("backends/test_sqlalchemy.py",), sample=200, only=_NO_SERVERS
+        ("backends/test_sqlalchemy.py",),
+        sample=200,
+        only=f"{_NO_SERVERS} and not (pgbouncer or stale_connection"
+        " or what_that_user_has or uses_the_indexes)",
     ),
     # There is no Redis without a server.
     "backends/redis": Module(
-        ("backends/test_redis.py",), sample=200, only="TestOnValkey"
+        ("backends/test_redis.py",),
+        sample=200,
+        only="valkey and not (withvalkey or what_that_user_has or all_day"
+        " or whatever_happens or interruption)",
     ),
 }
