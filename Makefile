@@ -10,6 +10,7 @@
 # make test-flask-main   the same, with Flask from SOURCE=path, a checkout of its main
 # make test-extras       the wheel in an environment with each extra alone
 # make test-third-party  the tests of Flask and of its extensions, with our sessions
+# make mutate            which changes of a module no test notices; MODULES="cookie merge"
 #
 # All need Python with its venv module, and nothing else: what they install goes
 # into .venv. PYTHON=python3.12 chooses another Python, after "make clean";
@@ -20,6 +21,8 @@ PYTEST_ARGS ?=
 MARKS ?=
 WORKERS ?= 2
 BENCH_ARGS ?=
+MODULES ?=
+MUTATE_ARGS ?=
 PYTHONS ?= $(foreach minor,10 11 12 13 14 15,$(if $(shell python3.$(minor) -c "" \
     2> /dev/null && echo yes),python3.$(minor)))
 SOURCE ?=
@@ -32,6 +35,7 @@ SPHINX := $(BIN)/sphinx-build -E -W -n docs docs/_build/html
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench docs clean
 .PHONY: test-pythons test-lowest test-flask-main test-extras test-third-party dist
+.PHONY: test-pythons test-lowest test-extras test-third-party mutate dist
 .DELETE_ON_ERROR:
 
 help:
@@ -83,6 +87,9 @@ test-third-party: $(VENV)/third-party/.tests
 	THIRD_PARTY=1 $(VENV)/third-party/bin/python -m pytest \
 	    tests/test_third_party_suites.py $(PYTEST_ARGS)
 
+mutate: $(VENV)/.mutation
+	$(BIN)/python -m tests.mutation $(MUTATE_ARGS) $(MODULES)
+
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
 
@@ -90,7 +97,8 @@ docs: $(VENV)/.checks
 	$(SPHINX)
 
 clean:
-	rm -rf $(VENV) dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist docs/_build .mypy_cache .mutation .pytest_cache .ruff_cache \
+	    .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment; a stamp for each set of packages in it, renewed with pyproject.toml.
@@ -114,6 +122,10 @@ $(VENV)/.tests: $(VENV)/.created pyproject.toml
 
 $(VENV)/.bench: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[all]" --group bench
+	@touch $@
+
+$(VENV)/.mutation: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[all,example]" --group mutation
 	@touch $@
 
 $(VENV)/.checks: $(VENV)/.created pyproject.toml

@@ -70,6 +70,9 @@ class Site:
         self._actions[token] = action
         return f"/run/{token}"
 
+    def has_run(self, path: str) -> bool:
+        return path.rpartition("/")[2] not in self._actions
+
     def cookie_name(self) -> str:
         return t.cast(str, self.app.config["SESSION_COOKIE_NAME"])
 
@@ -89,7 +92,11 @@ class Browser:
 
     def visit(self, action: Action, **options: t.Any) -> TestResponse:
         """Run a function as the view of a request of this browser."""
-        return self.client.get(self.site.add(action), **options)
+        path = self.site.add(action)
+        response = self.client.get(path, **options)
+        # Else whatever it asserts would never be noticed.
+        assert self.site.has_run(path)
+        return response
 
     def ignore(self, **options: t.Any) -> TestResponse:
         """Make a request that does not look at the session."""

@@ -889,7 +889,9 @@ def test_what_is_printed_fits_into_a_terminal(tmp_path: Path) -> None:
     before, _, after = shown.partition("SETTING ")
     assert "\r\n         " in before
     assert all(len(line) <= 80 for line in before.splitlines())
-    assert all(len(line) <= 80 for line in after.partition("Warnings")[2].splitlines())
+    _, found, hints = after.partition("Warnings")
+    assert found
+    assert all(len(line) <= 80 for line in hints.splitlines())
 
 
 # A backend that does not answer

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing as t
 
 import pytest
@@ -11,8 +12,164 @@ from werkzeug.sansio.http import parse_cookie
 from flask_serversession import ServerSession
 from flask_serversession.cookie import CookieSigner
 from flask_serversession.cookie import CookieState
+from flask_serversession.cookie import check_id
+from flask_serversession.cookie import claims_permanent
 from flask_serversession.cookie import find_values
 from flask_serversession.cookie import generate_id
+from flask_serversession.session import MAX_DURATION
+
+ID = "0123456789abcdefghijABCDEFGHIJ_-0123456789a"
+# What browsers hold. Another signature for the same would log everybody out.
+PERMANENT = f"{ID}.p6553f101-5f5e1000.PO2-j7qZLyRdjF4GM-LQI0T8Pz5McTkcWmnRbvqDBUA"
+OWN_LIFETIME = (
+    f"{ID}.b6553f100-5f5e1000-15f91.nrJ7JTaQ-Y3Dau_ydoOdcCzF_VU4ZGyiaq5uN3zoE90"
+)
+OF_OLDER_SECRET = f"{ID}.b6553f100-5f5e1000.ys3te5STU_Cv1Ic3dTGzbX4UhkRmtb22Q_iAp74WB6c"
+
+
+def test_cookies_of_former_versions_are_known() -> None:
+    signer = CookieSigner(["a secret", "older"])
+    assert signer.verify(PERMANENT) == CookieState(
+        id=ID, is_permanent=True, touched_at=1_700_000_001, created_at=1_600_000_000
+    )
+    assert signer.verify(OWN_LIFETIME) == CookieState(
+        id=ID,
+        is_permanent=False,
+        touched_at=1_700_000_000,
+        created_at=1_600_000_000,
+        lifetime=90.001,
+    )
+    assert signer.verify(OF_OLDER_SECRET) == CookieState(
+        id=ID,
+        is_permanent=False,
+        touched_at=1_700_000_000,
+        created_at=1_600_000_000,
+        is_stale=True,
+    )
+
+
+def test_a_cookie_is_signed_with_the_newest_secret_and_no_moment_is_too_early() -> None:
+    signer = CookieSigner(["a secret", "older"])
+    state = CookieState(ID, True, 1_700_000_000.25, 1_600_000_000.75)
+    assert signer.sign(state) == PERMANENT
+    state = CookieState(ID, False, 1_700_000_000, 1_600_000_000, 90.0005)
+    assert signer.sign(state) == OWN_LIFETIME
+
+
+@pytest.mark.parametrize("cookie", [PERMANENT, OWN_LIFETIME, OF_OLDER_SECRET])
+def test_a_signature_covers_all_of_a_cookie(cookie: str) -> None:
+    signer = CookieSigner(["a secret", "older"])
+    assert signer.verify(cookie) is not None
+    for place, character in enumerate(cookie):
+        other = "1" if character == "0" else "0"
+        changed = cookie[:place] + other + cookie[place + 1 :]
+        assert signer.verify(changed) is None, changed
+        assert signer.verify(cookie[:place]) is None
+        assert signer.verify(cookie[:place] + cookie[place + 1 :]) is None
+
+
+def test_a_signature_is_worth_nothing_to_another_application() -> None:
+    assert CookieSigner(["another"]).verify(PERMANENT) is None
+    assert CookieSigner([b"a secret"]).verify(PERMANENT) is not None
+
+
+@pytest.mark.parametrize("value", ["", "a", "a.b", "a.b.c", "..", f"{ID}.b0-0.\xe9"])
+def test_what_is_no_cookie_of_ours_is_nobodys(value: str) -> None:
+    assert CookieSigner(["a secret"]).verify(value) is None
+
+
+def test_the_longest_cookie_is_known() -> None:
+    signer = CookieSigner(["a secret"])
+    state = CookieState("a" * 256, True, 2**48 - 1, 2**48 - 1, MAX_DURATION)
+    assert signer.verify(signer.sign(state)) == state
+
+
+def test_an_id_may_hold_dots() -> None:
+    signer = CookieSigner(["a secret"])
+    state = CookieState("an.id.with.dots.in.it", True, 1.0, 2.0, 0.5)
+    assert signer.verify(signer.sign(state)) == state
+
+
+def test_a_cookie_says_how_long_its_session_lives() -> None:
+    cookie = CookieState(ID, True, 0, 0, 90.001)
+    assert cookie.says(True, 90.001)
+    # Of the same millisecond, which is all that it can say.
+    assert cookie.says(True, 90.0005)
+    assert not cookie.says(False, 90.001)
+    assert not cookie.says(True, 91.0)
+    assert not cookie.says(True, 0.5)
+    assert not cookie.says(True, None)
+    assert not CookieState(ID, True, 0, 0).says(True, 90.0)
+    assert not CookieState(ID, True, 0, 0).says(True, 0.001)
+    assert CookieState(ID, False, 0, 0).says(False, None)
+
+
+def test_an_id_is_a_secret_of_256_bits() -> None:
+    ids = {generate_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(re.fullmatch("[A-Za-z0-9_-]{43}", id) for id in ids)
+    assert check_id(min(ids)) == min(ids)
+    assert ID not in repr(CookieState(ID, True, 0, 0))
+
+
+@pytest.mark.parametrize(
+    "id", ["0123456789abcdef", "a" * 256, "!#$%&'()*+-./:<=>?@[]^_`{|}~"]
+)
+def test_a_generator_may_make_any_id_that_a_cookie_takes(id: str) -> None:
+    assert check_id(id) == id
+
+
+@pytest.mark.parametrize(
+    "id",
+    [
+        "0123456789abcde",
+        "a" * 257,
+        "0123456789 abcdef",
+        "0123456789abcdef;",
+        "0123456789abcdef\n",
+        "0123456789abcde\xe9",
+        "",
+        b"0123456789abcdef",
+        None,
+        123456789012345678,
+    ],
+)
+def test_what_cannot_be_an_id_is_refused_and_not_shown(id: object) -> None:
+    with pytest.raises(ValueError, match="SESSION_ID_GENERATOR") as caught:
+        check_id(id)
+    assert str(caught.value) == (
+        "'SESSION_ID_GENERATOR' returned something that cannot be an id; expected a str"
+        " of 16 to 256 ASCII characters that a cookie takes unquoted, such as"
+        " secrets.token_urlsafe(32)."
+    )
+
+
+def test_ids_that_follow_from_a_text_stay_the_same() -> None:
+    # Of sessions that are taken over, by several requests of one visitor at once.
+    newest, older = CookieSigner(["a secret", "older"]).derive_ids(b"text")
+    assert newest == "oxOJjD4_79kQQG9MQTGcXHqmnbJReFSLcGNL04m3L84"
+    assert older == "YhhQ-EzDp45CZEyy0xDR_-BDpwoksWtBrgCACy9zK6I"
+    assert check_id(newest) == newest
+    signer = CookieSigner(["a secret"])
+    for number in range(200):
+        (id,) = signer.derive_ids(str(number).encode())
+        assert re.fullmatch("[A-Za-z0-9_-]{43}", id)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_permanent"),
+    [
+        (PERMANENT, True),
+        ("an.id.with.dots.p0-0.signature", True),
+        (OWN_LIFETIME, False),
+        ("p.b0-0.p", False),
+        ("p0-0.signature", False),
+        ("p", False),
+        ("", False),
+    ],
+)
+def test_a_cookie_claims_to_be_permanent(value: str, is_permanent: bool) -> None:
+    assert claims_permanent(value) is is_permanent
 
 
 @pytest.mark.parametrize(
@@ -23,6 +180,7 @@ from flask_serversession.cookie import generate_id
         "session=a;session=b",
         "other=1; session=a.b-c_d; session=e; last=2",
         "mysession=x; session2=y; notthis=session; session=z",
+        "Xsession=a; sessionX=b; X session=c; session=XdX",
         " session = a ;\tsession\t=\tb\t",
         "session; session=",
         "a=session=b; session=c=d",
@@ -44,6 +202,7 @@ def test_what_is_white_to_python_alone_is_part_of_a_name(white: str) -> None:
     header = f"{white}__Host-s=planted; __Host-s=real; __Host-s{white}=planted"
     assert find_values(header, "__Host-s") == ["real"]
     assert parse_cookie(header).getlist("__Host-s") == ["real"]
+    assert find_values(f"s={white}real{white} \t", "s") == [f"{white}real{white}"]
 
 
 def test_a_client_may_quote_the_cookie() -> None:

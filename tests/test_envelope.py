@@ -74,6 +74,15 @@ def test_the_layout_is_as_documented() -> None:
     assert len(sealed) == len(data) + 12 + 16
 
 
+def test_what_former_versions_encrypted_is_decrypted() -> None:
+    data = bytes.fromhex(
+        "016d0100 2e36731c938fa49f 40ac200000000000 41d954fc40100000"
+        "b4874a927897d04d6b031801 849186176c0da13dd0bb7f27829563fb"
+        "e48ea898a1e43d2d201d155e43ad790f"
+    )
+    assert Sealer([NEW]).open(data, "k") == ENVELOPE
+
+
 def test_a_session_without_a_lifetime_of_its_own_has_none(sealer: Sealer) -> None:
     envelope = dataclasses.replace(ENVELOPE, lifetime=None)
     assert sealer.open(sealer.seal(envelope, "k"), "k").lifetime is None
@@ -112,6 +121,9 @@ def test_truncated_data_is_damaged(sealer: Sealer) -> None:
         (2, b"\x02"),
         (3, b"\x01"),
         (12, b"\x7f\xf0" + bytes(6)),
+        (12, bytes(8)),
+        (12, b"\xbf\xf0" + bytes(6)),
+        (12, b"\x42\x70" + bytes(6)),
         (20, b"\x7f\xf0" + bytes(6)),
         (20, b"\x7f\xf8" + bytes(6)),
     ],
@@ -122,6 +134,36 @@ def test_a_header_that_makes_no_sense_is_damaged(
     data = bytearray(Sealer().seal(ENVELOPE, "k"))
     data[start : start + len(replacement)] = replacement
     assert reason_of(Sealer(), bytes(data)) == "damaged"
+
+
+def test_the_messages_say_what_is_wrong() -> None:
+    plain, sealed = Sealer(), Sealer([NEW])
+    data, secret = plain.seal(ENVELOPE, "k"), sealed.seal(ENVELOPE, "k")
+    for sealer, found, message in (
+        (plain, b"\x02", "The envelope has format 2; this version knows 1."),
+        (plain, data[:27], "The envelope is truncated."),
+        (plain, b"\0" + data[1:], "The envelope's header makes no sense."),
+        (
+            sealed,
+            data,
+            "The payload is not encrypted, although 'SESSION_ENCRYPTION_KEY' is set.",
+        ),
+        (
+            plain,
+            secret,
+            "The payload is encrypted, and 'SESSION_ENCRYPTION_KEY' is not set.",
+        ),
+        (sealed, secret[:55], "The encrypted payload is truncated."),
+        (
+            Sealer([OLD]),
+            secret,
+            "The payload cannot be decrypted: no key in 'SESSION_ENCRYPTION_KEY' fits,"
+            " or it was changed, or it belongs to another record.",
+        ),
+    ):
+        with pytest.raises(RecordError) as caught:
+            sealer.open(found, "k")
+        assert str(caught.value) == message
 
 
 @without_deadline
@@ -214,9 +256,10 @@ def test_each_record_is_encrypted_with_a_key_of_its_own(
     assert {len(key) for key in used} == {32}
 
 
-def test_a_key_of_another_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="32 bytes"):
-        Sealer([b"short"])
+@pytest.mark.parametrize("keys", [[b"short"], [NEW, NEW[:-1]], [NEW + b"\0"]])
+def test_a_key_of_another_length_is_refused(keys: list[bytes]) -> None:
+    with pytest.raises(ValueError, match=r"^An encryption key has 32 bytes\.$"):
+        Sealer(keys)
 
 
 def test_a_missing_package_is_reported_with_the_install_command(
@@ -226,7 +269,10 @@ def test_a_missing_package_is_reported_with_the_install_command(
     with pytest.raises(ConfigurationError) as caught:
         Sealer([NEW])
     assert caught.value.option == "SESSION_ENCRYPTION_KEY"
-    assert 'pip install "flask-serversession[encryption]"' in str(caught.value)
+    assert str(caught.value) == (
+        "'SESSION_ENCRYPTION_KEY' needs the cryptography package. Install it with:"
+        ' pip install "flask-serversession[encryption]"'
+    )
     Sealer()
 
 
@@ -284,7 +330,11 @@ def test_anything_else_is_refused_without_being_quoted(value: t.Any) -> None:
     with pytest.raises(ValueError, match="32 bytes") as caught:
         parse_encryption_key(value)
     message = str(caught.value)
-    assert "os.urandom(32)" in message
+    assert message == (
+        "An encryption key is 32 bytes, or the URL-safe base64 of 32 bytes. Make one"
+        ' with: python -c "import base64, os;'
+        ' print(base64.urlsafe_b64encode(os.urandom(32)).decode())"'
+    )
     if isinstance(value, str) and value:
         assert value not in message
 

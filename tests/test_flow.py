@@ -96,8 +96,11 @@ def test_a_null_session_does_not_hide_the_session_secret() -> None:
     app = Flask("site")
     app.config.update(SESSION_BACKEND="memory", SESSION_SECRET="only ours")
     ServerSession(app)
-    with app.test_client().session_transaction() as content:
+    client = app.test_client()
+    with client.session_transaction() as content:
         content["n"] = 1
+    with client.session_transaction() as content:
+        assert content["n"] == 1
 
 
 # Secrets

@@ -39,6 +39,7 @@ from flask import Flask
 from flask import session
 from flask.sessions import SecureCookieSessionInterface
 from flask_sqlalchemy import SQLAlchemy
+from itsdangerous import BadSignature
 from markupsafe import Markup
 
 from flask_serversession import BackendError
@@ -510,10 +511,13 @@ def test_another_spelling_of_the_signature_is_the_same_cookie() -> None:
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     accepted = []
     for spelling in [*(start + c for c in alphabet if c != last), start + "*" + last]:
-        with contextlib.suppress(Exception):
-            assert serializer.loads(spelling) == {**CONTENT, "_permanent": False}
-            accepted.append(spelling)
-            assert coming_with(site, spelling).read() == {}
+        try:
+            content = serializer.loads(spelling)
+        except BadSignature:
+            continue
+        assert content == {**CONTENT, "_permanent": False}
+        accepted.append(spelling)
+        assert coming_with(site, spelling).read() == {}
     assert len(accepted) >= 3
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import functools
 import io
 import logging
 import pickle
@@ -11,6 +13,7 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
+from blinker import Signal
 from flask import session
 
 from flask_serversession import BackendUnavailableError
@@ -146,26 +149,28 @@ def test_no_log_line_repr_error_or_signal_shows_an_id() -> None:
     ids: list[str] = []
     seen: list[str] = []
 
-    def receive(sender: t.Any, **values: t.Any) -> None:
+    sent: set[str] = set()
+
+    def receive(name: str, sender: t.Any, **values: t.Any) -> None:
+        sent.add(name)
         seen.append(repr(values))
 
-    all_signals = [
-        value for name, value in vars(signals).items() if name.startswith("session_")
-    ] + [signals.backend_failed]
-    for signal in all_signals:
-        signal.connect(receive)
+    names = {name for name, value in vars(signals).items() if isinstance(value, Signal)}
     logger = logging.getLogger("flask_serversession")
     logger.addHandler(log)
     logger.setLevel(logging.DEBUG)
     try:
-        exercise(site, ids, seen)
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                receiver = functools.partial(receive, name)
+                stack.enter_context(getattr(signals, name).connected_to(receiver))
+            exercise(site, ids, seen)
     finally:
         logger.removeHandler(log)
         logger.setLevel(logging.NOTSET)
-        for signal in all_signals:
-            signal.disconnect(receive)
     text = log.text.getvalue() + "\n".join(seen)
     assert len(ids) >= 3
+    assert sent == names
     assert "rotated" in text
     assert all(id not in text for id in ids)
     assert "a value" not in text
@@ -186,6 +191,7 @@ def exercise(site: Site, ids: list[str], seen: list[str]) -> None:
         seen.append(repr(record))
 
     browser.visit(look)
+    browser.set(n=1)
     browser.set(_user_id="ada")
     ids.append(browser.id)
     other.set(n=2)  # lost

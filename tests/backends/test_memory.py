@@ -18,6 +18,7 @@ from flask_serversession.backends.base import Conflict
 from flask_serversession.backends.base import Gone
 from flask_serversession.backends.base import Replaced
 from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.record import NO_META
 from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
 from flask_serversession.testing import BackendContract
@@ -103,6 +104,45 @@ def test_no_single_operation_cleans_up_after_a_quiet_night(
     assert size(memory) == 1
 
 
+def test_no_single_operation_goes_through_all_that_lived_on(
+    memory: MemoryBackend, clock: FakeClock
+) -> None:
+    for number in range(1000):
+        memory.create(str(number), make_record(clock, 10))
+        memory.touch(str(number), clock(), clock() + 600)
+    clock.advance(10)
+    memory.create("live", make_record(clock))
+    assert sum(due <= clock() for due, _ in memory._expiries) > 800
+    for _ in range(20):
+        memory.touch("live", clock(), clock() + 600)
+    assert sum(due <= clock() for due, _ in memory._expiries) == 0
+    assert memory.count() == 1001
+
+
+def test_records_expire_in_their_order_whatever_came_and_went(
+    memory: MemoryBackend, clock: FakeClock
+) -> None:
+    for number in range(50):
+        memory.create(str(number), make_record(clock, 100 - number))
+    for _ in range(200):
+        memory.create("short", make_record(clock, 1000))
+        memory.delete("short")
+    clock.advance(51)
+    assert memory.prune(10) == 1
+    assert size(memory) == 49
+
+
+def test_versions_are_counted_of_records_without_meta(
+    memory: MemoryBackend, clock: FakeClock
+) -> None:
+    record = dataclasses.replace(make_record(clock), meta=NO_META)
+    memory.create("key", record)
+    assert memory.load("key") is record
+    for version in (1, 2):
+        assert memory.replace("key", record, version) == Replaced(version + 1)
+        assert memory.load("key") == dataclasses.replace(record, version=version + 1)
+
+
 def test_a_touch_adds_nothing_to_the_heap(
     memory: MemoryBackend, clock: FakeClock
 ) -> None:
@@ -166,6 +206,37 @@ def test_prune_with_a_limit_of_zero_does_nothing(
     clock.advance(10)
     assert memory.prune(0) == 0
     assert size(memory) == 1
+
+
+def test_a_user_whose_sessions_went_to_another_leaves_nothing_behind(
+    memory: MemoryBackend, clock: FakeClock
+) -> None:
+    for user in ("one", "two", None, "three"):
+        record = make_record(clock, user=user)
+        if not memory.create("key", record):
+            current = memory.load("key")
+            assert current is not None
+            memory.replace("key", record, current.version)
+        assert list(memory._keys_by_user) == ([] if user is None else [user])
+
+
+def test_records_that_keep_their_expiry_do_not_grow_the_heap(
+    memory: MemoryBackend, clock: FakeClock
+) -> None:
+    record = make_record(clock)
+    memory.create("key", record)
+    for version in range(1, 50):
+        memory.replace("key", record, version)
+        memory.touch("key", clock(), record.expires_at)
+    assert len(memory._expiries) == 1
+
+
+def test_a_touch_to_this_very_moment_ends_the_record(
+    memory: MemoryBackend, clock: FakeClock
+) -> None:
+    memory.create("key", make_record(clock))
+    assert memory.touch("key", clock(), clock())
+    assert memory.load("key") is None
 
 
 def test_tombstones_are_not_listed_as_a_users(
