@@ -71,7 +71,8 @@ test-lowest: $(VENV)/lowest/.tests
 
 test-third-party: $(VENV)/third-party/.tests
 	THIRD_PARTY=1 $(VENV)/third-party/bin/python -m pytest \
-	    tests/test_third_party_suites.py $(PYTEST_ARGS)
+	    tests/test_third_party_suites.py --numprocesses $(WORKERS) --dist loadgroup \
+	    $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
