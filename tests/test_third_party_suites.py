@@ -77,6 +77,12 @@ class Suite:
     options: tuple[str, ...] = ("-p", "no:flask")
     is_quick: bool = False
 
+    @property
+    def name(self) -> str:
+        """Tell it from others of the same package."""
+        folder = Path(self.folder).name
+        return f"{self.package}-{folder}" if folder else self.package
+
 
 SUITES = [
     Suite(
@@ -165,9 +171,9 @@ CASES = [
     pytest.param(
         suite,
         backend,
-        id=f"{suite.package}{'-tutorial' * (suite.folder != '.')}-{backend}",
+        id=f"{suite.name}-{backend}",
         # One worker, for the run with Flask's sessions that all its cases share.
-        marks=pytest.mark.xdist_group(suite.package),
+        marks=pytest.mark.xdist_group(suite.name),
     )
     for suite in SUITES
     if suite.is_quick or IS_COMPLETE
@@ -278,8 +284,9 @@ class Sources:
 
     def run(self, suite: Suite, name: str, config: Config) -> Results:
         """Run a suite where no other run has left anything."""
-        folder = self._folder / f"{suite.package}-{Path(suite.folder).name}-{name}"
-        shutil.copytree(self.fetch(suite.package), folder / "source")
+        folder = self._folder / f"{suite.name}-{name}"
+        # With links as they are: some lead nowhere.
+        shutil.copytree(self.fetch(suite.package), folder / "source", symlinks=True)
         return _run(
             folder / "source" / suite.folder,
             folder,
