@@ -34,8 +34,7 @@ SPHINX := $(BIN)/sphinx-build -E -W -n docs docs/_build/html
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench docs clean
-.PHONY: test-pythons test-lowest test-flask-main test-extras test-third-party dist
-.PHONY: test-pythons test-lowest test-extras test-third-party mutate dist
+.PHONY: test-pythons test-lowest test-flask-main test-extras test-third-party mutate dist
 .DELETE_ON_ERROR:
 
 help:
@@ -85,7 +84,8 @@ test-flask-main: $(VENV)/flask-main/.tests
 
 test-third-party: $(VENV)/third-party/.tests
 	THIRD_PARTY=1 $(VENV)/third-party/bin/python -m pytest \
-	    tests/test_third_party_suites.py $(PYTEST_ARGS)
+	    tests/test_third_party_suites.py --numprocesses $(WORKERS) --dist loadgroup \
+	    $(PYTEST_ARGS)
 
 mutate: $(VENV)/.mutation
 	$(BIN)/python -m tests.mutation $(MUTATE_ARGS) $(MODULES)
