@@ -270,13 +270,11 @@ class Sources:
     @functools.cache  # noqa: B019 - one object a test run
     def fetch(self, package: str) -> Path:
         """Give the folder with the sources of the version that is installed."""
-        version = importlib.metadata.version(package)
         folder = self._folder / package
         if (checkout := find_checkout(package)) is not None:
             ignored = shutil.ignore_patterns(".*", "__pycache__")
             return Path(shutil.copytree(checkout, folder, ignore=ignored))
         version = importlib.metadata.version(package)
-        folder = self._folder / package
         run = subprocess.run(
             [
                 *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
