@@ -137,7 +137,8 @@ class SQLAlchemyBackend(Backend):
     own, never the application's ORM session: what a view rolls back does not undo
     the session, and a saved session commits nothing of the view's. Only a
     :meth:`replace` or :meth:`delete` that found nothing to do asks a second time
-    why, and a :meth:`create` that meets an expired record removes it first.
+    why, and a :meth:`create` that meets an expired record removes it first. What
+    listens on the class ``Engine`` is told of the statements, but of no ``begin``.
 
     A connection that has died is replaced and its statement tried once more. If the
     first try of a replace or create was carried out and only its answer was lost,
@@ -149,8 +150,9 @@ class SQLAlchemyBackend(Backend):
     application that has to dispose of it. Where its connections are not in
     AUTOCOMMIT, they are switched for each statement, which costs nothing with
     psycopg, psycopg2 and SQLite. MySQL drivers would need five more round trips for
-    that; so there the statement is a transaction of its own, for one more round trip
-    when it reads and two when it writes. :meth:`from_url` needs none of them.
+    that; so there the statement is a transaction of its own, which listeners are told
+    of, for one more round trip when it reads and two when it writes. :meth:`from_url`
+    needs none of them.
 
     On an engine of the backend's own for SQLite or psycopg, what almost all requests
     consist of (:meth:`load`, :meth:`create`, :meth:`replace` and :meth:`delete`) is
@@ -226,10 +228,9 @@ class SQLAlchemyBackend(Backend):
         self._is_mysql = engine.dialect.name in ("mysql", "mariadb")
         self._is_owner = engine in _engines
         self._engine = engine
+        self._has_transactions = self._is_mysql and not self._is_owner
         if not self._is_owner:
-            self._engine = engine.execution_options(
-                **{} if self._is_mysql else {"isolation_level": "AUTOCOMMIT"}
-            )
+            self._engine = engine.execution_options()
             # Only of this view of the engine, not of the application's.
             self._engine.hide_parameters = True
         else:
@@ -428,7 +429,7 @@ class SQLAlchemyBackend(Backend):
             try:
                 with self._connect() as connection:
                     connection.execute(statement)
-                    if not self._is_owner:
+                    if self._has_transactions:
                         connection.commit()
             except (exc.DBAPIError, exc.TimeoutError) as error:
                 # PostgreSQL finds out late that somebody else was quicker, and says
@@ -472,7 +473,7 @@ class SQLAlchemyBackend(Backend):
     def _connect(self) -> t.Generator[sa.Connection]:
         """Give a connection; one that may not be what it was is closed."""
         _forget_connections_of_parent()
-        with self._engine.connect() as connection:
+        with self._open() as connection:
             try:
                 yield connection
             except exc.SQLAlchemyError as error:
@@ -484,6 +485,21 @@ class SQLAlchemyBackend(Backend):
                 if not (connection.invalidated or _is_memory(self._engine.url)):
                     connection.invalidate(error)
                 raise
+
+    def _open(self) -> sa.Connection:
+        if self._has_transactions:
+            return self._engine.connect()
+        connection: sa.Connection = _AutocommitConnection(self._engine)
+        if not self._is_owner:
+            # Listeners may have left the driver in a transaction. Nothing is sent
+            # where they have not.
+            connection.connection.commit()
+            driver: t.Any = connection.connection.dbapi_connection
+            is_sqlite = self._engine.dialect.name == "sqlite"
+            # SQLAlchemy would not give it back to the application as it was.
+            if not (is_sqlite and driver.isolation_level is None):
+                connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        return connection
 
     def _run(
         self,
@@ -510,10 +526,7 @@ class SQLAlchemyBackend(Backend):
                     if result.returns_rows:
                         return _Reply(rows=result.all(), is_retried=is_retried)
                     changed = result.rowcount
-                    if not self._is_owner:
-                        # Nothing is sent in AUTOCOMMIT. It is needed on MySQL, and
-                        # where the application begins transactions by an event
-                        # listener, as SQLAlchemy's documentation of SQLite shows.
+                    if self._has_transactions:
                         connection.commit()
                     return _Reply(changed=changed, is_retried=is_retried)
             except (exc.DBAPIError, exc.TimeoutError) as error:
@@ -977,6 +990,20 @@ def _is_there_already(error: exc.SQLAlchemyError) -> bool:
 
 # -- engines
 
+
+class _AutocommitConnection(sa.Connection):
+    """A connection in AUTOCOMMIT that begins nothing.
+
+    SQLAlchemy calls listeners to ``begin`` in AUTOCOMMIT too, and many of an
+    application's are for all engines: they send a ``BEGIN``, as the recipe for SQLite
+    in SQLAlchemy's documentation does, after which nothing would be committed.
+    """
+
+    def _autobegin(self) -> None:
+        # Not documented. Under another name it would do no harm, and no good.
+        pass
+
+
 #: Those made here, which are ours to dispose of.
 _engines: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
 # Pools that a forked child inherited. They are kept: collecting their connections
@@ -1044,6 +1071,8 @@ def _make_engine(url: str | sa.URL) -> sa.Engine:
     # In AUTOCOMMIT there is nothing to roll back, and yet MySQL drivers would send
     # it. (The option skip_autocommit_rollback came with SQLAlchemy 2.0.43.)
     engine.dialect.do_rollback = _do_nothing  # type: ignore[method-assign]
+    if engine.dialect.name not in ("mysql", "mariadb"):
+        event.listen(engine, "connect", _end_transaction, insert=True)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "do_connect", _create_private_file)
         event.listen(engine, "connect", _prepare_sqlite)
@@ -1051,6 +1080,11 @@ def _make_engine(url: str | sa.URL) -> sa.Engine:
         event.listen(engine, "connect", _prepare_psycopg)
     _engines.add(engine)
     return engine
+
+
+def _end_transaction(dbapi_connection: t.Any, _: t.Any) -> None:
+    """Commit what a listener to all engines has begun: AUTOCOMMIT would be refused."""
+    dbapi_connection.commit()
 
 
 def _do_nothing(dbapi_connection: t.Any) -> None:

@@ -1059,6 +1059,183 @@ def test_writes_are_committed_where_the_application_begins_by_itself(
     assert other.load(KEY) is None
 
 
+# -- what applications do to all engines, by listening on their class
+
+
+@contextlib.contextmanager
+def listening(target: t.Any, name: str, function: t.Any) -> Iterator[None]:
+    event.listen(target, name, function)
+    try:
+        yield
+    finally:
+        event.remove(target, name, function)
+
+
+def begin_by_statement(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def begin_and_set(connection: sa.Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+    else:
+        begin_by_statement(connection)
+
+
+def no_transactions_by_driver(dbapi_connection: t.Any, _: t.Any) -> None:
+    # SQLAlchemy's recipe for SQLite, and what its users make of it for the others.
+    if hasattr(dbapi_connection, "isolation_level"):
+        dbapi_connection.isolation_level = None
+
+
+def transactions_by_driver(dbapi_connection: t.Any, _: t.Any) -> None:
+    if isinstance(dbapi_connection, sqlite3.Connection):
+        dbapi_connection.isolation_level = "IMMEDIATE"
+    elif callable(dbapi_connection.autocommit):
+        dbapi_connection.autocommit(False)
+    else:
+        dbapi_connection.autocommit = False
+
+
+def set_something(dbapi_connection: t.Any, *_: t.Any) -> None:
+    """Set a parameter of the connection, and leave the transaction open."""
+    is_sqlite = isinstance(dbapi_connection, sqlite3.Connection)
+    is_mysql = type(dbapi_connection).__module__.startswith("pymysql")
+    cursor = dbapi_connection.cursor()
+    if is_sqlite:
+        cursor.execute("PRAGMA foreign_keys=ON")
+    elif is_mysql:
+        cursor.execute("SET time_zone = '+00:00'")
+    else:
+        cursor.execute("SET timezone = 'UTC'")
+    cursor.close()
+
+
+def set_by_connection(connection: sa.Connection) -> None:
+    # The recipe for a ping that Engine(pool_pre_ping=True) took the place of.
+    connection.scalar(sa.select(1))
+
+
+LISTENERS: dict[str, list[tuple[t.Any, str, t.Any]]] = {
+    "the recipe": [
+        (sa.Engine, "connect", no_transactions_by_driver),
+        (sa.Engine, "begin", begin_by_statement),
+    ],
+    "begin": [(sa.Engine, "begin", begin_by_statement)],
+    "begin, set": [(sa.Engine, "begin", begin_and_set)],
+    "transactions": [(sa.Engine, "connect", transactions_by_driver)],
+    "set at connect": [(sa.Engine, "connect", set_something)],
+    "set at checkout": [(sa.Pool, "checkout", set_something)],
+    "ping": [(sa.Engine, "engine_connect", set_by_connection)],
+    "ping, the recipe": [
+        (sa.Engine, "engine_connect", set_by_connection),
+        (sa.Engine, "connect", no_transactions_by_driver),
+        (sa.Engine, "begin", begin_by_statement),
+    ],
+}
+
+
+@pytest.fixture(params=list(LISTENERS))
+def listened(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Have something listen on the classes, and remove it after the test."""
+    # What SQLAlchemy keeps after the last listener is gone.
+    for owner in (sa.Engine, sa.Connection):
+        monkeypatch.setattr(owner, "_has_events", owner._has_events)
+    with contextlib.ExitStack() as stack:
+        for listener in LISTENERS[request.param]:
+            stack.enter_context(listening(*listener))
+        yield request.param
+
+
+@pytest.mark.parametrize("is_given", [False, True], ids=["own", "given"])
+def test_each_operation_is_committed_whatever_listens_to_all_engines(
+    url: str,
+    listened: str,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+    is_given: bool,
+) -> None:
+    if url == "sqlite://" and is_given:
+        pytest.skip("It is not used.")
+    backend = make(make_engine(url) if is_given else url)
+    # By the pool's own way, which no listener on an engine disturbs.
+    other = make(url) if url != "sqlite://" else backend
+    assert backend.create(KEY, record(clock, user="ada"))
+    assert other.load(KEY) is not None
+    assert backend.touch(KEY, clock(), clock() + 900)
+    assert backend.replace(KEY, record(clock, b"new", user="ada"), 1) == Replaced(2)
+    assert isinstance(backend.replace(KEY, record(clock), 1), Conflict)
+    assert other.load(KEY) == record(clock, b"new", version=2, user="ada")
+    assert backend.keys_of_user("ada") == [KEY]
+    assert backend.count() == len(list(backend.iterate())) == 1
+    assert list(backend.load_many([KEY])) == [KEY]
+    assert backend.create("other", record(clock, lives=-1))
+    assert backend.prune(10) == 1
+    assert other.prune(10) == 0
+    assert backend.delete(KEY)
+    assert other.load(KEY) is None
+    backend.create_tables()
+
+
+def test_sessions_are_not_in_transactions_whatever_listens_to_all_engines(
+    server: Server, listened: str, make: Make, clock: FakeClock
+) -> None:
+    backend = make(server.url)
+    backend.create_tables()
+    todo = operations(backend, clock)
+    before = len(read_log(server))
+    for operation in todo.values():
+        operation()
+    statements = read_log(server)[before:]
+    extra = sum(
+        bool(re.match(r"SET time|SELECT 1$|SELECT 1 ", statement))
+        for statement in statements
+    )
+    assert not re.search(r"BEGIN|COMMIT|ROLLBACK|ISOLATION", "\n".join(statements))
+    assert len(statements) - extra == len(todo)
+
+
+def test_tracing_of_all_engines_sees_each_statement(
+    url: str, make: Make, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sa.Engine, "_has_events", sa.Engine._has_events)
+    backend = make(url)
+    backend.create_tables()
+    seen: list[str] = []
+
+    def trace(_1: t.Any, _2: t.Any, statement: str, *_: t.Any) -> None:
+        seen.append(statement)
+
+    with listening(sa.Engine, "before_cursor_execute", trace):
+        todo = operations(backend, clock)
+        for operation in todo.values():
+            operation()
+    assert len(seen) == len(todo)
+
+
+def test_a_given_engine_that_follows_the_recipe_is_returned_as_it_was(
+    sqlite_url: str, make: Make, make_engine: Callable[..., sa.Engine], clock: FakeClock
+) -> None:
+    engine = make_engine(sqlite_url, pool_size=1, max_overflow=0)
+    event.listen(engine, "connect", no_transactions_by_driver)
+    event.listen(engine, "begin", begin_by_statement)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE notes (note INTEGER)")
+        connection.commit()
+    backend = make(engine)
+    for operation in operations(backend, clock).values():
+        operation()
+    with engine.connect() as connection:
+        driver: t.Any = connection.connection.driver_connection
+        assert driver.isolation_level is None
+        connection.exec_driver_sql("INSERT INTO notes VALUES (1)")
+        connection.rollback()
+        assert count_notes(connection) == 0
+
+
 def test_a_given_engine_is_returned_as_it_was(
     url: str, make: Make, make_engine: Callable[..., sa.Engine], clock: FakeClock
 ) -> None:
