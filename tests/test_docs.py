@@ -86,6 +86,7 @@ from .benchmarks.apps import KINDS
 from .benchmarks.engines import ENGINES
 from .servers import PostgresServer
 from .servers import ValkeyServer
+from .test_third_party_suites import SUITES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -1077,6 +1078,16 @@ def test_the_figures_fit_the_tests_that_print_them() -> None:
     times = "\N{MULTIPLICATION SIGN}"
     assert f" {times} {kills[1]}\n" in text
     assert f" {times} {inputs[1]} and more\n" in text
+
+
+def test_the_suites_of_others_have_the_figures_that_they_are_held_to() -> None:
+    rows = table_rows(
+        DOCS / "reliability.rst", "Tests of", "pass with Flask's sessions"
+    )
+    assert [tuple(row) for row in rows[1:]] == [
+        (suite.name, str(suite.least), str(suite.used), str(suite.stored))
+        for suite in SUITES
+    ]
 
 
 def source_of(name: str) -> str:
