@@ -365,7 +365,7 @@ def utc(*args: int) -> dt.datetime:
         ("SESSION_MIGRATE_UNTIL", "2030-01-31T12:00:00z", utc(2030, 1, 31, 12)),
         ("SESSION_MIGRATE_UNTIL", "2030-01-31T12:00:00+02:00", utc(2030, 1, 31, 10)),
     ],
-    ids=repr,
+    ids=lambda value: re.sub(r" at 0x\w+", "", repr(value)),
 )
 def test_a_right_value_is_taken(key: str, given: object, taken: object) -> None:
     value = getattr(configured(**{key: given}), KEYS[key])
@@ -433,7 +433,7 @@ def test_sessions_may_be_taken_over_from_one_kind_or_several() -> None:
         ("SECRET_KEY_FALLBACKS", [5]),
         ("SECRET_KEY_FALLBACKS", b"old"),
     ],
-    ids=repr,
+    ids=lambda value: re.sub(r" at 0x\w+", "", repr(value)),
 )
 def test_a_value_beyond_the_bounds_is_refused(key: str, value: object) -> None:
     assert refused(**{key: value}).option == key
@@ -473,7 +473,7 @@ def test_a_value_beyond_the_bounds_is_refused(key: str, value: object) -> None:
         {"PERMANENT_SESSION_LIFETIME": 60},
         {"SESSION_USE_SIGNER": "whatever", "SESSION_TYPE": "redis"},
     ],
-    ids=repr,
+    ids=lambda value: re.sub(r" at 0x\w+", "", repr(value)),
 )
 def test_what_flask_takes_is_taken(settings: dict[str, t.Any]) -> None:
     assert configured(**settings) == dataclasses.replace(
