@@ -176,7 +176,7 @@ class Server:
                     backend="redis",
                     operation=operation,
                 )
-        problem = "does not understand {}; it has to be Redis 6.2 or newer, or Valkey"
+        problem = "does not understand {}; it has to be Redis 6.0 or newer, or Valkey"
         if has_code(error, "WRONGTYPE"):
             problem = "has something else where {} needs the sessions of a user"
         return BackendError(

@@ -55,7 +55,7 @@ _TRAILER = struct.Struct(">d8s")
 _NONCE_SIZE = 8
 _LISTED = struct.Struct(">d")
 # Redis counts in milliseconds; this is the last whose double is exact.
-_LATEST_EXPIRY = 2**53 - 1
+_LONGEST_LIFE = 2**53 - 1
 
 # The answer of a script; compared with answers of any type.
 _NOT_LISTED: t.Any = -2
@@ -73,14 +73,32 @@ _SMALL_INDEX = 64
 # -- scripts -------------------------------------------------------------------
 #
 # Each works on KEYS[1] alone, so it runs on a Cluster, and in one step, so nothing
-# comes in between. ARGV[1] is always the current time, for a server whose clock is
-# behind. No script writes anything before it deletes: a server that is full refuses
-# the rest of a script after a write that takes memory, but never a deletion.
+# comes in between. ARGV[1] is always the current time, since the server's clock may be
+# another one; so expiry is always given as a duration. No more than plain Lua is used:
+# not every server has bit and struct. No script writes anything before it deletes: a
+# server that is full refuses the rest of a script after a write that takes memory, but
+# never a deletion.
 
 # What those for a record begin with. `header` is empty if there is nothing;
 # `is_foreign` says that there is something else than a string; `is_known` that this
 # version can read it, in which case `expires_at` and `is_tombstone` count.
 _PRELUDE = f"""
+local function double(text, at)
+  local a, b, c, d, e, f, g, h = string.byte(text, at, at + 7)
+  local exponent = a % 128 * 16 + math.floor(b / 16)
+  local mantissa =
+    (((((b % 16 * 256 + c) * 256 + d) * 256 + e) * 256 + f) * 256 + g) * 256 + h
+  if exponent == 0 then
+    exponent = 1
+  else
+    mantissa = mantissa + 2^52
+  end
+  return (a < 128 and 1 or -1) * mantissa * 2^(exponent - 1075)
+end
+local function short(text, at)
+  local a, b = string.byte(text, at, at + 1)
+  return a * 256 + b
+end
 local header = redis.pcall('GETRANGE', KEYS[1], 0, {HEADER_SIZE - 1})
 local is_foreign = false
 if type(header) == 'table' then
@@ -91,9 +109,9 @@ local is_known = #header == {HEADER_SIZE}
   and string.byte(header, 1) == {MAGIC} and string.byte(header, 2) == {FORMAT}
 local is_tombstone, expires_at = false, 0
 if is_known then
-  is_tombstone = bit.band(string.byte(header, {FLAGS_OFFSET + 1}),
-    {TOMBSTONE_FLAG}) ~= 0
-  expires_at = struct.unpack('>d', header, {TIMES_SLICE.start + 9})
+  is_tombstone = string.byte(header, {FLAGS_OFFSET + 1}) % {2 * TOMBSTONE_FLAG}
+    >= {TOMBSTONE_FLAG}
+  expires_at = double(header, {TIMES_SLICE.start + 9})
 end
 local is_live = is_known and expires_at > tonumber(ARGV[1])
 """
@@ -101,14 +119,15 @@ local is_live = is_known and expires_at > tonumber(ARGV[1])
 # What they need to know for the index of a user. Not a part of the prelude: most
 # calls do without.
 _GET_USER = f"""
-  local size = struct.unpack('>H', header, {USER_LENGTH_SLICE.start + 1})
+  local size = short(header, {USER_LENGTH_SLICE.start + 1})
   local user = redis.call('GETRANGE', KEYS[1], {HEADER_SIZE}, {HEADER_SIZE - 1} + size)
   local listed = redis.call('GETRANGE', KEYS[1], -{_TRAILER.size}, -{_NONCE_SIZE + 1})
 """
 
-# ARGV: now, expected version, new value, its expiry in ms ('' if that has passed), and
-# '1' if the new value may only be written where the index lists it already. Gives 1 for
-# done, 0 for gone, -1 for something foreign, -2 for not listed, else the current value.
+# ARGV: now, expected version, new value, how long it lives in ms ('' if not at all),
+# and '1' if the new value may only be written where the index lists it already. Gives 1
+# for done, 0 for gone, -1 for something foreign, -2 for not listed, else the current
+# value.
 _REPLACE = f"""{_PRELUDE}
 if is_foreign then return -1 end
 if header == '' or (is_known and not is_live) then return 0 end
@@ -119,17 +138,18 @@ end
 if ARGV[4] == '' then
   redis.call('UNLINK', KEYS[1])
 elseif ARGV[5] == '' then
-  redis.call('SET', KEYS[1], ARGV[3], 'PXAT', ARGV[4])
+  redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
 else
   {_GET_USER}
-  local new_size = struct.unpack('>H', ARGV[3], {USER_LENGTH_SLICE.start + 1})
-  local new_expires_at = struct.unpack('>d', ARGV[3], {TIMES_SLICE.start + 9})
+  local new_size = short(ARGV[3], {USER_LENGTH_SLICE.start + 1})
+  local new_expires_at = double(ARGV[3], {TIMES_SLICE.start + 9})
   if size ~= new_size
     or user ~= string.sub(ARGV[3], {HEADER_SIZE + 1}, {HEADER_SIZE} + size)
-    or struct.unpack('>d', listed) < new_expires_at then
+    or double(listed, 1) < new_expires_at then
     return {_NOT_LISTED}
   end
-  redis.call('SET', KEYS[1], ARGV[3], 'PXAT', ARGV[4])
+  -- It is there: no time passes within a script, and the life is never over.
+  redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
   redis.call('SETRANGE', KEYS[1], #ARGV[3] - {_TRAILER.size}, listed)
 end
 return 1
@@ -147,26 +167,30 @@ if is_known and not is_live then return 0 end
 return number
 """
 
-# ARGV: now, the encoded times, the expiry in ms, and until when the index of which user
-# lists it now ('' if it was not asked). Gives 1 for done, 0 for absent, the user, which
-# is a string, if the index has to list it for longer first, and a list of the encoded
-# expiry if the record lives for longer already: a script cannot make the checksum.
+# ARGV: now, the encoded times, how long it lives in ms ('' if not at all), and until
+# when the index of which user lists it now ('' if it was not asked). Gives 1 for done,
+# 0 for absent, the user, which is a string, if the index has to list it for longer
+# first, and a list of the encoded expiry if the record lives for longer already: a
+# script cannot make the checksum.
 _TOUCH = f"""{_PRELUDE}
 if not is_live or is_tombstone then return 0 end
-local new_expires_at = struct.unpack('>d', ARGV[2], 9)
-if expires_at > new_expires_at and new_expires_at > tonumber(ARGV[1]) then
+if ARGV[3] == '' then
+  return redis.call('UNLINK', KEYS[1])
+end
+local new_expires_at = double(ARGV[2], 9)
+if expires_at > new_expires_at then
   return {{string.sub(header, {TIMES_SLICE.start + 9}, {TIMES_SLICE.start + 16})}}
 end
-if struct.unpack('>H', header, {USER_LENGTH_SLICE.start + 1}) ~= {NO_USER} then
+if short(header, {USER_LENGTH_SLICE.start + 1}) ~= {NO_USER} then
   {_GET_USER}
-  if struct.unpack('>d', listed) < new_expires_at then
+  if double(listed, 1) < new_expires_at then
     if ARGV[4] == '' or user ~= ARGV[5] then return user end
     redis.call('SETRANGE', KEYS[1],
       redis.call('STRLEN', KEYS[1]) - {_TRAILER.size}, ARGV[4])
   end
 end
 redis.call('SETRANGE', KEYS[1], {TIMES_SLICE.start}, ARGV[2])
-redis.call('PEXPIREAT', KEYS[1], ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
 """
 
@@ -179,13 +203,15 @@ return 1
 # A record's index is written before the record, here and in every other case, so that
 # whoever dies in between leaves one member too many and never one too few.
 
-# ARGV: now, until when, the same in ms, the member. Gives the number of members.
+# ARGV: now, until when, for how long in ms, the member. Gives the number of members.
 _INDEX = f"""
 redis.call('ZREMRANGEBYSCORE', KEYS[1], 0, tonumber(ARGV[1]) - {_IN_FLIGHT})
-redis.call('ZADD', KEYS[1], 'GT', ARGV[2], ARGV[4])
-local time, left = redis.call('TIME'), redis.call('PTTL', KEYS[1])
-if left < 0 or time[1] * 1000 + time[2] / 1000 + left < tonumber(ARGV[3]) then
-  redis.call('PEXPIREAT', KEYS[1], ARGV[3])
+local score = redis.call('ZSCORE', KEYS[1], ARGV[4])
+if not score or tonumber(score) < tonumber(ARGV[2]) then
+  redis.call('ZADD', KEYS[1], ARGV[2], ARGV[4])
+end
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
 end
 return redis.call('ZCARD', KEYS[1])
 """
@@ -209,7 +235,7 @@ end
 class RedisBackend(Backend):
     """Keeps each record in a string of its own, which expires by itself.
 
-    For Redis from 6.2 on, and for Valkey: a single server, the primary that a
+    For Redis from 6.0 on, and for Valkey: a single server, the primary that a
     Sentinel names, or a Cluster. The value is the record as
     :func:`.encode_record` lays it out, and 16 bytes after it.
 
@@ -239,7 +265,8 @@ class RedisBackend(Backend):
         can give a record that was changed or deleted a moment before.
     :param prefix: That of the application whose records are listed and counted:
         their keys are this and 64 hexadecimal digits. ``None`` for all.
-    :param clock: Gives the current time in seconds since the epoch.
+    :param clock: Gives the current time in seconds since the epoch. It decides, and not
+        that of the server, which is told durations.
     :raises TypeError: if the client is none.
     :raises ConfigurationError: if the client cannot be used.
     """
@@ -339,15 +366,19 @@ class RedisBackend(Backend):
         listed = 0.0
         if record.user is not None and self._is_listed(record):
             listed = _until(record.touched_at, record.expires_at)
-        command = (
+        lives = self._lives(record.expires_at)
+        command: tuple[t.Any, ...] = (
             "SET",
             name,
             encode_record(record) + _TRAILER.pack(listed, nonce),
-            "PXAT",
-            _to_milliseconds(record.expires_at),
+            "PX",
+            lives,
             "NX",
         )
         try:
+            if not lives:
+                is_taken = self._server.connect().execute_command("EXISTS", name)
+                return not is_taken
             if record.user is None or not listed:
                 is_created = self._server.connect().execute_command(*command)
             else:
@@ -377,16 +408,14 @@ class RedisBackend(Backend):
             record = dataclasses.replace(record, version=version)
         nonce = make_nonce().to_bytes(_NONCE_SIZE, "big")
         now = self._clock()
-        has_expired = record.expires_at <= now
-        is_listed = not has_expired and self._is_listed(record)
+        lives = self._lives(record.expires_at)
+        is_listed = bool(lives) and self._is_listed(record)
         listed = _until(record.touched_at, record.expires_at) if is_listed else 0.0
         args = (
             repr(now),
             encode_version(expected),
-            b""
-            if has_expired
-            else encode_record(record) + _TRAILER.pack(listed, nonce),
-            b"" if has_expired else _to_milliseconds(record.expires_at),
+            encode_record(record) + _TRAILER.pack(listed, nonce) if lives else b"",
+            lives or b"",
         )
         name = _encode_key(key)
         result = self._run("replace", _REPLACE, name, *args, "1" if is_listed else "")
@@ -431,7 +460,7 @@ class RedisBackend(Backend):
                 name,
                 repr(self._clock()),
                 encode_times(touched_at, expires_at),
-                _to_milliseconds(expires_at),
+                self._lives(expires_at) or b"",
                 listed,
                 user,
             )
@@ -509,6 +538,14 @@ class RedisBackend(Backend):
         """Close the client, if :meth:`from_url` made it. The next use makes another."""
         self._server.close()
 
+    def _lives(self, expires_at: float) -> int:
+        """Give how many milliseconds are left until a moment; 0 if it has passed."""
+        left = (expires_at - self._clock()) * 1000
+        # One more than that: the server counts from the last full millisecond.
+        if left <= 0:
+            return 0
+        return math.ceil(min(left, _LONGEST_LIFE - 1)) + 1
+
     # -- the index of a user ---------------------------------------------------
 
     def _is_listed(self, record: Record) -> bool:
@@ -525,9 +562,9 @@ class RedisBackend(Backend):
         return b"%buser:%b:sessions" % (_encode_key(self._prefix), encoded)
 
     def _index_args(self, name: bytes, listed: float) -> tuple[t.Any, ...]:
-        # A second more than needed: TIME and PTTL may differ by milliseconds.
-        expiry = min(_to_milliseconds(listed) + 1_000, _LATEST_EXPIRY)
-        return repr(self._clock()), repr(listed), expiry, self._member_of(name)
+        # A second more than needed, for the way between here and the server.
+        lives = min(self._lives(listed) + 1_000, _LONGEST_LIFE)
+        return repr(self._clock()), repr(listed), lives, self._member_of(name)
 
     def _member_of(self, name: bytes) -> bytes:
         # Without the prefix: a sorted set with a member of more than 64 bytes
@@ -727,11 +764,6 @@ def _until(touched_at: float, expires_at: float) -> float:
     the index.
     """
     return expires_at + max(0.0, expires_at - touched_at) / 2
-
-
-def _to_milliseconds(moment: float) -> int:
-    """Give the first millisecond, from 1970 on, that is not before the moment."""
-    return math.ceil(min(max(moment * 1000, 1), _LATEST_EXPIRY))
 
 
 @functools.cache

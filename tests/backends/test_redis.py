@@ -25,6 +25,8 @@ import redis.asyncio
 import redis.sentinel
 import valkey
 from flask import Flask
+from flask import session
+from freezegun import freeze_time
 from redis.exceptions import ResponseError
 
 from flask_serversession import ServerSession
@@ -267,8 +269,8 @@ def test_the_server_expires_what_it_has(
         return t.cast(int, client.pexpiretime(key)) / 1000
 
     def check(expires_at: float) -> None:
-        # Never earlier, and by less than a millisecond later.
-        assert -1e-6 <= get_expiry() - expires_at < 0.001 + 1e-6
+        # Never earlier, and later by what the command takes to the server.
+        assert -1e-6 <= get_expiry() - expires_at < 0.5
 
     record = make_record(lives=100.123456)
     backend.create(key, record)
@@ -537,7 +539,7 @@ def test_the_index_has_a_name_that_is_no_records(
     # The encoding that takes little memory, which members of 64 bytes may have.
     assert client.object("encoding", index) in (b"listpack", b"ziplist")
     assert score == pytest.approx(record.expires_at + 300)
-    assert client.pexpiretime(index) / 1000 == pytest.approx(score + 1, abs=0.01)
+    assert client.pexpiretime(index) / 1000 == pytest.approx(score + 1, abs=0.5)
 
 
 def test_keys_that_are_not_the_librarys_are_indexed_as_they_are(
@@ -627,7 +629,8 @@ def test_an_index_lists_a_record_for_as_long_as_it_lives_whatever_happens(
                     for k, r in records.items()
                     if r.user == user and r.expires_at > now
                 }
-                end = t.cast(int, client.pexpiretime(index)) / 1000
+                # The server's own clock stands still meanwhile, or nearly so.
+                end = clock() + t.cast(int, client.pttl(index)) / 1000
                 for each, live in ours.items():
                     assert scores[each] < 0 or scores[each] >= live.expires_at
                     assert end >= live.expires_at
@@ -656,6 +659,109 @@ def test_short_sessions_are_listed_as_long_as_they_live_and_then_gone(
     assert backend.keys_of_user("ada") == []
     time.sleep(lifetime / 2 + 1.2)
     assert list(client.scan_iter(f"{prefix}*")) == []
+
+
+@pytest.mark.parametrize("skew", [-100_000_000.0, -301.0, 0.0, 301.0, 100_000_000.0])
+@pytest.mark.parametrize("is_frozen", [False, True], ids=["running", "frozen"])
+def test_the_clock_of_the_application_decides_and_not_the_servers(
+    server: ValkeyServer,
+    client: redis.Redis,
+    prefix: str,
+    skew: float,
+    is_frozen: bool,
+) -> None:
+    frozen = time.time() + skew
+    clock = (lambda: frozen) if is_frozen else (lambda: time.time() + skew)
+    backend = RedisBackend.from_url(server.url, prefix=prefix, clock=clock)
+
+    def make(lives: float, user: str | None, data: bytes = b"data") -> Record:
+        now = clock()
+        return Record(data, 1, now, now, now + lives, user)
+
+    def check_lives(lives: float, index_lives: float | None) -> None:
+        assert lives - 30 < client.pttl(key) / 1000 < lives + 1
+        ttls = [client.pttl(k) for k in client.scan_iter(f"{prefix}*")]
+        assert all(0 < ttl <= 1000 * (index_lives or lives) + 2_000 for ttl in ttls)
+
+    for user in (None, "ada"):
+        key = key_of(f"id of {user}", prefix)
+        assert backend.create(key, make(300, user))
+        check_lives(300, 450)
+        assert backend.load(key) is not None
+        assert backend.touch(key, clock(), clock() + 400)
+        check_lives(400, 600)
+        assert backend.replace(key, make(350, user), 1) == Replaced(2)
+        check_lives(350, 600)
+        # In a list for longer than it was.
+        assert backend.replace(key, make(900, user), 2) == Replaced(3)
+        check_lives(900, 1350)
+        if user is not None:
+            assert backend.keys_of_user(user) == [key]
+        tombstone = make(60, user, TOMBSTONE_DATA)
+        assert backend.replace(key, tombstone, 3) == Replaced(4)
+        check_lives(60, 1350)
+        # What is over is not stored at all, and what is there is deleted.
+        assert backend.create(key, make(-1, user)) is False
+        assert backend.replace(key, make(0, user), 4) == Replaced(5)
+        assert backend.create(key, make(-1, user)) is True
+        assert client.exists(key) == 0
+        assert backend.create(key, make(300, user))
+        assert backend.touch(key, clock(), clock())
+        assert client.exists(key) == 0
+    backend.close()
+
+
+@pytest.mark.parametrize("moment", ["2001-01-01", "2099-01-01"])
+def test_a_test_that_freezes_the_time_keeps_its_sessions(
+    server: ValkeyServer, client: redis.Redis, prefix: str, moment: str
+) -> None:
+    app = Flask(__name__)
+    app.config.update(
+        SECRET_KEY="a secret",
+        SESSION_BACKEND="redis",
+        SESSION_REDIS_URL=server.url,
+        SESSION_KEY_PREFIX=prefix,
+    )
+    ServerSession(app)
+
+    @app.get("/")
+    def count() -> str:
+        session["_user_id"] = "ada"
+        session["n"] = session.get("n", 0) + 1
+        return str(session["n"])
+
+    browser = app.test_client()
+    with freeze_time(moment) as frozen:
+        for number in "1234":
+            assert browser.get("/").text == number
+            frozen.tick(600)
+    assert all(client.pttl(k) > 0 for k in client.scan_iter(f"{prefix}*"))
+    app.extensions["serversession"].backend.close()
+
+
+def test_what_another_clock_has_written_is_never_left_without_an_end(
+    server: ValkeyServer, client: redis.Redis, prefix: str, key: str
+) -> None:
+    skews = (-301.0, 0.0, 301.0)
+    backends = {
+        skew: RedisBackend.from_url(
+            server.url, prefix=prefix, clock=lambda skew=skew: time.time() + skew
+        )
+        for skew in skews
+    }
+    for first in skews:
+        for second in skews:
+            client.delete(key)
+            now = time.time() + first
+            backends[first].create(key, Record(b"1", 1, now, now, now + 300, "ada"))
+            now = time.time() + second
+            record = Record(b"2", 1, now, now, now + 300, "ada")
+            backends[second].touch(key, now, now + 310)
+            backends[second].replace(key, record, 1)
+            backends[second].keys_of_user("ada")
+            assert all(client.pttl(k) > 0 for k in client.scan_iter(f"{prefix}*"))
+    for backend in backends.values():
+        backend.close()
 
 
 def test_what_is_gone_is_not_listed_and_removed_after_a_minute(
@@ -1514,7 +1620,7 @@ def test_a_server_that_is_too_old_is_an_error_that_says_so(
     assert not isinstance(info.value, BackendUnavailableError)
     assert str(info.value) == (
         f"The Redis backend at '{own_server.address}' does not understand 'create'; it"
-        " has to be Redis 6.2 or newer, or Valkey."
+        " has to be Redis 6.0 or newer, or Valkey."
     )
     client.close()
 
