@@ -148,9 +148,9 @@ else
     or double(listed, 1) < new_expires_at then
     return {_NOT_LISTED}
   end
-  local value = string.sub(ARGV[3], 1, -{_TRAILER.size + 1})
-    .. listed .. string.sub(ARGV[3], -{_NONCE_SIZE})
-  redis.call('SET', KEYS[1], value, 'PX', ARGV[4])
+  -- It is there: no time passes within a script, and the life is never over.
+  redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
+  redis.call('SETRANGE', KEYS[1], #ARGV[3] - {_TRAILER.size}, listed)
 end
 return 1
 """
