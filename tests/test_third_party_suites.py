@@ -129,9 +129,9 @@ SUITES = [
             *("tests/test_detached_user.py", "tests/test_hooks.py"),
             *("tests/test_menu.py", "tests/test_mvc.py", "tests/test_mvc_oauth.py"),
         ),
-        100,
-        1,
-        1,
+        170,
+        111,
+        94,
     ),
     Suite(
         "Flask-Admin",
