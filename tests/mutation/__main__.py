@@ -2,8 +2,8 @@
 
 ``make mutate`` runs all modules of :mod:`.modules`, ``make mutate MODULES="cookie
 merge"`` some. Nothing is written into the sources: the process that runs the tests, and
-those that they start, have the changed module in place of the file. Most are forked from
-one that has collected the tests already: see :mod:`.quick`.
+those that they start, have the changed module in place of the file. Most are forked
+from one that has collected the tests already: see :mod:`.quick`.
 
 What survives is either a test that is missing, or it is in ``survivors.txt``, with the
 reason why it may live: because nobody can notice it (*equivalent*), or because nobody
