@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import logging
 import re
+import secrets
 import subprocess
 import sys
 import types
@@ -353,6 +354,8 @@ def utc(*args: int) -> dt.datetime:
         ("SESSION_ENCRYPTION_KEY", (KEY, b"k" * 32), (bytes(32), b"k" * 32)),
         ("SESSION_SERIALIZER", "json", "json"),
         ("SESSION_SERIALIZER", json, json),
+        ("SESSION_ID_GENERATOR", secrets.token_hex, secrets.token_hex),
+        ("SESSION_ID_GENERATOR", None, None),
         ("SESSION_TRACK", ["remote_addr", "user_agent"], ("user_agent", "remote_addr")),
         ("SESSION_TRACK", {"remote_addr"}, ("remote_addr",)),
         ("SESSION_TRACK", frozenset({"user_agent"}), ("user_agent",)),
@@ -371,6 +374,14 @@ def test_a_right_value_is_taken(key: str, given: object, taken: object) -> None:
     value = getattr(configured(**{key: given}), KEYS[key])
     assert value == taken
     assert type(value) is type(taken) or isinstance(value, float)
+    if isinstance(value, dt.datetime):
+        assert value.tzinfo is dt.timezone.utc
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    config = configured()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.resave = True  # type: ignore[misc]
 
 
 def test_sessions_may_be_taken_over_from_one_kind_or_several() -> None:
@@ -425,6 +436,7 @@ def test_sessions_may_be_taken_over_from_one_kind_or_several() -> None:
         ("SESSION_MIGRATE_UNTIL", 1_900_000_000),
         ("SESSION_COOKIE_NAME", 5),
         ("SESSION_COOKIE_NAME", ""),
+        ("SESSION_COOKIE_NAME", "sessi\xf3n"),
         ("SESSION_COOKIE_PATH", "/\x7f"),
         ("SESSION_COOKIE_PATH", "/\x00"),
         ("SESSION_COOKIE_PATH", "/\x1f"),
@@ -436,7 +448,9 @@ def test_sessions_may_be_taken_over_from_one_kind_or_several() -> None:
     ids=lambda value: re.sub(r" at 0x\w+", "", repr(value)),
 )
 def test_a_value_beyond_the_bounds_is_refused(key: str, value: object) -> None:
-    assert refused(**{key: value}).option == key
+    error = refused(**{key: value})
+    assert error.option == key
+    assert "; expected " in str(error)
 
 
 @pytest.mark.parametrize(

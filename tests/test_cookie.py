@@ -150,10 +150,6 @@ def test_ids_that_follow_from_a_text_stay_the_same() -> None:
     assert newest == "oxOJjD4_79kQQG9MQTGcXHqmnbJReFSLcGNL04m3L84"
     assert older == "YhhQ-EzDp45CZEyy0xDR_-BDpwoksWtBrgCACy9zK6I"
     assert check_id(newest) == newest
-    signer = CookieSigner(["a secret"])
-    for number in range(200):
-        (id,) = signer.derive_ids(str(number).encode())
-        assert re.fullmatch("[A-Za-z0-9_-]{43}", id)
 
 
 @pytest.mark.parametrize(

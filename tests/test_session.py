@@ -23,6 +23,7 @@ from flask_serversession import ServerSideSession
 from flask_serversession import session as typed_session
 from flask_serversession.session import MAX_DURATION
 from flask_serversession.session import State
+from flask_serversession.session import Status
 from flask_serversession.session import opened_session
 from flask_serversession.session import state_of
 from flask_serversession.testing import FakeClock
@@ -400,6 +401,30 @@ def test_after_the_response_a_session_that_was_not_looked_at_tells_what_its_cook
     assert browser.visit(look).text == "(True, datetime.timedelta(seconds=60))"
 
 
+def test_after_the_response_a_session_that_was_looked_at_tells_what_it_is(
+    browser: Browser,
+) -> None:
+    def look() -> Response:
+        typed_session.lifetime = 60
+        session.permanent = True
+        return streaming(lambda: (typed_session.permanent, typed_session.lifetime))()
+
+    assert browser.visit(look).text == "(True, datetime.timedelta(seconds=60))"
+
+
+def test_modified_is_warned_of_after_the_response_to_who_looked_before(
+    browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    def look() -> Response:
+        assert session["n"] == 1
+        return streaming(lambda: setattr(session, "modified", True))()
+
+    browser.visit(look)
+    assert [r.levelname for r in caplog.records if "save()" in r.getMessage()] == [
+        "WARNING"
+    ]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -449,9 +474,12 @@ def test_a_new_state_has_seen_and_done_nothing(site: Site) -> None:
     with site.app.test_request_context():
         state = state_of(own())
         assert isinstance(own(), ServerSideSession)
-        assert isinstance(state, State)
-        assert state.candidates == ()
+        assert list(state.candidates) == []
         assert state.data == {}
+    fields = {name: getattr(State, name) for name in State.__annotations__}
+    assert len(fields) > 20
+    assert {name for name in fields if fields[name]} == {"status", "is_activity"}
+    assert State.status is Status.UNLOADED
 
 
 def test_what_a_request_does_is_saved_by_itself(browser: Browser) -> None:

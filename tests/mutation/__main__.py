@@ -2,8 +2,8 @@
 
 ``make mutate`` runs all modules of :mod:`.modules`, ``make mutate MODULES="cookie
 merge"`` some. Nothing is written into the sources: the process that runs the tests, and
-those that they start, import the changed module in place of the file. It is forked from
-one that has imported what takes long: a mutant costs little more than its tests.
+those that they start, have the changed module in place of the file. Most are forked
+from one that has collected the tests already: see :mod:`.quick`.
 
 What survives is either a test that is missing, or it is in ``survivors.txt``, with the
 reason why it may live: because nobody can notice it (*equivalent*), or because nobody
@@ -17,6 +17,8 @@ import collections
 import contextlib
 import gc
 import importlib
+import json
+import math
 import os
 import random
 import resource
@@ -24,6 +26,8 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from .finder import ROOT
@@ -32,6 +36,7 @@ from .modules import MODULES
 from .modules import Module
 from .mutants import Mutant
 from .mutants import make_mutants
+from .quick import Quick
 
 PACKAGE = "flask_serversession"
 REASONS = Path(__file__).with_name("survivors.txt")
@@ -93,14 +98,11 @@ def try_module(name: str, sample: int | None, seed: int, again: bool) -> bool:
         mutants = [mutant for mutant in mutants if mutant.change in last]
     reasons = read_reasons()
     began = time.monotonic()
-    if not run_tests(name, module, None, 600):
-        raise SystemExit(f"The tests of {name} fail without any change.")
-    limit = 5 + 3 * (time.monotonic() - began)
     survivors: list[str] = []
     counts = collections.Counter[str]()
-    for mutant in mutants:
+    for mutant, is_noticed in try_mutants(name, module, mutants):
         reason = reasons.get(mutant.change)
-        if not run_tests(name, module, mutant, limit):
+        if is_noticed:
             counts["killed"] += 1
             if reason:
                 say(f"A test notices what {REASONS.name} has:\n{mutant.change}\n")
@@ -119,6 +121,34 @@ def try_module(name: str, sample: int | None, seed: int, again: bool) -> bool:
         f" in {time.monotonic() - began:.0f} s"
     )
     return share >= ENOUGH
+
+
+def try_mutants(
+    name: str, module: Module, mutants: list[Mutant]
+) -> Iterator[tuple[Mutant, bool]]:
+    """Give each mutant, and whether a test noticed it."""
+    full_name = f"{PACKAGE}.{name.replace('/', '.')}"
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="q") as folder:
+        result = Path(folder, "survivors")
+
+        def run_quickly(_: str) -> bool:
+            return run_pytest(module, folder, Quick(full_name, mutants, result, fork))
+
+        if not fork(run_quickly, math.inf, is_quiet=False):
+            raise SystemExit(f"The tests of {name} fail without any change.")
+        survived, others = json.loads(result.read_text())
+    limit = 60 + time.monotonic() - began
+    for number, mutant in enumerate(mutants):
+        if number not in others:
+            yield mutant, number not in survived
+            continue
+
+        def run(folder: str, mutant: Mutant = mutant) -> bool:
+            mutate(full_name, mutant.source, folder)
+            return run_pytest(module, folder)
+
+        yield mutant, not fork(run, min(limit, 300))
 
 
 def read_reasons() -> dict[str, str]:
@@ -142,14 +172,25 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def run_tests(name: str, module: Module, mutant: Mutant | None, limit: float) -> bool:
-    """Run the tests of a module in a process of their own; say whether they passed."""
+def fork(run: Callable[[str], object], limit: float, *, is_quiet: bool = True) -> bool:
+    """Run a function in a process of its own; say whether it gave true in time.
+
+    :param run: Gets a folder for temporary files.
+    """
     with tempfile.TemporaryDirectory(prefix="m", ignore_cleanup_errors=True) as folder:
         child = os.fork()
         if child == 0:
             code = 70
             try:
-                code = _run_as_child(name, module, mutant, folder)
+                os.setpgid(0, 0)
+                resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                os.environ["TMPDIR"] = tempfile.tempdir = folder
+                if is_quiet:
+                    sink = os.open(os.devnull, os.O_RDWR)
+                    for stream in range(3):
+                        os.dup2(sink, stream)
+                code = 0 if run(folder) else 1
             finally:
                 os._exit(code)
         end = time.monotonic() + limit
@@ -167,27 +208,18 @@ def run_tests(name: str, module: Module, mutant: Mutant | None, limit: float) ->
         return os.waitstatus_to_exitcode(status) == 0
 
 
-def _run_as_child(name: str, module: Module, mutant: Mutant | None, folder: str) -> int:
-    os.setpgid(0, 0)
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.environ["TMPDIR"] = tempfile.tempdir = folder
-    os.chdir(ROOT)
-    if mutant is not None:
-        sink = os.open(os.devnull, os.O_RDWR)
-        for stream in range(3):
-            os.dup2(sink, stream)
-        full_name = f"{PACKAGE}.{name.replace('/', '.')}"
-        mutate(full_name, mutant.source, folder)
+def run_pytest(module: Module, folder: str, *plugins: object) -> bool:
+    """Run the tests of a module, here; say whether they passed."""
     import pytest
 
-    tests = [str(ROOT / "tests" / test) for test in module.tests]
+    os.chdir(ROOT)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    options = [f"--basetemp={folder}/t", "-x", "-q", "-m", "not slow"]
+    options = [f"--basetemp={folder}/t", "-x", "-q", "-s", "-m", "not slow"]
     options += ["-k", module.only] if module.only else []
     for plugin in ("no:cacheprovider", "pytest_timeout", "_hypothesis_pytestplugin"):
         options += ["-p", plugin]
-    return int(pytest.main([*options, *tests]))
+    tests = [str(ROOT / "tests" / test) for test in module.tests]
+    return pytest.main([*options, *tests], plugins=[*plugins]) == 0
 
 
 if __name__ == "__main__":

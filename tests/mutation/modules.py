@@ -38,7 +38,15 @@ MODULES = {
         ),
         only="",
     ),
-    "session": Module(("test_session.py", "test_flow.py", "test_life_cycle.py")),
+    "session": Module(
+        (
+            "test_session.py",
+            "test_interface.py",
+            "test_flow.py",
+            "test_life_cycle.py",
+            "test_signals.py",
+        )
+    ),
     "keeper": Module(("test_interface.py", "test_flow.py", "test_life_cycle.py")),
     "interface": Module(("test_interface.py", "test_flow.py", "test_life_cycle.py")),
     "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),

@@ -8,6 +8,7 @@ added: a statement that does not run, and a condition that is turned round.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import typing as t
@@ -31,6 +32,8 @@ _LEFT_OUT = (
     | m.ClassDef(bases=[m.Arg(m.Attribute(attr=m.Name("Protocol")))])
     | m.Assign(value=m.Call(func=m.Attribute(attr=m.Name("TypeVar"))))
 )
+# Becomes True as well; None is as false.
+_FALSE = m.Assign(value=m.Name("False")) | m.AnnAssign(value=m.Name("False"))
 _CAST = m.Call(func=m.Attribute(value=m.Name("t"), attr=m.Name("cast")))
 # Without their arguments these only raise.
 _PLAIN = m.Call(func=m.Name("len") | m.Name("isinstance"))
@@ -45,12 +48,15 @@ class Mutant:
     :param change: Place, lines removed and lines added: what it is known by, also after
         the function was moved.
     :param source: The whole module.
+    :param function: In whose body the change is, with how many of the same name come
+        before it; ``None`` if it is not in the body of a function.
     """
 
     place: str
     line: int
     change: str
     source: str
+    function: tuple[str, int] | None
 
 
 def make_mutants(source: str) -> list[Mutant]:
@@ -60,7 +66,7 @@ def make_mutants(source: str) -> list[Mutant]:
     wrapper.visit(visitor)
     starts = [0, *itertools.accumulate(map(len, source.splitlines(keepends=True)))]
     mutants: dict[str, Mutant] = {}
-    for place, where, changed in visitor.changes:
+    for place, function, where, changed in visitor.changes:
         start = starts[where.start.line - 1] + where.start.column
         end = starts[where.end.line - 1] + where.end.column
         code = wrapper.module.code_for_node(changed)
@@ -69,7 +75,7 @@ def make_mutants(source: str) -> list[Mutant]:
             continue
         line, change = _difference(source.splitlines(), mutated.splitlines())
         text = "\n".join([place or "(module)", *change])
-        mutants[mutated] = Mutant(place, line, text, mutated)
+        mutants[mutated] = Mutant(place, line, text, mutated, function)
     return list(mutants.values())
 
 
@@ -78,12 +84,22 @@ class _Visitor(cst.CSTVisitor):
 
     def __init__(self) -> None:
         super().__init__()
-        self.changes: list[tuple[str, CodeRange, cst.CSTNode]] = []
+        self.changes: list[
+            tuple[str, tuple[str, int] | None, CodeRange, cst.CSTNode]
+        ] = []
         self._names: list[str] = []
+        self._seen = collections.Counter[str]()
+        self._body: cst.CSTNode | None = None
+        self._function: tuple[str, int] | None = None
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         if isinstance(node, (cst.ClassDef, cst.FunctionDef)):
             self._names.append(node.name.value)
+        if isinstance(node, cst.FunctionDef) and self._body is None:
+            self._body = node.body
+        elif node is self._body:
+            place = ".".join(self._names)
+            self._function = place, self._seen[place]
         if m.matches(node, _LEFT_OUT):
             return False
         if m.matches(node, _CAST):
@@ -91,17 +107,21 @@ class _Visitor(cst.CSTVisitor):
             return False
         for old, new in _changes_of(node):
             where = self.get_metadata(WhitespaceInclusivePositionProvider, old)
-            self.changes.append((".".join(self._names), where, new))
+            place = ".".join(self._names)
+            self.changes.append((place, self._function, where, new))
         return True
 
     def on_leave(self, original_node: cst.CSTNode) -> None:
+        if original_node is self._body:
+            self._seen[".".join(self._names)] += 1
+            self._body = self._function = None
         if isinstance(original_node, (cst.ClassDef, cst.FunctionDef)):
             self._names.pop()
 
 
 def _changes_of(node: cst.CSTNode) -> Iterator[tuple[cst.CSTNode, cst.CSTNode]]:
     for kind, operator in mutation_operators:
-        if not isinstance(node, kind) or m.matches(node, _PLAIN):
+        if not isinstance(node, kind) or m.matches(node, _PLAIN | _FALSE):
             continue
         changes = operator(node)
         if isinstance(node, cst.BaseString):

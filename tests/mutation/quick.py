@@ -1,0 +1,161 @@
+"""Tries the mutants of functions without importing and collecting anything again.
+
+The tests are collected once. Each mutant gets a fork of that process, where the code of
+one function is replaced, and only the tests that call that function are run, the
+quickest first. What is not in the body of a function, or in one that is called while
+the module is imported, has to be tried by a process that imports it anew.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import sys
+import threading
+import time
+import types
+import typing as t
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .finder import mutate
+from .mutants import Mutant
+
+#: Runs a function in a fork, for so long at most; says whether it gave true.
+Fork = Callable[[Callable[[str], object], float], bool]
+
+
+class Quick:
+    """A plugin that runs the tests as often as there are mutants.
+
+    :param name: The module, as it is imported.
+    :param survivors: A file for what was found: the numbers of the mutants that
+        survived, and of those that have to be tried otherwise.
+    """
+
+    def __init__(
+        self, name: str, mutants: list[Mutant], survivors: Path, fork: Fork
+    ) -> None:
+        self._name = name
+        self._mutants = mutants
+        self._result = survivors
+        self._fork = fork
+        self._file = ""
+        self._called: set[int] = set()
+        sys.settrace(self._trace)
+
+    def _trace(self, frame: types.FrameType, event: str, arg: object) -> None:
+        code = frame.f_code
+        if self._name.replace(".", "/") in code.co_filename:
+            self._called.add(code.co_firstlineno)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Run all tests once, and then those of each mutant."""
+        sys.settrace(None)
+        at_import = set(self._called)
+        module = sys.modules[self._name]
+        self._file = t.cast("str", module.__file__)
+        source = Path(self._file).read_text("utf-8")
+        originals = dict(_codes_of(compile(source, self._file, "exec")))
+        table = Path(f"{self._result}.tests")
+        if not self._fork(lambda _: self._run_all(session, table), 600):
+            session.testsfailed += 1
+            return True
+        tests: dict[str, tuple[float, list[int]]] = json.loads(table.read_text())
+        survived: list[int] = []
+        others: list[int] = []
+        checked: set[int] = set()
+        for number, mutant in enumerate(self._mutants):
+            original = originals.get(mutant.function) if mutant.function else None
+            if original is None or original.co_firstlineno in at_import:
+                others.append(number)
+                continue
+            line = original.co_firstlineno
+            # What calls nothing here may do so in a process of its own.
+            chosen = sorted(
+                (not lines, seconds, name)
+                for name, (seconds, lines) in tests.items()
+                if line in lines or not lines
+            )
+            names = [name for _, _, name in chosen]
+            limit = 5 + 3 * sum(seconds for _, seconds, _ in chosen)
+            if line not in checked:
+                # Else an order that the tests cannot stand would kill every mutant.
+                if not self._fork(lambda _, n=names: self._run(session, n), limit):
+                    raise RuntimeError(f"Without a change these tests fail: {names}")
+                checked.add(line)
+
+            def run(
+                folder: str,
+                mutant: Mutant = mutant,
+                line: int = line,
+                names: list[str] = names,
+            ) -> bool:
+                self._replace(mutant, line)
+                mutate(self._name, mutant.source, folder)
+                return self._run(session, names)
+
+            if not names or self._fork(run, limit):
+                survived.append(number)
+        self._result.write_text(json.dumps([survived, others]))
+        return True
+
+    def _replace(self, mutant: Mutant, line: int) -> None:
+        codes = dict(_codes_of(compile(mutant.source, self._file, "exec")))
+        changed = codes[t.cast("tuple[str, int]", mutant.function)]
+        for function in gc.get_objects():
+            if (
+                isinstance(function, types.FunctionType)
+                and function.__code__.co_filename == self._file
+                and function.__code__.co_firstlineno == line
+                and function.__code__.co_name == changed.co_name
+            ):
+                function.__code__ = changed
+
+    def _run_all(self, session: pytest.Session, table: Path) -> bool:
+        tests: dict[str, tuple[float, list[int]]] = {}
+        for item in session.items:
+            self._called.clear()
+            threading.settrace(self._trace)
+            sys.settrace(self._trace)
+            began = time.monotonic()
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+            sys.settrace(None)
+            tests[item.nodeid] = time.monotonic() - began, sorted(self._called)
+            if session.testsfailed:
+                return False
+        table.write_text(json.dumps(tests))
+        return True
+
+    def _run(self, session: pytest.Session, names: list[str]) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        for name, following in itertools.pairwise([*names, None]):
+            item = items[t.cast("str", name)]
+            item.config.hook.pytest_runtest_protocol(
+                item=item, nextitem=items[following] if following else None
+            )
+            if session.testsfailed:
+                return False
+        return True
+
+
+def _codes_of(
+    code: types.CodeType, prefix: str = ""
+) -> Iterator[tuple[tuple[str, int], types.CodeType]]:
+    """Give the functions of a module by their names, and which of that name it is."""
+    seen: dict[str, int] = {}
+    for constant in code.co_consts:
+        if not isinstance(constant, types.CodeType):
+            continue
+        name = f"{prefix}{constant.co_name}"
+        if constant.co_flags & 1:  # CO_OPTIMIZED: no class
+            number = seen.get(name, 0)
+            seen[name] = number + 1
+            yield (name, number), constant
+        else:
+            yield from _codes_of(constant, f"{name}.")

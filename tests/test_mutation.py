@@ -1,0 +1,36 @@
+"""The table of ``make mutate`` and the figures that were taken with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .mutation.modules import MODULES
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_module_and_test_in_the_table_exists() -> None:
+    for name, module in MODULES.items():
+        assert (ROOT / "flask_serversession" / f"{name}.py").is_file(), name
+        for test in module.tests:
+            path, _, function = test.partition("::")
+            source = (ROOT / "tests" / path).read_text("utf-8")
+            assert not function or f"\ndef {function}(" in source, test
+
+
+def test_the_documented_figures_are_of_modules_in_the_table() -> None:
+    text = (ROOT / "docs" / "reliability.rst").read_text("utf-8")
+    rows = re.findall(
+        r"^    \* - ``([\w/]+)\.py``\n      - (\d+)\n      - (\d+)\n      - (\d+)\n"
+        r"      - (\d+)\n      - (\d+) %$",
+        text,
+        re.MULTILINE,
+    )
+    assert len(rows) >= 7
+    for name, *figures in rows:
+        assert name in MODULES
+        mutants, killed, equivalent, tolerated, share = map(int, figures)
+        assert mutants == killed + equivalent + tolerated
+        assert share == killed * 100 // (mutants - equivalent)
+        assert share >= 90
