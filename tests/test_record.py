@@ -44,7 +44,7 @@ STORED = bytes.fromhex(
     "41d7d78400100000 0004 000d"  # created, length of user, length of meta
     "6ac3b665 7b226970223a20223a3a31227d 64617461"  # user, meta, data
 )
-TOMBSTONE = Record(b"", 1, 1.0, 2.0, 3.0)
+TOMBSTONE = Record(layout.TOMBSTONE_DATA, 1, 1.0, 2.0, 3.0)
 STORED_TOMBSTONE = bytes.fromhex(
     "fe010100f50781c2 0000000000000001"
     "4000000000000000 4008000000000000 d8b73125"
@@ -268,9 +268,10 @@ def test_a_record_is_nobodys_and_says_nothing_unless_told() -> None:
     assert decode_record(STORED_TOMBSTONE).meta is layout.NO_META
 
 
-def test_a_record_without_data_is_a_tombstone() -> None:
+def test_only_what_was_written_as_a_tombstone_is_one() -> None:
     assert TOMBSTONE.is_tombstone
     assert not RECORD.is_tombstone
+    assert not Record(b"", 1, 1.0, 2.0, 3.0).is_tombstone
 
 
 # Keys

@@ -35,7 +35,7 @@ QUOTED = "s3cret%2Fwith%3Asigns%40"
 #: What docs/scaling.rst tells operators to grant. ``{}`` is the prefix of the keys.
 RIGHTS = (
     "resetkeys ~{}* -@all +get +set +getrange +setrange +strlen +unlink +eval +evalsha"
-    " +pexpireat +pttl +time +zadd +zcard +zrange +zscore +zrem +zremrangebyscore"
+    " +pexpire +pttl +zadd +zcard +zrange +zscore +zrem +zremrangebyscore"
     " +scan +info"
 )
 
