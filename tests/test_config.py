@@ -309,6 +309,7 @@ def test_a_wrong_value_is_refused_with_key_value_and_remedy(
 ) -> None:
     error = refused(**settings)
     assert str(error) == message
+    assert isinstance(error.option, str)
     assert f"'{error.option}'" in message
     assert isinstance(error, ValueError)
 
@@ -329,6 +330,8 @@ def utc(*args: int) -> dt.datetime:
         ("SESSION_SQLALCHEMY_TABLE", "_a1", "_a1"),
         ("SESSION_SQLALCHEMY_TABLE", "T" * 63, "T" * 63),
         ("SESSION_SQLALCHEMY_SCHEMA", None, None),
+        ("SESSION_SQLALCHEMY_SCHEMA", "one", "one"),
+        ("SESSION_SQLALCHEMY_BIND_KEY", "two", "two"),
         ("SESSION_FILESYSTEM_PATH", "/nowhere", "/nowhere"),
         ("SESSION_FILESYSTEM_PATH", Path("/nowhere"), "/nowhere"),
         ("SESSION_IDLE_TIMEOUT", 0.001, 0.001),
@@ -394,7 +397,6 @@ def test_sessions_may_be_taken_over_from_one_kind_or_several() -> None:
         SESSION_MIGRATE_FROM=["flask-session", "cookie"],
         SESSION_TYPE="filesystem",
         SESSION_MIGRATE_STORE=SimpleCache(threshold=0),
-        SESSION_USE_SIGNER=True,
     )
     assert config.migrate_from == ("cookie", "flask-session")
 
@@ -601,7 +603,9 @@ def warnings_of(**settings: t.Any) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ServerSession(app)
-    assert {warning.filename for warning in caught} <= {__file__}
+    lines = range(start := warnings_of.__code__.co_firstlineno, start + 8)
+    assert all(warning.filename == __file__ for warning in caught)
+    assert all(warning.lineno in lines for warning in caught)
     assert {warning.category for warning in caught} <= {ConfigurationWarning}
     return [str(warning.message) for warning in caught]
 

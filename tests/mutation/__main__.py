@@ -178,6 +178,8 @@ def fork(run: Callable[[str], object], limit: float, *, is_quiet: bool = True) -
     :param run: Gets a folder for temporary files.
     """
     with tempfile.TemporaryDirectory(prefix="m", ignore_cleanup_errors=True) as folder:
+        # PostgreSQL and others do not run as root, but as somebody else.
+        os.chmod(folder, 0o755)
         child = os.fork()
         if child == 0:
             code = 70

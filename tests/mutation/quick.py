@@ -1,9 +1,9 @@
 """Tries the mutants of functions without importing and collecting anything again.
 
 The tests are collected once. Each mutant gets a fork of that process, where the code of
-one function is replaced, and only the tests that call that function are run, the
-quickest first. What is not in the body of a function, or in one that is called while
-the module is imported, has to be tried by a process that imports it anew.
+one function is replaced, and only the tests that call that function are run. What is
+not in the body of a function, or in one that is called while the module is imported,
+has to be tried by a process that imports it anew.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Quick:
         source = Path(self._file).read_text("utf-8")
         originals = dict(_codes_of(compile(source, self._file, "exec")))
         table = Path(f"{self._result}.tests")
-        if not self._fork(lambda _: self._run_all(session, table), 600):
-            session.testsfailed += 1
-            return True
+        failed = Path(f"{self._result}.failed")
+        if not self._fork(lambda _: self._run_all(session, table, failed), 600):
+            raise RuntimeError(f"Without a change: {failed.read_text()}")
         tests: dict[str, tuple[float, list[int]]] = json.loads(table.read_text())
         survived: list[int] = []
         others: list[int] = []
@@ -77,17 +77,15 @@ class Quick:
                 continue
             line = original.co_firstlineno
             # What calls nothing here may do so in a process of its own.
-            chosen = sorted(
-                (not lines, seconds, name)
-                for name, (seconds, lines) in tests.items()
-                if line in lines or not lines
-            )
-            names = [name for _, _, name in chosen]
-            limit = 5 + 3 * sum(seconds for _, seconds, _ in chosen)
+            names = [name for name, (_, lines) in tests.items() if line in lines]
+            names += [name for name, (_, lines) in tests.items() if not lines]
+            limit = 10 + 3 * sum(tests[name][0] for name in names)
             if line not in checked:
-                # Else an order that the tests cannot stand would kill every mutant.
-                if not self._fork(lambda _, n=names: self._run(session, n), limit):
-                    raise RuntimeError(f"Without a change these tests fail: {names}")
+                # Else tests that need others before them would kill every mutant.
+                if not self._fork(
+                    lambda _, names=names: self._run(session, names, failed), limit
+                ):
+                    raise RuntimeError(f"Without a change: {failed.read_text()}")
                 checked.add(line)
 
             def run(
@@ -117,14 +115,18 @@ class Quick:
             ):
                 function.__code__ = changed
 
-    def _run_all(self, session: pytest.Session, table: Path) -> bool:
+    def _run_all(self, session: pytest.Session, table: Path, failed: Path) -> bool:
         tests: dict[str, tuple[float, list[int]]] = {}
-        for item in session.items:
+        for number, item in enumerate(session.items):
             self._called.clear()
             threading.settrace(self._trace)
             sys.settrace(self._trace)
             began = time.monotonic()
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+            failed.write_text(item.nodeid)
+            following = session.items[number + 1 : number + 2]
+            item.config.hook.pytest_runtest_protocol(
+                item=item, nextitem=following[0] if following else None
+            )
             sys.settrace(None)
             tests[item.nodeid] = time.monotonic() - began, sorted(self._called)
             if session.testsfailed:
@@ -132,10 +134,14 @@ class Quick:
         table.write_text(json.dumps(tests))
         return True
 
-    def _run(self, session: pytest.Session, names: list[str]) -> bool:
+    def _run(
+        self, session: pytest.Session, names: list[str], failed: Path | None = None
+    ) -> bool:
         items = {item.nodeid: item for item in session.items}
         for name, following in itertools.pairwise([*names, None]):
             item = items[t.cast("str", name)]
+            if failed is not None:
+                failed.write_text(item.nodeid)
             item.config.hook.pytest_runtest_protocol(
                 item=item, nextitem=items[following] if following else None
             )
