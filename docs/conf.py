@@ -49,5 +49,5 @@ nitpick_ignore_regex = [
     ("py:.*", r"(cabc|collections|datetime|markupsafe|os|pathlib|t|zoneinfo)\..*"),
     ("py:.*", r"(cachelib|flask|sa|sqlalchemy)\..*"),
     # A type variable, and the values of a t.Literal.
-    ("py:class", r"flask_serversession\.session\.T|'\w+'"),
+    ("py:class", r"flask_serversession\.sessions\.T|'\w+'"),
 ]

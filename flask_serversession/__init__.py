@@ -33,7 +33,7 @@ from .extension import ServerSession as ServerSession
 from .extension import SessionInfo as SessionInfo
 from .interface import ServerSessionInterface as ServerSessionInterface
 from .record import Record as Record
-from .session import ServerSideSession as ServerSideSession
+from .sessions import ServerSideSession as ServerSideSession
 from .signals import backend_failed as backend_failed
 from .signals import session_created as session_created
 from .signals import session_destroyed as session_destroyed

@@ -1,18 +1,21 @@
-"""The id in the cookie: how it is made, signed and verified."""
+"""The cookie: how it is signed, verified, set and deleted."""
 
 from __future__ import annotations
 
 import base64
 import collections.abc as cabc
 import dataclasses
+import datetime as dt
 import functools
 import hashlib
 import hmac
 import math
 import re
-import secrets
 import typing as t
 
+from flask import Flask
+from flask import Response
+from flask.sessions import SessionInterface
 from itsdangerous import Signer
 from itsdangerous.signer import SigningAlgorithm
 
@@ -26,9 +29,6 @@ _MAX_LENGTH = 512
 _REMEMBERED = 2_048
 _SALT = b"flask_serversession.cookie"
 _ID_KEY = b"flask_serversession.id"
-# What werkzeug writes into a cookie without quoting. The shortest length allows 64
-# bits of entropy in hex: OWASP Session Management Cheat Sheet, "Session ID Entropy".
-_ID = re.compile(r"[\w!#$%&'()*+\-./:<=>?@\[\]^`{|}~]{16,256}", re.ASCII)
 # What we never sign is refused: bigger numbers than these make no dates. The lifetime
 # is in milliseconds, and 1000 years are 12 digits of which the first is 1.
 _STATE = re.compile(r"([pb])([0-9a-f]{1,12})-([0-9a-f]{1,12})(?:-(1?[0-9a-f]{1,11}))?")
@@ -62,28 +62,15 @@ class CookieState:
             or _milliseconds(self.lifetime) == _milliseconds(lifetime)
         )
 
-
-def generate_id() -> str:
-    """Give a new id: 256 random bits, as 43 characters.
-
-    OWASP Session Management Cheat Sheet, "Session ID Entropy", asks for 64 bits.
-    """
-    return secrets.token_urlsafe(32)
-
-
-def check_id(id: object) -> str:
-    """Check what a custom generator returned.
-
-    :raises ValueError: if it is not 16 to 256 characters that a cookie takes
-        unquoted. The message does not show it.
-    """
-    if not isinstance(id, str) or _ID.fullmatch(id) is None:
-        raise ValueError(
-            "'SESSION_ID_GENERATOR' returned something that cannot be an id; expected"
-            " a str of 16 to 256 ASCII characters that a cookie takes unquoted, such"
-            " as secrets.token_urlsafe(32)."
+    def touched(self, touched_at: float) -> CookieState:
+        """Return the same with another time of the last activity."""
+        return CookieState(
+            id=self.id,
+            is_permanent=self.is_permanent,
+            touched_at=touched_at,
+            created_at=self.created_at,
+            lifetime=self.lifetime,
         )
-    return id
 
 
 class CookieSigner:
@@ -91,10 +78,10 @@ class CookieSigner:
 
     Keys are derived once, here, not at every request. Thread-safe.
 
-    What was verified lately is remembered: a browser sends the same cookie with many
-    requests, and verifying takes as long as all else that finds its session. A cookie
-    is looked up by Python's keyed hash of the whole of it, so the time that takes does
-    not tell how much of a forged one is right.
+    Recently verified cookies are cached: a browser sends the same cookie with many
+    requests, and verifying costs as much as the rest of the look-up. The cache hashes
+    the whole value with a keyed hash, so timing reveals nothing about how much of a
+    forgery is correct.
 
     :param secrets: Newest first. The first one signs, all of them verify.
     """
@@ -108,7 +95,7 @@ class CookieSigner:
         self._remembered = functools.lru_cache(_REMEMBERED)(self._verify)
 
     def sign(self, state: CookieState) -> str:
-        """Give the value of the cookie."""
+        """Return the value of the cookie."""
         # Rounded up, so that rounding never makes a touch due too early.
         text = (
             f"{state.id}.{'p' if state.is_permanent else 'b'}"
@@ -150,9 +137,9 @@ class CookieSigner:
         )
 
     def derive_ids(self, text: bytes) -> list[str]:
-        """Give the ids that follow from a text: one for each secret, newest first.
+        """Return the ids that follow from a text: one for each secret, newest first.
 
-        Whoever knows the text, but no secret, cannot tell any of them.
+        The ids cannot be derived from the text without a secret.
         """
         return [
             base64.urlsafe_b64encode(
@@ -165,8 +152,44 @@ class CookieSigner:
         ]
 
 
+def set_cookie(
+    interface: SessionInterface,
+    app: Flask,
+    response: Response,
+    value: str,
+    expires: dt.datetime | None,
+) -> bool:
+    """Set the cookie, with the attributes that the interface's getters return.
+
+    :return: Whether it is Secure.
+    """
+    attributes = _attributes(interface, app)
+    response.set_cookie(value=value, expires=expires, **attributes)
+    return bool(attributes["secure"])
+
+
+def delete_cookie(interface: SessionInterface, app: Flask, response: Response) -> None:
+    """Delete the cookie.
+
+    With the attributes that it was set with: browsers ignore the deletion otherwise.
+    """
+    response.delete_cookie(**_attributes(interface, app))
+
+
+def _attributes(interface: SessionInterface, app: Flask) -> dict[str, t.Any]:
+    return {
+        "key": interface.get_cookie_name(app),
+        "domain": interface.get_cookie_domain(app),
+        "path": interface.get_cookie_path(app),
+        "secure": interface.get_cookie_secure(app),
+        "partitioned": interface.get_cookie_partitioned(app),
+        "samesite": interface.get_cookie_samesite(app),
+        "httponly": interface.get_cookie_httponly(app),
+    }
+
+
 def find_values(header: str, name: str) -> list[str]:
-    """Give the values that a ``Cookie`` header has for a name, in their order.
+    """Return the values that a ``Cookie`` header has for a name, in their order.
 
     Takes a fifth of the time that parsing the header for all names does.
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
-import dataclasses
-import datetime as dt
 import logging
-import os
-import random
 import time
 import typing as t
 import warnings
@@ -16,33 +12,27 @@ from flask import Flask
 from flask import current_app
 from flask import session as flask_session
 
-from .backends import Refused
-from .backends import Setting
+from . import operator
+from .backends import BackendSettings
 from .backends import build_backend
 from .backends.base import Backend
 from .backends.base import Capability
+from .cleanup import Cleanup
 from .config import ConfigurationWarning
 from .config import Problems
-from .config import SessionConfig
 from .config import read_config
-from .errors import BackendError
+from .config_checks import check_config
+from .core import Core
 from .errors import ConfigurationError
-from .errors import NotSupportedError
-from .errors import RecordError
 from .errors import ServerSessionError
 from .interface import ServerSessionInterface
-from .keeper import PREDECESSOR
-from .keeper import SUCCESSOR
-from .keeper import predecessor_of
-from .migrate import make_keeper
-from .record import Record
-from .record import is_key
-from .record import key_of_handle
-from .session import Status
-from .session import keeper_of
-from .session import opened_session
-from .session import state_of
-from .template import TEMPLATE_SESSION
+from .lifecycle import Lifecycle
+from .operator import AppState
+from .operator import SessionInfo as SessionInfo
+from .sessions import accessed_unit
+from .takeover import make_takeover
+from .templating import TEMPLATE_SESSION
+from .unsaved import UnsavedChanges
 
 logger = logging.getLogger("flask_serversession")
 
@@ -50,77 +40,9 @@ _KEY = "serversession"
 _COMMAND = "sessions"
 
 
-@dataclasses.dataclass(frozen=True)
-class SessionInfo:
-    """What an operator may see of a session."""
-
-    #: Its public name, for :meth:`ServerSession.revoke`.
-    handle: str
-    #: Whom it belongs to, ``None`` if nobody.
-    user: str | None
-    #: When it began, in UTC.
-    created_at: dt.datetime
-    #: The last activity recorded, in UTC; exact to :data:`SESSION_TOUCH_INTERVAL`.
-    last_seen_at: dt.datetime
-    #: When it ends if it is not used, in UTC.
-    expires_at: dt.datetime
-    #: What :data:`SESSION_TRACK` asks for.
-    meta: cabc.Mapping[str, str]
-    #: Whether it is the session of the current request.
-    current: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class AppState:
-    """What the extension keeps for one application, under ``app.extensions``."""
-
-    config: SessionConfig
-    backend: Backend
-    interface: ServerSessionInterface
-
-    def key_of_handle(self, handle: str) -> str | None:
-        """Give the key that a handle stands for; ``None`` if it is not a handle."""
-        return key_of_handle(handle, self.config.key_prefix)
-
-    def is_own(self, key: str) -> bool:
-        """Whether a key belongs to this application: others may share the store."""
-        return is_key(key, self.config.key_prefix)
-
-    def keys_of_user(self, user: object) -> list[str]:
-        """Give the keys of a user's live sessions; nobody (``None``) has none.
-
-        :raises NotSupportedError: if the backend keeps no index of users.
-        """
-        if Capability.USER_INDEX not in self.backend.capabilities:
-            raise NotSupportedError(self.backend.name, "keys_of_user")
-        if user is None:
-            return []
-        return [key for key in self.backend.keys_of_user(str(user)) if self.is_own(key)]
-
-    def info(self, key: str, record: Record, *, is_current: bool) -> SessionInfo:
-        """Give the public view of a record."""
-        return SessionInfo(
-            handle=key[len(self.config.key_prefix) :],
-            user=record.user,
-            created_at=_utc(record.created_at),
-            last_seen_at=_utc(record.touched_at),
-            expires_at=_utc(record.expires_at),
-            meta={
-                name: value
-                for name, value in record.meta.items()
-                if name != PREDECESSOR
-            },
-            current=is_current,
-        )
-
-
 def _now() -> float:
     # Looked up each time, so that tests can freeze the time.
     return time.time()
-
-
-def _utc(timestamp: float) -> dt.datetime:
-    return dt.datetime.fromtimestamp(timestamp, dt.timezone.utc)
 
 
 class ServerSession:
@@ -159,7 +81,8 @@ class ServerSession:
             )
         problems = Problems()
         config = read_config(app, problems)
-        setting = Setting(
+        check_config(app.config, problems)
+        settings = BackendSettings(
             config=config,
             app_config=app.config,
             instance_path=app.instance_path,
@@ -167,9 +90,10 @@ class ServerSession:
             sqlalchemy_engine=_engine_finder(app),
         )
         try:
-            backend, warning = build_backend(setting)
-            keeper = make_keeper(app, setting, backend)
-        except (Refused, ConfigurationError) as error:
+            backend, warning = build_backend(settings)
+            core = Core(app, config, backend, self._clock)
+            takeover = make_takeover(core, settings)
+        except ConfigurationError as error:
             problems.add(error.option or "SESSION_BACKEND", str(error))
             raise problems.error() from error
         if (
@@ -186,19 +110,11 @@ class ServerSession:
             raise problems.error()
         if warning is not None:
             warnings.warn(warning, ConfigurationWarning, stacklevel=3)
-        if backend.name == "memory" and not (app.debug or app.testing):
-            logger.warning(
-                "Sessions are kept in this process's memory: they end with it, and"
-                " other workers do not see them. Set 'SESSION_BACKEND' to anything else"
-                " for production."
-            )
-        if backend.name == "cachelib":
-            from .backends.cachelib import unpickling_warning
-
-            if (warning := unpickling_warning(backend)) is not None:
-                logger.warning("%s", warning)
-        interface = self.interface_class(config, keeper, Cleanup(config, backend))
-        app.extensions[_KEY] = AppState(config, backend, interface)
+        _warn_of_backend(app, backend)
+        unsaved = UnsavedChanges(core, accessed_unit)
+        lifecycle = Lifecycle(core, takeover, unsaved)
+        interface = self.interface_class(config, lifecycle, Cleanup(config, backend))
+        app.extensions[_KEY] = AppState(config, backend, interface, takeover)
         app.session_interface = interface
         app.context_processor(_template_context)
         # An application's own command of this name stays.
@@ -222,41 +138,22 @@ class ServerSession:
         :param user: What the sessions hold under :data:`SESSION_USER_KEY`.
         :raises NotSupportedError: if the backend keeps no index of users.
         """
-        state = _current_state()
-        records = state.backend.load_many(state.keys_of_user(user))
-        current = _current_key(state)
-        return sorted(
-            (
-                state.info(key, record, is_current=key == current)
-                for key, record in records.items()
-            ),
-            key=lambda info: info.created_at,
-        )
+        return operator.sessions_of(_current_state(), user)
 
     def find(self, handle: str) -> SessionInfo | None:
-        """Give what is known of a session of the current application.
+        """Return what is known of a session of the current application.
 
         :param handle: Its :attr:`.ServerSideSession.handle`.
         :return: ``None`` if there is no such session.
         """
-        state = _current_state()
-        if (key := state.key_of_handle(handle)) is None:
-            return None
-        record = state.backend.load_many([key]).get(key)
-        if record is None:
-            return None
-        return state.info(key, record, is_current=key == _current_key(state))
+        return operator.find(_current_state(), handle)
 
     def sessions(self) -> cabc.Iterator[SessionInfo]:
         """Go through all live sessions of the current application, in no order.
 
         :raises NotSupportedError: if the backend cannot enumerate them.
         """
-        state = _current_state()
-        current = _current_key(state)
-        for key, record in state.backend.iterate():
-            if state.is_own(key):
-                yield state.info(key, record, is_current=key == current)
+        return operator.sessions(_current_state())
 
     def revoke(self, handle: str) -> bool:
         """End a session of the current application, whoever is using it.
@@ -268,29 +165,7 @@ class ServerSession:
         :return: ``False`` if there was no such session.
         :raises RecordError: if a later version of the library wrote the record.
         """
-        state = _current_state()
-        key = state.key_of_handle(handle)
-        # As many rotations as fit into one grace period, and no endless loop.
-        for _ in range(10):
-            if key is None:
-                return False
-            user: str | None = None
-            try:
-                record = state.backend.load(key)
-            except RecordError:
-                pass  # nobody can use it, but it is not absent either
-            else:
-                if record is None:
-                    return False
-                if record.is_tombstone:
-                    key = state.key_of_handle(record.meta.get(SUCCESSOR, ""))
-                    continue
-                user = record.user
-            if state.backend.delete(key):
-                state.interface.keeper.send_destroyed(key, user)
-                return True
-            # Rotated or ended between the two steps.
-        return False
+        return operator.revoke(_current_state(), handle)
 
     def revoke_user(self, user: object, except_current: bool = False) -> int:
         """End the sessions of a user of the current application, everywhere.
@@ -302,54 +177,17 @@ class ServerSession:
         :raises RecordError: if a later version of the library wrote one of the
             records; the others are ended.
         """
-        state = _current_state()
-        current = _current_key(state) if except_current else None
-        ended: list[str] = []
-        failures: dict[str, RecordError] = {}
-        try:
-            is_empty = False
-            # Again until none is left: a session whose id was rotated after it was
-            # listed goes by another key.
-            for _ in range(10):
-                keys = {*state.keys_of_user(user)} - {current, *ended, *failures}
-                if current is not None and keys:
-                    keys -= _keys_of_current(state, current, keys)
-                if is_empty and not keys:
-                    break
-                # Not at once: an engine that lists in several steps can miss the old
-                # and the new id of a session that is rotated between them.
-                is_empty = not keys
-                for key in keys:
-                    try:
-                        if state.backend.delete(key):
-                            ended.append(key)
-                    except RecordError as error:
-                        failures[key] = error
-        finally:
-            # Only now: a receiver that raises must not leave sessions behind.
-            for key in ended:
-                state.interface.keeper.send_destroyed(key, str(user))
-        for failure in failures.values():
-            raise failure
-        return len(ended)
+        return operator.revoke_user(_current_state(), user, except_current)
 
     def count(self) -> int:
-        """Give the number of live sessions of the current application.
+        """Return the number of live sessions of the current application.
 
         A backend that neither keeps to one application's records nor can enumerate
         them counts those of others too.
 
         :raises NotSupportedError: if the backend cannot count.
         """
-        state = _current_state()
-        backend = state.backend
-        if (
-            backend.key_prefix == state.config.key_prefix
-            or Capability.COUNT not in backend.capabilities
-            or Capability.ITERATE not in backend.capabilities
-        ):
-            return backend.count()
-        return sum(state.is_own(key) for key, _ in backend.iterate())
+        return operator.count(_current_state())
 
     def prune(
         self,
@@ -363,22 +201,7 @@ class ServerSession:
         :return: How many were deleted; 0 if the engine removes them by itself.
         :raises NotSupportedError: if the backend can do neither.
         """
-        if batch is not None and batch < 1:
-            raise ValueError("A batch has at least one record.")
-        state = _current_state()
-        if Capability.PRUNE not in state.backend.capabilities:
-            if Capability.EXPIRES in state.backend.capabilities:
-                return 0
-            raise NotSupportedError(state.backend.name, "prune")
-        size = batch or state.config.cleanup_batch
-        total = 0
-        while True:
-            deleted = state.backend.prune(size)
-            total += deleted
-            if progress is not None:
-                progress(deleted)
-            if deleted < size:
-                return total
+        return operator.prune(_current_state(), batch, progress)
 
 
 def _current_state() -> AppState:
@@ -391,95 +214,19 @@ def _current_state() -> AppState:
     return state
 
 
-def _current_key(state: AppState) -> str | None:
-    """Give the key of the current request's session; one cookie asks no backend."""
-    session = opened_session()
-    # An app context may have been pushed inside another application's request.
-    if session is None or keeper_of(session) is not state.interface.keeper:
-        return None
-    # What is made of the answer depends on the cookie.
-    session.accessed = True
-    own = state_of(session)
-    state.interface.keeper.verify(own)
-    if len(own.candidates) > 1 and own.status is Status.UNLOADED:
-        state.interface.keeper.load(own)  # which of them is in use?
-    return own.key or None
-
-
-def _keys_of_current(
-    state: AppState, current: str | None, keys: cabc.Collection[str]
-) -> set[str | None]:
-    """Give the key that the cookie stands for, and those the session has got since.
-
-    :param keys: Where to look for one that another request is just giving it.
-    """
-    found: set[str | None] = {current}
-    records = state.backend.load_many([*keys])
-    # Not before: what is no heir any more in there has left a tombstone here.
-    # As many rotations as fit into one grace period, and no endless loop.
-    for _ in range(10):
-        if current is None:
-            break
-        current = _successor(state, current)
-        found.add(current)
-    prefix = state.config.key_prefix
-    found |= {
-        key for key in records if predecessor_of(records[key], prefix) in found - {None}
-    }
-    return found
-
-
-def _successor(state: AppState, key: str) -> str | None:
-    try:
-        record = state.backend.load(key)
-    except RecordError:
-        return None
-    if record is None or not record.is_tombstone:
-        return None
-    return state.key_of_handle(record.meta.get(SUCCESSOR, ""))
-
-
-class Cleanup:
-    """Deletes expired records now and then, where the engine does not by itself.
-
-    Every process has its own rhythm, with jitter, so that workers that were started
-    or forked together do not clean up together. Thread-safe.
-    """
-
-    def __init__(self, config: SessionConfig, backend: Backend) -> None:
-        self._backend = backend
-        self._batch = config.cleanup_batch
-        self._interval = config.cleanup_interval
-        self._is_needed = (
-            self._interval > 0
-            and Capability.PRUNE in backend.capabilities
-            and Capability.EXPIRES not in backend.capabilities
+def _warn_of_backend(app: Flask, backend: Backend) -> None:
+    """Log what an operator has to know of the backend, once for an application."""
+    if backend.name == "memory" and not (app.debug or app.testing):
+        logger.warning(
+            "Sessions are kept in this process's memory: they end with it, and"
+            " other workers do not see them. Set 'SESSION_BACKEND' to anything else"
+            " for production."
         )
-        self._begin()
+    if backend.name == "cachelib":
+        from .backends.cachelib import unpickling_warning
 
-    def _begin(self) -> None:
-        self._due_at = self._next()
-        self._pid = os.getpid()
-
-    def _next(self) -> float:
-        # Not what a forked worker's generator has in common with all others.
-        jitter = random.SystemRandom().uniform(0.5, 1.5)
-        return time.monotonic() + self._interval * jitter
-
-    def __call__(self) -> None:
-        """Delete one batch if that is due. A failure is logged and nothing more."""
-        if not self._is_needed:
-            return
-        if self._pid != os.getpid():
-            self._begin()
-        if time.monotonic() < self._due_at:
-            return
-        # Two threads here at one moment at worst delete a batch each.
-        self._due_at = self._next()
-        try:
-            self._backend.sweep(self._batch)
-        except BackendError as error:
-            logger.warning("Expired sessions could not be deleted: %s", error)
+        if (warning := unpickling_warning(backend)) is not None:
+            logger.warning("%s", warning)
 
 
 def _template_context() -> dict[str, t.Any]:
@@ -493,7 +240,7 @@ def _template_context() -> dict[str, t.Any]:
 def _engine_finder(
     app: Flask,
 ) -> cabc.Callable[[t.Any, str | None], tuple[t.Any, t.Any]]:
-    """Give a function that finds engine and metadata in what the user configured."""
+    """Return a function that finds engine and metadata in what the user configured."""
 
     def find(value: t.Any, bind_key: str | None) -> tuple[t.Any, t.Any]:
         kind = t.cast("t.Any", type(value))

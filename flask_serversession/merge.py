@@ -92,7 +92,7 @@ def _is_same(one: t.Any, other: t.Any, equal: t.Callable[[t.Any, t.Any], bool]) 
 def _tail(
     start: list[t.Any], value: t.Any, equal: t.Callable[[t.Any, t.Any], bool]
 ) -> list[t.Any] | None:
-    """Give what was appended to a list; ``None`` if it was changed otherwise."""
+    """Return what was appended to a list; ``None`` if it was changed otherwise."""
     if (
         not _is_list(value)
         or len(value) < len(start)

@@ -1,17 +1,16 @@
-"""What a backend keeps, how it is laid out in bytes, and how an id becomes a key."""
+"""What a backend keeps, and how it is laid out in bytes."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import re
 import struct
 import types
 import typing as t
 import zlib
 
 from .errors import RecordError
+from .ids import key_of as key_of
 
 #: The first byte of everything the library stores. It is not valid as the first
 #: byte of UTF-8 text, of a pickle or of JSON, so foreign data never looks like ours.
@@ -28,8 +27,6 @@ _TIMES = struct.Struct(">dd")
 _TIMES_CRC = struct.Struct(">I")
 _VERSION = struct.Struct(">Q")
 _FRAME = struct.Struct(">BBxxI")
-# What follows the prefix in a key.
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 #: The data of a tombstone. No session's data begins like that, and nothing that is
 #: damaged comes to look like it.
@@ -57,7 +54,7 @@ NO_USER = _NO_USER
 class Record:
     """One stored session, as backends see it. All times are seconds since the epoch.
 
-    A record whose data is :data:`TOMBSTONE_DATA` is a *tombstone*: what a rotated id
+    A record whose data is ``TOMBSTONE_DATA`` is a *tombstone*: what a rotated id
     leaves behind for a few seconds. It is loaded and compared like any other record,
     but :meth:`.Backend.touch` and :meth:`.Backend.delete` treat it as absent, so that
     a request that still carries the old id can neither prolong nor remove it.
@@ -84,35 +81,8 @@ class Record:
         return self.data == TOMBSTONE_DATA
 
 
-def key_of(id: str, prefix: str) -> str:
-    """Give the key under which the session with this id is stored.
-
-    The key is the prefix and the hex SHA-256 of the id, so that nothing in the
-    store works as a cookie. An id is 256 random bits, which no table of hashes can
-    cover; salt or stretching would add nothing (rack-session does the same since
-    CVE-2019-16782).
-    """
-    return prefix + hashlib.sha256(id.encode()).hexdigest()
-
-
-def key_of_handle(handle: object, prefix: str) -> str | None:
-    """Give the key that a handle stands for; ``None`` if it is not a handle."""
-    if not isinstance(handle, str) or _DIGEST.fullmatch(handle) is None:
-        return None
-    return prefix + handle
-
-
-def is_key(key: str, prefix: str) -> bool:
-    """Whether a key is one of :func:`key_of` with this prefix.
-
-    Not so the keys of another application in the same store, also if its prefix
-    begins with this one.
-    """
-    return key.startswith(prefix) and _DIGEST.fullmatch(key, len(prefix)) is not None
-
-
 def encode_times(touched_at: float, expires_at: float) -> bytes:
-    """Give the bytes of :data:`TIMES_SLICE`: both times and their own checksum.
+    """Return the bytes of :data:`TIMES_SLICE`: both times and their own checksum.
 
     They have a checksum of their own so that a touch can rewrite them in place.
     """
@@ -121,7 +91,7 @@ def encode_times(touched_at: float, expires_at: float) -> bytes:
 
 
 def encode_version(version: int) -> bytes:
-    """Give the bytes of :data:`VERSION_SLICE`."""
+    """Return the bytes of :data:`VERSION_SLICE`."""
     return _VERSION.pack(version)
 
 
@@ -219,7 +189,7 @@ def decode_times(header: bytes) -> tuple[float, float]:
 
 
 def encode_user(user: str) -> bytes:
-    """Give the bytes that follow the header of a record of this user."""
+    """Return the bytes that follow the header of a record of this user."""
     return user.encode("utf-8", "surrogatepass")
 
 
@@ -237,11 +207,11 @@ def decode_user(start: bytes) -> str | None:
     try:
         return start[HEADER_SIZE:size].decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
-        raise RecordError("The record's user is no text.", "damaged") from None
+        raise RecordError("The record's user is not valid UTF-8.", "damaged") from None
 
 
 def size_with_user(header: bytes) -> int:
-    """Give the length of a record's header and user.
+    """Return the length of a record's header and user.
 
     :raises RecordError: as :func:`decode_user`.
     """

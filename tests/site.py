@@ -12,7 +12,7 @@ import flask
 from werkzeug.test import TestResponse
 
 from flask_serversession import ServerSession
-from flask_serversession.extension import AppState
+from flask_serversession.operator import AppState
 from flask_serversession.testing import CountingBackend
 from flask_serversession.testing import FakeClock
 

@@ -36,8 +36,8 @@ from flask_serversession import ServerSession
 from flask_serversession import session as typed_session
 from flask_serversession.backends.cachelib import CachelibBackend
 from flask_serversession.backends.memory import MemoryBackend
-from flask_serversession.checkup import mask_url
 from flask_serversession.cli import sessions as command_group
+from flask_serversession.cli.diagnostics import mask_url
 from flask_serversession.config import KEYS
 from flask_serversession.record import key_of
 from flask_serversession.testing import FakeClock
@@ -177,7 +177,7 @@ def test_importing_the_package_does_not_import_the_commands() -> None:
     code = """
         import sys
         import flask_serversession
-        names = {"cli", "checkup", "backends.redis", "backends.sqlalchemy"}
+        names = {"cli", "backends.redis", "backends.sqlalchemy"}
         print(sorted(n for n in names if f"flask_serversession.{n}" in sys.modules))
     """
     result = subprocess.run(

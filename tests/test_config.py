@@ -11,7 +11,6 @@ import subprocess
 import sys
 import types
 import typing as t
-import warnings
 from pathlib import Path
 
 import pytest
@@ -455,83 +454,6 @@ def test_a_value_beyond_the_bounds_is_refused(key: str, value: object) -> None:
     assert "; expected " in str(error)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"SESSION_COOKIE_SECURE": "auto", "SESSION_COOKIE_SAMESITE": "auto"},
-        {"SESSION_COOKIE_SECURE": True, "SESSION_COOKIE_SAMESITE": "none"},
-        {"SESSION_COOKIE_PARTITIONED": True, "SESSION_COOKIE_SAMESITE": "None"},
-        {"SESSION_COOKIE_SAMESITE": "strict"},
-        {"SESSION_COOKIE_SAMESITE": "LAX"},
-        {"SESSION_COOKIE_SAMESITE": None},
-        {"SESSION_COOKIE_DOMAIN": "example.com", "SESSION_COOKIE_PATH": "/app"},
-        {"SESSION_COOKIE_DOMAIN": None, "SESSION_COOKIE_PATH": None},
-        {"SESSION_COOKIE_DOMAIN": False, "SESSION_COOKIE_PATH": ""},
-        {"SESSION_COOKIE_NAME": "!#$%&'*+-.^_`|~aZ09"},
-        {"SESSION_COOKIE_NAME": "__Host-id", "SESSION_COOKIE_SECURE": True},
-        {
-            "SESSION_COOKIE_NAME": "__HOST-id",
-            "SESSION_COOKIE_SECURE": True,
-            "SESSION_COOKIE_PATH": "/",
-            "APPLICATION_ROOT": "/app",
-        },
-        {
-            "SESSION_COOKIE_NAME": "__Secure-id",
-            "SESSION_COOKIE_SECURE": True,
-            "SESSION_COOKIE_DOMAIN": "example.com",
-            "SESSION_COOKIE_PATH": "/app",
-        },
-        {"SECRET_KEY": b"bytes", "SECRET_KEY_FALLBACKS": [b"old", "older"]},
-        {"SECRET_KEY_FALLBACKS": ("old",)},
-        {"SECRET_KEY_FALLBACKS": ()},
-        {"SECRET_KEY_FALLBACKS": []},
-        {"SECRET_KEY_FALLBACKS": None},
-        {"PERMANENT_SESSION_LIFETIME": 60},
-        {"SESSION_USE_SIGNER": "whatever", "SESSION_TYPE": "redis"},
-    ],
-    ids=lambda value: re.sub(r" at 0x\w+", "", repr(value)),
-)
-def test_what_flask_takes_is_taken(settings: dict[str, t.Any]) -> None:
-    assert configured(**settings) == dataclasses.replace(
-        SessionConfig(), backend="memory"
-    )
-
-
-@pytest.mark.parametrize(
-    ("settings", "needs"),
-    [
-        ({"SESSION_COOKIE_NAME": "__secure-id"}, ["SECURE"]),
-        ({"SESSION_COOKIE_NAME": "__HOST-id"}, ["SECURE"]),
-        (
-            {"SESSION_COOKIE_NAME": "__Host-id", "SESSION_COOKIE_SECURE": "auto"},
-            ["SECURE"],
-        ),
-        (
-            {
-                "SESSION_COOKIE_NAME": "__Host-id",
-                "SESSION_COOKIE_SECURE": True,
-                "SESSION_COOKIE_DOMAIN": "example.com",
-            },
-            ["DOMAIN"],
-        ),
-        (
-            {
-                "SESSION_COOKIE_NAME": "__Host-id",
-                "SESSION_COOKIE_SECURE": True,
-                "APPLICATION_ROOT": "/app",
-            },
-            ["PATH"],
-        ),
-    ],
-)
-def test_a_name_with_a_prefix_needs_what_browsers_ask_for(
-    settings: dict[str, t.Any], needs: list[str]
-) -> None:
-    error = refused(**settings)
-    assert error.option == "SESSION_COOKIE_NAME"
-    assert re.findall(r"'SESSION_COOKIE_(\w+)' to be", str(error)) == needs
-
-
 def test_a_long_value_is_cut_in_a_message() -> None:
     whole = refused(SESSION_RESAVE="x" * 78)
     assert str(whole) == f"'SESSION_RESAVE' is '{'x' * 78}'; expected True or False."
@@ -585,81 +507,6 @@ def test_no_secret_is_in_a_message(settings: dict[str, t.Any]) -> None:
 )
 def test_durations_are_timedeltas_or_seconds(value: t.Any, seconds: t.Any) -> None:
     assert configured(SESSION_ABSOLUTE_TIMEOUT=value).absolute_timeout == seconds
-
-
-def test_a_misspelt_key_is_warned_of_with_the_nearest_one() -> None:
-    with pytest.warns(ConfigurationWarning) as caught:
-        configured(SESSION_SAVE_UNINITIALISED=True)
-    assert [str(warning.message) for warning in caught] == [
-        "'SESSION_SAVE_UNINITIALISED' is no configuration key. Did you mean"
-        " 'SESSION_SAVE_UNINITIALIZED'?"
-    ]
-
-
-def warnings_of(**settings: t.Any) -> list[str]:
-    """Make an application, and check that the warnings point to the line that did."""
-    app = Flask("site")
-    app.config.update(SECRET_KEY="a secret", **settings)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        ServerSession(app)
-    lines = range(start := warnings_of.__code__.co_firstlineno, start + 8)
-    assert all(warning.filename == __file__ for warning in caught)
-    assert all(warning.lineno in lines for warning in caught)
-    assert {warning.category for warning in caught} <= {ConfigurationWarning}
-    return [str(warning.message) for warning in caught]
-
-
-def test_session_type_gets_a_hint() -> None:
-    assert warnings_of(SESSION_TYPE="redis") == [
-        "'SESSION_TYPE' is a key of Flask-Session and has no effect here. Use"
-        " 'SESSION_BACKEND' instead, which is 'filesystem' when not set."
-    ]
-    assert warnings_of(SESSION_TYPE="redis", SESSION_BACKEND="memory") == []
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "SESSION_PROTECTION",
-        "SESSION_USE_SIGNER",
-        "SESSION_ID_LENGTH",
-        "SESSION_SID_LENGTH",
-        "SESSION_SERIALIZATION_FORMAT",
-        "SESSION_CLEANUP_N_REQUESTS",
-        "SESSION_FILE_DIR",
-        "SESSION_FILE_MODE",
-        "SESSION_FILE_THRESHOLD",
-        "SESSION_MEMCACHED",
-        "SESSION_MONGODB",
-        "SESSION_MONGODB_DB",
-        "SESSION_MONGODB_COLLECT",
-        "SESSION_DYNAMODB",
-        "SESSION_DYNAMODB_TABLE",
-        "SESSION_DYNAMODB_TABLE_NAME",
-        "SESSION_DYNAMODB_KEY_ID",
-        "SESSION_DYNAMODB_SECRET",
-        "SESSION_DYNAMODB_REGION",
-        "SESSION_DYNAMODB_ENDPOINT_URL",
-        "SESSION_DYNAMODB_TABLE_EXISTS",
-        "SESSION_SQLALCHEMY_SEQUENCE",
-        "SESSION_PEEWEE_TABLE",
-        "SESSION_COOKIE_NAME",
-        "SESSION_OF_PARLIAMENT",
-        "SESION_SECRET",
-    ],
-)
-def test_keys_of_flask_and_of_other_extensions_are_not_warned_of(key: str) -> None:
-    assert warnings_of(**{key: "x"}) == []
-
-
-def test_every_key_of_ours_and_of_flasks_is_near_to_a_misspelt_one() -> None:
-    flasks = [key for key in Flask("site").config if key.startswith("SESSION_")]
-    assert len(flasks) == 8
-    for key in [*KEYS, *flasks]:
-        assert warnings_of(**{f"{key}_": "x"}) == [
-            f"'{key}_' is no configuration key. Did you mean '{key}'?"
-        ]
 
 
 def test_every_key_is_known_by_its_name() -> None:
@@ -774,28 +621,6 @@ def test_a_prefix_that_the_backend_cannot_take_is_one_of_the_problems() -> None:
         SESSION_BACKEND="filesystem", SESSION_KEY_PREFIX="%" * 90, SESSION_RESAVE=1
     )
     assert "2 settings are wrong" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("key", "backend"),
-    [
-        ("SESSION_REDIS", "redis"),
-        ("SESSION_REDIS_URL", "redis"),
-        ("SESSION_SQLALCHEMY", "sqlalchemy"),
-        ("SESSION_SQLALCHEMY_URL", "sqlalchemy"),
-        ("SESSION_CACHELIB", "cachelib"),
-    ],
-)
-def test_what_a_backend_needs_is_warned_of_without_it(key: str, backend: str) -> None:
-    assert warnings_of(**{key: "x"}) == [
-        f"'{key}' has no effect, because 'SESSION_BACKEND' is not set and therefore"
-        f" 'filesystem'. Set it to '{backend}'."
-    ]
-    assert warnings_of(**{key: None}) == []
-    assert warnings_of(**{key: "x"}, SESSION_BACKEND="memory") != [
-        f"'{key}' has no effect, because 'SESSION_BACKEND' is not set and therefore"
-        f" 'filesystem'. Set it to '{backend}'."
-    ]
 
 
 def test_a_cache_that_evicts_live_sessions_is_warned_of() -> None:

@@ -10,13 +10,13 @@ from flask import session
 from werkzeug.sansio.http import parse_cookie
 
 from flask_serversession import ServerSession
+from flask_serversession.config import MAX_DURATION
 from flask_serversession.cookie import CookieSigner
 from flask_serversession.cookie import CookieState
-from flask_serversession.cookie import check_id
 from flask_serversession.cookie import claims_permanent
 from flask_serversession.cookie import find_values
-from flask_serversession.cookie import generate_id
-from flask_serversession.session import MAX_DURATION
+from flask_serversession.ids import check_id
+from flask_serversession.ids import generate_id
 
 ID = "0123456789abcdefghijABCDEFGHIJ_-0123456789a"
 # What browsers hold. Another signature for the same would log everybody out.

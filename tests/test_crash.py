@@ -28,7 +28,7 @@ import pytest
 
 from flask_serversession.backends import Backend
 from flask_serversession.backends import Replaced
-from flask_serversession.envelope import Sealer
+from flask_serversession.payload import Sealer
 from flask_serversession.record import Record
 from flask_serversession.record import key_of
 from flask_serversession.serializers import serializer_for

@@ -66,7 +66,7 @@ import flask_serversession
 from flask_serversession import Capability
 from flask_serversession import ServerSession
 from flask_serversession import ServerSideSession
-from flask_serversession import config
+from flask_serversession import config_checks
 from flask_serversession import errors
 from flask_serversession import signals
 from flask_serversession.backends.base import Backend
@@ -549,8 +549,8 @@ HELPERS: Namespace = {
 #: Calls with texts that are no messages, or are documented elsewhere: what each key
 #: accepts is in config.rst; help and what is printed when all goes well, in cli.rst.
 _NO_MESSAGES = {
-    *("_Invalid", "_duration_or", "_duration_or_none"),
-    *("AppGroup", "Hidden", "_print", "_progress", "option"),
+    *("InvalidValueError", "_duration_or", "_duration_or_none"),
+    *("AppGroup", "Hidden", "write_line", "progress_bar", "option"),
     *("cast", "compile", "execute", "search", "startswith", "text"),
     *("AssertionError", "OperationalError", "RuntimeError"),  # handled inside
 }
@@ -586,7 +586,7 @@ def read_messages() -> dict[str, str]:
     """Give the texts of the package, with … for what differs, and where they are."""
     found: dict[str, str] = {}
     for path in sorted(Path(flask_serversession.__file__).parent.rglob("*.py")):
-        if path.name != "testing.py":
+        if path.parent.name != "testing":
             finder = Messages()
             finder.visit(ast.parse(path.read_text(encoding="utf-8")))
             for text, line in finder.found.items():
@@ -936,7 +936,7 @@ def default_in_docs(key: str) -> t.Any:
 
 
 def test_no_page_names_a_key_that_there_is_not() -> None:
-    known = {*KEYS, *FLASK_KEYS, *config._FOREIGN_KEYS}
+    known = {*KEYS, *FLASK_KEYS, *config_checks.FOREIGN_KEYS}
     known.add("SESSION_SAVE_UNINITIALISED")  # as an example of a misspelt one
     for page in READ:
         for key in re.findall(r"\bSESSION_[A-Z_]+\b", page.read_text("utf-8")):

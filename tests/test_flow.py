@@ -25,7 +25,7 @@ from flask_serversession import ServerSessionError
 from flask_serversession import ServerSideSession
 from flask_serversession import session as typed_session
 from flask_serversession.backends.memory import MemoryBackend
-from flask_serversession.session import opened_session
+from flask_serversession.sessions import opened_session
 from flask_serversession.testing import FakeClock
 
 from .flask_version import HAS_ONE_CONTEXT
@@ -678,6 +678,30 @@ def test_absolute_timeout_ends_a_session_in_use_whatever_happens() -> None:
     assert browser.read()["n"] == 1
     clock.advance(1)
     assert browser.read() == {}
+
+
+def test_absolute_timeout_ends_sessions_stored_before_it_was_set() -> None:
+    before = make_site(SESSION_TOUCH_INTERVAL=0)
+    clock = t.cast(FakeClock, before.clock)
+    after = Site(
+        {"SESSION_BACKEND": before.backend.backend},
+        clock=clock,
+        SESSION_ABSOLUTE_TIMEOUT=3600,
+    )
+    browser, same = before.browser(), after.browser()
+    browser.set(n=1, _permanent=True)
+    same.cookie = browser.cookie
+
+    def view() -> None:
+        assert session["n"] == 1
+        clock.advance(1)
+        typed_session.reload()
+        assert not session
+
+    clock.advance(3599)
+    same.visit(view)
+    assert same.read() == {}
+    assert browser.read()["n"] == 1
 
 
 def test_renewal_interval_rotates_the_id_of_a_live_session() -> None:

@@ -179,6 +179,56 @@ def test_a_new_id_and_a_deletion_reach_the_browser_all_the_same() -> None:
     assert "Max-Age=0" in client.get("/clear").headers["Set-Cookie"]
 
 
+class NotForFiles(ServerSessionInterface):
+    def should_set_cookie(self, app: Flask, session: SessionMixin) -> bool:
+        is_file = flask.request.path == "/ignore"
+        return super().should_set_cookie(app, session) and not is_file
+
+
+def test_what_should_set_cookie_looks_at_is_not_looked_at_by_the_view() -> None:
+    app = make_app(NotForFiles, SESSION_PERMANENT=True)
+    accessed: list[bool] = []
+
+    def note(sender: Flask, response: Response) -> None:
+        accessed.append(flask.globals.request_ctx._session.accessed)  # type: ignore[union-attr]
+
+    client = app.test_client()
+    client.get("/write")
+    with flask.request_finished.connected_to(note, app):
+        response = client.get("/ignore")
+        assert not has_cookie(response)
+        assert "Vary" not in response.headers
+        response = client.get("/read")
+        assert has_cookie(response)
+        assert response.headers["Vary"] == "Cookie"
+    assert accessed == [False, True]
+
+
+class AlwaysModified(ServerSideSession):
+    modified = True
+
+
+class AlwaysPermanent(ServerSideSession):
+    permanent = True
+
+
+@pytest.mark.parametrize("kind", [AlwaysModified, AlwaysPermanent])
+def test_should_set_cookie_goes_by_what_a_session_class_says(
+    kind: type[ServerSideSession],
+) -> None:
+    app = make_app()
+    app.session_interface.session_class = kind  # type: ignore[attr-defined]
+    client = app.test_client()
+    for path in ("/ignore", "/read"):
+        assert not has_cookie(client.get(path))  # there is nothing to send
+    client.get("/write")
+    for path in ("/ignore", "/read"):
+        response = client.get(path)
+        assert has_cookie(response)
+        assert response.headers["Vary"] == "Cookie"
+    assert stored(app) == 1
+
+
 # modified and accessed
 
 
@@ -227,6 +277,44 @@ def test_modified_is_false_after_a_reload(site: Site) -> None:
     assert browser.read() == {"n": 1}
 
 
+def test_setting_permanent_to_what_it_is_counts_as_modified_as_in_flask() -> None:
+    app = make_app(SESSION_REFRESH_EACH_REQUEST=False)
+    seen: list[bool] = []
+
+    @app.get("/permanent/<int:value>")
+    def permanent(value: int) -> str:
+        session.permanent = bool(value)
+        seen.append(session.modified)
+        return ""
+
+    client = app.test_client()
+    client.get("/write")
+    for path in ("/permanent/0", "/permanent/0", "/permanent/1", "/permanent/1"):
+        assert has_cookie(client.get(path))
+    assert seen == [True, True, True, True]
+
+
+def test_setting_permanent_to_what_it_is_writes_nothing(every_site: Site) -> None:
+    browser = every_site.browser()
+    browser.set(n=1, _permanent=True)
+    costs = browser.costs(lambda: setattr(session, "permanent", True))
+    assert costs == ({"load": 1}, "set")
+
+
+@pytest.mark.parametrize("looks_at", ["n", "list"])
+def test_what_was_unmodified_by_hand_is_not_stored(site: Site, looks_at: str) -> None:
+    browser = site.browser()
+    browser.set(n=1, list=[1])
+
+    def change_mind() -> None:
+        session["n"] = 2
+        session.get(looks_at)
+        session.modified = False
+
+    assert browser.costs(change_mind) == ({"load": 1}, "none")
+    assert browser.read() == {"n": 1, "list": [1]}
+
+
 # open_session, session_class
 
 
@@ -256,6 +344,84 @@ def test_templates_see_what_an_applications_session_class_adds() -> None:
         )
 
     assert app.test_client().get("/total").text == "3 set by the class 4"
+
+
+class Account(ServerSideSession):
+    asked = 0
+
+    @property
+    def balance(self) -> int:
+        Account.asked += 1
+        return 7
+
+    @property
+    def user(self) -> str:
+        return "Ada Lovelace"
+
+
+class AccountInterface(ServerSessionInterface):
+    session_class = Account
+
+
+def test_templates_see_what_an_applications_session_class_overrides() -> None:
+    app = make_app(AccountInterface)
+
+    @app.get("/user")
+    def user() -> str:
+        session["user"] = "a key"
+        return flask.render_template_string("{{ session.user }}")
+
+    assert app.test_client().get("/user").text == "Ada Lovelace"
+
+
+def test_a_template_asks_a_member_of_a_session_class_once() -> None:
+    app = make_app(AccountInterface)
+    app.add_url_rule(
+        "/balance",
+        "balance",
+        view_func=lambda: flask.render_template_string("{{ session.balance }}"),
+    )
+    Account.asked = 0
+    assert app.test_client().get("/balance").text == "7"
+    assert Account.asked == 1
+
+
+@pytest.mark.parametrize(
+    "template", ["{% if session %}yes{% else %}no{% endif %}", "{{ session or 'no' }}"]
+)
+def test_a_template_without_a_request_finds_no_session(template: str) -> None:
+    # A layout that pages and mails share.
+    app = make_app()
+    app.test_client().get("/ignore")
+    with app.app_context():
+        assert flask.render_template_string(template) == "no"
+
+
+class Token(SecureCookieSession):
+    id = 7
+    user = "a client"
+
+    def destroy(self) -> str:
+        return "gone"
+
+
+class Tokens(ServerSessionInterface):
+    def open_session(self, app: Flask, request: flask.Request) -> t.Any:
+        return Token()
+
+
+def test_templates_see_all_members_of_another_kind_of_session() -> None:
+    app = make_app(Tokens)
+
+    @app.get("/token")
+    def token() -> str:
+        session.update(n=1, user="a key")
+        return flask.render_template_string(
+            "{{ session.id }} {{ session.user }} {{ session.n }}"
+            " {{ session.destroy() }}"
+        )
+
+    assert app.test_client().get("/token").text == "7 a client 1 gone"
 
 
 class Mixed(ServerSessionInterface):
@@ -447,6 +613,19 @@ def answering(header: str, action: t.Callable[[], t.Any] = lambda: None) -> t.An
     return view
 
 
+def targeting(header: str, value: str, action: t.Callable[[], t.Any]) -> t.Any:
+    """Make a view whose response has a header for one CDN, beside its own."""
+
+    def view() -> Response:
+        action()
+        response = Response("page")
+        response.headers["Cache-Control"] = "max-age=5"
+        response.headers[header] = value
+        return response
+
+    return view
+
+
 def start_permanent(site: Site) -> Browser:
     browser = site.browser()
     browser.set(n=1, _permanent=True)
@@ -525,6 +704,44 @@ def test_a_response_whose_cookie_must_go_out_becomes_private_with_one_warning(
             assert response.headers["Cache-Control"] == private
     (record,) = caplog.records
     assert "endpoint '_run'" in record.getMessage()
+
+
+TARGETED = [
+    *("CDN-Cache-Control", "cloudflare-cdn-cache-control", "Surrogate-Control"),
+    "X-LiteSpeed-Cache-Control",
+]
+
+
+@pytest.mark.parametrize("header", TARGETED)
+@pytest.mark.parametrize(
+    "value", ["max-age=60", "public", "must-revalidate, S-MaxAge=9"]
+)
+def test_what_a_cdn_obeys_instead_of_cache_control_counts_too(
+    site: Site, header: str, value: str
+) -> None:
+    browser = start_permanent(site)
+    again = browser.visit(targeting(header, value, lambda: session.update(n=2)))
+    assert cookie_of(again, site) == "none"
+    assert again.headers[header] == value
+    rotated = browser.visit(
+        targeting(header, value, lambda: typed_session.regenerate())
+    )
+    assert cookie_of(rotated, site) == "set"
+    assert header not in rotated.headers
+    assert rotated.headers["Cache-Control"] == "max-age=5, private"
+
+
+@pytest.mark.parametrize("header", [*TARGETED, "X-DNS-Prefetch-Control"])
+@pytest.mark.parametrize(
+    "value", ["no-store", "private, max-age=60", 'content="ESI/1.0"', "on"]
+)
+def test_what_lets_no_cdn_keep_a_response_changes_nothing(
+    site: Site, header: str, value: str
+) -> None:
+    browser = start_permanent(site)
+    response = browser.visit(targeting(header, value, lambda: session.update(n=2)))
+    assert cookie_of(response, site) == "set"
+    assert response.headers[header] == value
 
 
 def test_nobody_is_logged_in_as_somebody_else_by_a_shared_cache() -> None:

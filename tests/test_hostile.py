@@ -45,8 +45,8 @@ from werkzeug.test import run_wsgi_app
 from flask_serversession import Capability
 from flask_serversession import SerializationError
 from flask_serversession import session as typed_session
-from flask_serversession.envelope import Envelope
-from flask_serversession.envelope import Sealer
+from flask_serversession.payload import Envelope
+from flask_serversession.payload import Sealer
 from flask_serversession.record import key_of
 from flask_serversession.serializers import serializer_for
 from flask_serversession.testing import FakeClock
@@ -736,7 +736,7 @@ def test_a_planted_link_is_not_followed(
 def test_a_link_at_the_name_of_the_temporary_file_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flask_serversession.backends import filesystem
+    from flask_serversession.backends.filesystem import files
 
     folder, target = tmp_path / "sessions", tmp_path / "target"
     site = Site(
@@ -749,7 +749,7 @@ def test_a_link_at_the_name_of_the_temporary_file_is_not_followed(
     digest = key_of(browser.id, "")
     # As if an attacker could foresee the name.
     with monkeypatch.context() as patch:
-        patch.setattr(filesystem, "make_nonce", lambda: 0)
+        patch.setattr(files, "unique_number", lambda: 0)
         (folder / digest[:2] / f".tmp-{bytes(8).hex()}").symlink_to(target)
         assert browser.set(n=2).status_code == 503
     assert target.read_bytes() == b"somebody's most important file"

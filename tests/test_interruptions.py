@@ -20,6 +20,7 @@ from flask_serversession.backends.base import Backend
 from flask_serversession.backends.base import Replaced
 from flask_serversession.backends.filesystem import FilesystemBackend
 from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.forks import PerProcess
 from flask_serversession.record import Record
 from flask_serversession.record import key_of
 from flask_serversession.testing import FakeClock
@@ -126,13 +127,13 @@ def test_no_lock_of_the_filesystem_stays_held(
     backend.create(KEY, make_record(clock))
     lock = InterruptedLock()
     with monkeypatch.context() as patch:
-        patch.setattr(backend._thread_locks, "get", lambda _: lock)
+        patch.setattr(backend._locks._thread_locks, "get", lambda _: lock)
         with pytest.raises(InterruptedForTest):
             backend.touch(KEY, clock(), clock() + 900)
     with ThreadPoolExecutor(1) as other:
         assert other.submit(lock._lock.acquire, timeout=0).result()
     with monkeypatch.context() as patch:
-        patch.setattr(backend, "_held", InterruptedSet())
+        patch.setattr(backend._locks, "_held", PerProcess(InterruptedSet))
         with pytest.raises(InterruptedForTest):
             backend.touch(KEY, clock(), clock() + 900)
     assert_is_usable(backend, clock)
@@ -151,7 +152,7 @@ holder = memory.MemoryBackend() if {name!r} == "memory" else (
 now = time.time()
 record = Record(b"data", 1, now, now, now + 600)
 is_held, is_over = threading.Event(), threading.Event()
-lock = holder._lock if {name!r} == "memory" else cachelib._lock_of("key")
+lock = holder._lock.get() if {name!r} == "memory" else cachelib._lock_of("key")
 def hold():
     with lock:
         is_held.set()
@@ -180,7 +181,8 @@ def test_a_greenlet_that_waits_does_not_stop_the_one_that_holds(
 import os, time
 from pathlib import Path
 from cachelib import SimpleCache
-from flask_serversession.backends import _redis_client, cachelib, filesystem
+from flask_serversession.backends import cachelib, filesystem
+from flask_serversession.backends.redis import server as redis_server
 from flask_serversession.record import Record, key_of
 now = time.time()
 record = Record(b"data", 1, now, now, now + 600)
@@ -191,7 +193,7 @@ class SlowCache(SimpleCache):
         gevent.sleep(0.05)
         return super().get(key)
 
-class Origin(_redis_client.Origin):
+class Origin(redis_server.Origin):
     def __init__(self):
         pass
     def make(self):
@@ -209,7 +211,7 @@ elif name == "filesystem":
     backend.create(key, record)
     os.getpid = pid
 else:
-    server = _redis_client.Server(Origin())
+    server = redis_server.Server(Origin())
 
 import gevent
 import gevent.monkey
@@ -221,7 +223,7 @@ def work():
     elif name == "cachelib":
         backend.replace(key, record, 1)
     else:
-        with backend._locked(backend._locate(key)[0], "test"):
+        with backend._locks.hold(backend._layout.locate(key)[0]):
             gevent.sleep(0.05)
 
 workers = [gevent.spawn(work) for _ in range(3)]

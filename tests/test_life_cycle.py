@@ -17,6 +17,7 @@ from flask_serversession import BackendUnavailableError
 from flask_serversession import SerializationError
 from flask_serversession import ServerSession
 from flask_serversession import session as typed_session
+from flask_serversession import signals
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.testing import FakeClock
 
@@ -340,3 +341,104 @@ def test_templates_can_filter_the_session() -> None:
     template = "{{ session is mapping }} {{ session|items|list }}"
     response = browser.visit(lambda: flask.render_template_string(template))
     assert response.text == "True [(&#39;a&#39;, 1)]"
+
+
+def end(site: Site) -> None:
+    """End the session of the current request, as an operator does."""
+    assert site.extension.revoke(typed_session.handle)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_an_id_that_names_no_session_any_more_is_not_sent(is_new: bool) -> None:
+    site = make_site(SESSION_SAVE_ON_ERROR=False)
+    browser = site.browser()
+    if not is_new:
+        browser.set(n=1)
+
+    def view() -> Response:
+        session["_user_id"] = "ada"
+        typed_session.save()
+        end(site)
+        typed_session.destroy()
+        return Response("sorry", status=500)
+
+    response = browser.visit(view)
+    assert response.text == "sorry"
+    assert cookie_of(response, site) == "none"
+
+
+def test_an_id_that_was_lost_again_is_not_sent_with_the_error() -> None:
+    site = make_site(SESSION_ON_LOST="raise", PROPAGATE_EXCEPTIONS=False)
+    browser = site.browser()
+    browser.set(n=1)
+
+    def view() -> None:
+        session["_user_id"] = "ada"
+        typed_session.save()
+        end(site)
+        session["n"] = 2
+
+    response = browser.visit(view)
+    assert response.status_code == 500
+    assert cookie_of(response, site) == "none"
+
+
+def test_what_a_failed_atomic_has_changed_was_not_modified() -> None:
+    browser = make_site().browser()
+    browser.set(n=1)
+
+    def change_and_fail(own: t.Any) -> None:
+        own["n"] = 2
+        raise LookupError
+
+    def view() -> None:
+        with pytest.raises(LookupError):
+            typed_session.atomic(change_and_fail)
+        assert not session.modified
+
+    assert browser.costs(view) == ({"load": 2}, "none")
+
+
+def test_to_find_out_in_atomic_that_the_session_is_gone_loses_nothing() -> None:
+    site = make_site(SESSION_ON_LOST="raise")
+    browser = site.browser()
+    browser.set(n=1)
+
+    def look_again(own: t.Any) -> None:
+        end(site)
+        own.reload()
+
+    assert browser.visit(lambda: typed_session.atomic(look_again)).status_code == 200
+
+
+def test_to_save_in_vain_when_nothing_was_changed_is_no_failure_afterwards() -> None:
+    site = make_site()
+    browser = site.browser()
+    browser.set(n=1)
+
+    def view() -> None:
+        for act in (lambda: session["n"], typed_session.save):
+            with pytest.raises(BackendUnavailableError):
+                act()
+
+    with site.backend.failing("load"):
+        assert browser.visit(view).status_code == 200
+
+
+def test_a_new_session_that_cannot_be_stored_keeps_its_name() -> None:
+    site = make_site()
+    names: list[str] = []
+
+    def view() -> None:
+        session["n"] = 1
+        with pytest.raises(BackendUnavailableError):
+            typed_session.save()
+        names.extend([typed_session.handle, typed_session.handle])
+
+    @signals.backend_failed.connect
+    def note(_: object, handle: str, **__: object) -> None:
+        names.append(handle)
+
+    with site.backend.failing("create"):
+        site.browser().visit(view)
+    assert len({*names}) == 1

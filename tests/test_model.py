@@ -1,8 +1,16 @@
-"""Random requests of several browsers, compared with a model made of plain dicts.
+"""Random requests of several browsers, held to what users are promised.
 
-The model knows nothing of the library's code. It says what the store must hold after
-each request, for every id that ever was: this content, with these times, or nothing,
-or a tombstone; which cookie was sent; and which changes were reported as lost.
+The model knows the content of every session that was ever begun, its ids, and how long
+it has to live, and nothing of how the library works. It says what it was promised:
+
+-   Nothing is lost: a change that was answered without ``session_lost`` is there, as
+    long as no later request changed the same key and nobody ended the session.
+-   Nothing is revived: of a session that was ended, no id ever opens anything again.
+-   One live id: of all that a session ever had, the last one opens it, and no other.
+-   Cookie or none: a response never names a session that is gone, and never throws away
+    the cookie of one that lives, unless its own request asked for that.
+-   It costs what the documentation says, where no other request is in the way.
+-   Nothing is served after its time, and use prolongs it.
 
 Requests overlap: one is begun, others run inside of its view, or between two operations
 of its backend, and then it ends.
@@ -12,20 +20,16 @@ from __future__ import annotations
 
 import collections
 import copy
-import functools
-import json
 import logging
-import types
+import logging.handlers
 import typing as t
 from collections.abc import Callable
 from collections.abc import Iterator
 from dataclasses import dataclass
-from dataclasses import replace
+from dataclasses import field
 
 import flask
 import pytest
-from flask import flash
-from flask import get_flashed_messages
 from flask import session as flask_session
 from hypothesis import HealthCheck
 from hypothesis import settings
@@ -41,29 +45,31 @@ from flask_serversession import session
 from flask_serversession import session_lost
 from flask_serversession.backends.base import Backend
 from flask_serversession.cookie import CookieState
-from flask_serversession.envelope import Sealer
-from flask_serversession.record import key_of
-from flask_serversession.serializers import serializer_for
 from flask_serversession.testing import FakeClock
 
 from .backend_configs import Config
 from .figures import add_counts
-from .site import Browser
 from .site import Site
 from .site import cookie_of
 
-T = t.TypeVar("T")
-
 MINUTE = 60
 HOUR = 60 * MINUTE
-DAY = 24 * HOUR
 
+#: How long a request takes at least, and all that run inside of one at most. Two that
+#: begin and end in the very same moment are in no order.
+MOMENT = 2**-10
+WHILE = 0.1
 #: How long the sessions of these tests live without being used.
 IDLE = HOUR
-PERMANENT = DAY
+PERMANENT = 24 * HOUR
 
 USER = "_user_id"
-FLASHES = "_flashes"
+#: Where the model keeps a session's own lifetime.
+LIFETIME = "lifetime"
+#: Keys that hold lists, to which requests append.
+LISTS = ("list", "_flashes")
+
+Content: t.TypeAlias = dict[str, t.Any]
 
 #: What has been tried, over all backends; shown at the end.
 tried: collections.Counter[str] = collections.Counter()
@@ -76,11 +82,11 @@ def _show_counts(request: pytest.FixtureRequest) -> Iterator[None]:
     add_counts(request.node, "model", tried)
 
 
-# -- the model
+# -- what is promised
 
 
 @dataclass(frozen=True)
-class Rules:
+class Terms:
     """The settings that sessions are tried with."""
 
     touch_interval: int = MINUTE
@@ -102,666 +108,90 @@ class Rules:
         }
 
 
-@dataclass
-class Entry:
-    """A session in the store, or the tombstone of one."""
+@dataclass(eq=False)
+class Session:
+    """What somebody's data are, from the first write to the end."""
 
-    data: dict[str, t.Any]
+    terms: Terms
+    content: Content
+    #: The one that is live comes last.
+    ids: list[str]
     created: float
-    touched: float
-    expires: float
+    #: When the live id was issued.
     issued: float
-    lifetime: float | None
-    version: int = 1
-    is_tombstone: bool = False
-    #: Of a tombstone: where the session has gone, unless its user has changed.
-    heir: str | None = None
+    #: It has to be there before this moment, ...
+    surely: float = 0.0
+    #: ... and nobody may see it from this one on.
+    at_most: float = 0.0
+    #: When it ended, if it has.
+    over: float | None = None
+    has_expired: bool = False
+    #: Of ids that it had: when each was rotated away, and whether for the same user.
+    rotated: dict[str, tuple[float, bool]] = field(
+        default_factory=dict[str, tuple[float, bool]]
+    )
 
     @property
-    def user(self) -> str | None:
-        return self.data.get(USER)
+    def last(self) -> float:
+        """When it ends whatever happens."""
+        limit = self.terms.absolute_timeout
+        return float("inf") if limit is None else self.created + limit
+
+    def is_live_as(self, id: str) -> bool:
+        return self.over is None and self.ids[-1] == id
+
+    def may_expire(self, now: float) -> bool:
+        return self.surely <= now
+
+    def write(self, now: float) -> None:
+        self.at_most = min(now + lifetime_of(self.content), self.last)
+        self.surely = self.at_most - WHILE
+
+    def use(self, now: float, lifetime: float) -> None:
+        """Prolong it, as promised: to the touch interval.
+
+        :param lifetime: As whoever uses it knows it.
+        """
+        latest = now + lifetime_of(self.content)
+        slack = min(self.terms.touch_interval, lifetime / 20) + WHILE
+        surely = min(latest, now + lifetime) - slack
+        self.surely = min(max(self.surely, surely), self.last)
+        self.at_most = min(max(self.at_most, latest), self.last)
 
 
-def lifetime_of(data: dict[str, t.Any], own: float | None) -> float:
-    return own or (PERMANENT if data.get("_permanent") else IDLE)
+def lifetime_of(content: Content) -> float:
+    own: float | None = content.get(LIFETIME)
+    return own or (PERMANENT if content.get("_permanent") else IDLE)
 
 
-def is_same(one: t.Any, other: t.Any) -> bool:
-    return json.dumps(one) == json.dumps(other)
+def is_unused(content: Content) -> bool:
+    return not content.keys() - {"_permanent", LIFETIME}
 
 
-def merged(
-    base: dict[str, t.Any], mine: dict[str, t.Any], theirs: dict[str, t.Any]
-) -> dict[str, t.Any]:
-    """Give what two requests together have made of a session."""
-    result: dict[str, t.Any] = {}
+def merged(base: Content, mine: Content, theirs: Content) -> Content:
+    """Return what two requests together have made of a session."""
+    result: Content = {}
     for name in {*mine, *theirs}:
-        # None stands for a key that is not there: no rule here stores one.
         before, ours, others = base.get(name), mine.get(name), theirs.get(name)
-        start = before or []
-        is_list = isinstance(start, list)
-        appended = [
-            version[len(start) :]
-            if is_list
-            and isinstance(version, list)
-            and is_same(version[: len(start)], start)
-            else None
-            for version in (others, ours)
-        ]
-        if is_same(ours, before) or is_same(ours, others):
-            value = others
-        elif is_same(others, before):
-            value = ours
-        elif appended[0] is not None and appended[1] is not None:
-            value = [*start, *appended[0], *appended[1]]
-        elif appended[1] is not None and (others is None or isinstance(others, list)):
-            value = [*(others or []), *appended[1]] or None
-        elif appended[0] is not None and (ours is None or isinstance(ours, list)):
-            value = [*(ours or []), *appended[0]] or None
-        else:
-            value = ours
-        if value is not None:
-            result[name] = copy.deepcopy(value)
-    return result
+        value = others if ours == before else ours
+        if name in LISTS and before not in (ours, others):
+            # Each item is there once, unless both sides have taken some out.
+            start: list[t.Any] = before or []
+            one: list[t.Any] = ours or []
+            other: list[t.Any] = others or []
+            kept = [item for item in start if item in one and item in other]
+            new = [item for item in [*other, *one] if item not in start]
+            if all(x in one for x in start) or all(x in other for x in start):
+                value = [*kept, *new]
+        if value is not None and value != []:
+            result[name] = value
+    return copy.deepcopy(result)
 
 
-class Store:
-    """All sessions that ever were, by their ids."""
-
-    def __init__(self, rules: Rules, clock: Callable[[], float]) -> None:
-        self.rules = rules
-        self.clock = clock
-        self.entries: dict[str, Entry] = {}
-        #: Ended by a request, or rotated away, and until when that is remembered: no
-        #: cookie may name them again.
-        self.retired: dict[str, float] = {}
-        self._numbers = iter(range(10**9))
-
-    def new_id(self) -> str:
-        """Give a stand-in for an id that only the library knows yet."""
-        return f"new {next(self._numbers)}"
-
-    def rename(self, old: str, new: str) -> None:
-        self.entries[new] = self.entries.pop(old)
-        for entry in self.entries.values():
-            if entry.heir == old:
-                entry.heir = new
-
-    def get(self, id: str) -> Entry | None:
-        entry = self.entries.get(id)
-        return None if entry is None or entry.expires <= self.clock() else entry
-
-    def is_live(self, id: str) -> bool:
-        entry = self.get(id)
-        return entry is not None and not entry.is_tombstone
-
-    def limit(self, expires: float, created: float) -> float:
-        limit = self.rules.absolute_timeout
-        return expires if limit is None else min(expires, created + limit)
-
-    def make(
-        self,
-        data: dict[str, t.Any],
-        lifetime: float | None,
-        created: float,
-        issued: float,
-        version: int,
-    ) -> Entry:
-        now = self.clock()
-        expires = self.limit(now + lifetime_of(data, lifetime), created)
-        data = copy.deepcopy(data)
-        return Entry(data, created, now, expires, issued, lifetime, version)
-
-    def retire(self, id: str) -> None:
-        remembered = max(self.rules.grace, self.rules.touch_interval, MINUTE)
-        self.retired[id] = self.clock() + remembered
-
-    def is_retired(self, id: str, since: float = -1.0) -> bool:
-        """Say whether a session was ended, after a moment, by what is remembered."""
-        until = self.retired.get(id, 0.0)
-        remembered = max(self.rules.grace, self.rules.touch_interval, MINUTE)
-        return until > self.clock() and until - remembered > since
-
-    def remove(self, id: str) -> bool:
-        """Delete a session, but not a tombstone."""
-        entry = self.get(id)
-        if entry is None or entry.is_tombstone:
-            return False
-        del self.entries[id]
-        self.retire(id)
-        return True
-
-    def touch(self, id: str, lifetime: float, created: float) -> bool:
-        return self.touch_until(id, self.limit(self.clock() + lifetime, created))
-
-    def touch_until(self, id: str, expires: float) -> bool:
-        entry = self.get(id)
-        if entry is None or entry.is_tombstone:
-            return False
-        entry.touched = self.clock()
-        # Unless the limit has passed, no touch shortens a life.
-        if expires > entry.touched:
-            expires = max(expires, entry.expires)
-        entry.expires = expires
-        return True
-
-    def is_touch_due(self, touched: float, lifetime: float) -> bool:
-        return self.clock() - touched >= min(self.rules.touch_interval, lifetime / 20)
-
-
-#: Stops where the library asks its backend for an operation, and says which.
-Steps: t.TypeAlias = "t.Generator[str, None, T]"
-
-
-def is_unused(data: dict[str, t.Any]) -> bool:
-    return not data.keys() - {"_permanent"}
-
-
-class ModelRequest:
-    """What one request sees, changes and leaves behind.
-
-    :param cookie: What the cookie says that the request came with.
-    :param losses: Gets the ids of sessions whose changes were dropped.
-    """
-
-    def __init__(
-        self, store: Store, cookie: CookieState | None, losses: list[str]
-    ) -> None:
-        self.store = store
-        self.losses = losses
-        self.cookie = cookie
-        self.id = None if cookie is None else cookie.id
-        self.seen_at = store.clock()
-        #: "unloaded", "new", "stored" or "lost"
-        self.status = "unloaded"
-        self.base: dict[str, t.Any] = {}
-        self.data: dict[str, t.Any] = {}
-        self.version = 0
-        self.touched = self.created = self.issued = self.expires = 0.0
-        self.lifetime: float | None = None
-        self.base_lifetime: float | None = None
-        self.user: str | None = None
-        self.is_written = self.is_cleared = self.is_rotating = False
-        self.is_modified = False
-        self.is_restarted = self.is_touched = self.has_ended = False
-        self.is_moved = self.is_saved = self.is_loss_told = False
-        self.flashes_shown = False
-        self.is_activity = True
-
-    # what views do
-
-    def load(self) -> None:
-        if self.status != "unloaded":
-            return
-        if self.id is None:
-            self.begin()
-            return
-        opened_at, self.seen_at = self.seen_at, self.store.clock()
-        now = self.seen_at
-        entry = self.store.get(self.id)
-        limit = self.store.rules.absolute_timeout
-        if entry is None and self.store.is_retired(self.id, since=opened_at):
-            self.status = "lost"
-        elif entry is None or (limit is not None and now >= entry.created + limit):
-            self.begin()
-        elif entry.is_tombstone:
-            self.status = "lost"
-        elif now >= entry.touched + lifetime_of(entry.data, entry.lifetime):
-            self.begin()
-        else:
-            self.adopt(entry)
-            self.status = "stored"
-            if self.is_cleared:
-                self.data, self.lifetime = {}, None
-
-    def adopt(self, entry: Entry) -> None:
-        self.base, self.data = copy.deepcopy(entry.data), copy.deepcopy(entry.data)
-        self.lifetime = self.base_lifetime = entry.lifetime
-        self.version, self.user = entry.version, entry.user
-        self.touched, self.created = entry.touched, entry.created
-        self.issued, self.expires = entry.issued, entry.expires
-
-    def begin(self) -> None:
-        self.status, self.id = "new", None
-        self.base, self.data = {}, {}
-        self.lifetime = self.base_lifetime = self.user = None
-
-    def set(self, name: str, value: t.Any) -> None:
-        self.load()
-        self.data[name] = value
-        self.is_written = True
-
-    def set_permanent(self, is_permanent: bool) -> None:
-        self.load()
-        if self.data.get("_permanent") is is_permanent:
-            self.is_touched = True
-        else:
-            self.set("_permanent", is_permanent)
-
-    def pop(self, name: str) -> None:
-        self.load()
-        if name in self.data:
-            del self.data[name]
-            self.is_written = True
-
-    def change_inside(self, name: str) -> None:
-        self.load()
-        value = self.data.get(name)
-        if isinstance(value, dict):
-            value["n"] = value.get("n", 0) + 1
-        elif isinstance(value, list):
-            value.append(len(value))
-
-    def flash(self, message: str) -> None:
-        self.load()
-        self.data[FLASHES] = [*self.data.get(FLASHES, []), ["message", message]]
-        self.is_written = True
-
-    def show(self) -> None:
-        if not self.flashes_shown:  # Flask remembers them for the rest of the request
-            self.flashes_shown = True
-            self.load()
-            self.pop(FLASHES)
-
-    def set_lifetime(self, lifetime: int | None) -> None:
-        self.load()
-        self.lifetime = lifetime
-        self.is_written = True
-
-    def clear(self) -> None:
-        self.is_cleared = self.is_written = True
-        self.data, self.lifetime = {}, None
-
-    def destroy(self) -> Steps[None]:
-        self.data = {}
-        self.is_written = self.is_cleared = self.is_modified = False
-        self.is_rotating = self.is_restarted = False
-        if self.id is not None and self.status != "new":
-            yield from self.delete()
-        elif self.status in ("unloaded", "new"):
-            self.begin()
-
-    def delete(self) -> Steps[bool]:
-        """Delete what is stored, whatever others have made of it."""
-        assert self.id is not None
-        yield "delete"
-        if self.store.remove(self.id):
-            self.end()
-            return True
-        entry = self.store.get(self.id)
-        if entry is None:
-            self.begin()
-            return False
-        self.delete_heir(entry)
-        self.lose(False)
-        return False
-
-    def delete_heir(self, entry: Entry | None) -> None:
-        """End the session that a tombstone leads to."""
-        for _ in range(5):
-            if entry is None or entry.heir is None:
-                break
-            heir = entry.heir
-            if self.store.remove(heir):
-                break
-            entry = self.store.get(heir)
-
-    def is_log_out(self) -> bool:
-        return self.is_cleared or (
-            self.user is not None and (self.is_restarted or not self.data.get(USER))
-        )
-
-    def end(self) -> None:
-        self.begin()
-        self.has_ended = True
-        self.is_modified |= self.is_written
-        self.is_written = self.is_cleared = False
-
-    def regenerate(self, keep_data: bool) -> None:
-        self.load()
-        if not keep_data:
-            self.data, self.lifetime = {}, None
-        self.is_written = True
-        if self.status == "stored":
-            self.is_rotating = True
-            self.is_restarted |= not keep_data
-
-    def reload(self) -> None:
-        self.is_written = self.is_cleared = self.is_modified = False
-        self.is_rotating = self.is_restarted = False
-        if self.status == "stored":
-            assert self.id is not None
-            entry = self.store.get(self.id)
-            limit = self.store.rules.absolute_timeout
-            if (
-                entry is None
-                or entry.is_tombstone
-                or (limit is not None and self.store.clock() >= entry.created + limit)
-            ):
-                self.status, self.data = "lost", {}
-            else:
-                self.adopt(entry)
-        elif self.status == "unloaded":
-            self.load()
-        elif self.status == "new":
-            self.begin()
-        else:
-            self.data = {}
-
-    def save(self) -> Steps[None]:
-        if self.status == "unloaded":
-            if not self.is_written:
-                return
-            self.load()
-        if self.status == "new" and not is_unused(self.data):
-            yield from self.create()
-        elif self.status == "stored":
-            if self.has_changed() or self.must_rotate():
-                yield from self.write(self.has_changed(), self.merge)
-        elif self.status == "lost" and self.is_written:
-            self.lose(True)
-
-    def count(self) -> Steps[None]:
-        """Count atomically."""
-        self.load()
-
-        def increment() -> None:
-            self.set("n", self.data.get("n", 0) + 1)
-
-        if self.status != "stored":
-            increment()
-            yield from self.save()
-            return
-        assert self.id is not None
-        flags = self.is_rotating, self.is_restarted, self.is_cleared
-        base, mine = self.base, copy.deepcopy(self.data)
-        lifetime, is_lifetime_mine = self.lifetime, self.lifetime != self.base_lifetime
-
-        def run(entry: Entry) -> None:
-            self.is_rotating, self.is_restarted, self.is_cleared = flags
-            self.adopt(entry)
-            if is_lifetime_mine or self.is_restarted:
-                self.lifetime = lifetime
-            if self.is_cleared or self.is_restarted or is_same(base, entry.data):
-                self.data = copy.deepcopy(mine)
-            else:
-                self.data = merged(base, mine, entry.data)
-            increment()
-
-        entry = self.store.get(self.id)
-        if entry is None or entry.is_tombstone:
-            self.data = {}
-            self.lose(False)
-            increment()
-            return
-        run(entry)
-        yield from self.write(True, run)
-
-    # what is stored
-
-    def has_changed(self) -> bool:
-        return (
-            self.is_written
-            or self.lifetime != self.base_lifetime
-            or not is_same(self.data, self.base)
-        )
-
-    def must_rotate(self) -> bool:
-        interval = self.store.rules.renewal_interval
-        return (
-            self.is_rotating
-            or (self.is_cleared and not is_unused(self.data))
-            or self.data.get(USER) != self.user
-            or (interval is not None and self.store.clock() - self.issued >= interval)
-        )
-
-    def create(self) -> Steps[None]:
-        now = self.store.clock()
-        entry = self.store.make(self.data, self.lifetime, now, now, 1)
-        yield "create"
-        self.id = self.store.new_id()
-        self.store.entries[self.id] = entry
-        self.is_moved = True
-        self.keep(entry)
-
-    def keep(self, entry: Entry) -> None:
-        """Go on with what was just stored."""
-        self.adopt(entry)
-        self.status = "stored"
-        self.is_modified |= self.is_written
-        self.is_written = self.is_cleared = self.is_restarted = False
-        self.is_saved = True
-
-    def write(self, has_changed: bool, resolve: Callable[[Entry], None]) -> Steps[str]:
-        """Give "stored", "ended" or "lost"."""
-        heir: str | None = None
-        issued = 0.0
-        outcome = "lost"
-        while True:
-            assert self.id is not None
-            if self.is_cleared and is_unused(self.data):
-                outcome = "ended" if (yield from self.delete()) else "lost"
-                break
-            # What is written after clear() begins another session.
-            self.is_restarted |= self.is_cleared
-            is_emptied = is_unused(self.data) and not is_unused(self.base)
-            is_rotating = not is_emptied and (heir is not None or self.must_rotate())
-            now = self.store.clock()
-            created = now if is_rotating and self.is_restarted else self.created
-            new = self.store.make(self.data, self.lifetime, created, self.issued, 0)
-            if not self.is_activity:
-                new.touched, new.expires = self.touched, self.expires
-            if is_rotating:
-                if heir is None:
-                    yield "create"
-                    heir, issued = self.store.new_id(), now
-                else:
-                    yield "replace"
-                    if self.store.get(heir) is None:  # expired before it was known
-                        break
-                new.issued, new.version = issued, 1
-                self.store.entries[heir] = new
-            tombstone_expires = self.store.clock() + self.store.rules.grace
-            yield "replace"
-            current = self.store.get(self.id)
-            if current is None:
-                break
-            if current.is_tombstone:
-                if self.is_log_out():
-                    self.delete_heir(current)
-                break
-            if current.version != self.version:
-                tried["conflicts"] += 1
-                resolve(current)
-                continue
-            if is_rotating:
-                assert heir is not None
-                is_same_user = current.user == new.user and not self.is_restarted
-                del self.store.entries[self.id]
-                self.store.retire(self.id)
-                self.store.entries[self.id] = replace(
-                    current,
-                    data={},
-                    is_tombstone=True,
-                    version=current.version + 1,
-                    expires=tombstone_expires,
-                    heir=heir if is_same_user else None,
-                )
-                self.id, heir = heir, None
-                self.is_rotating = False
-                self.is_moved = True
-                self.keep(new)
-                tried["rotations"] += 1
-                outcome = "stored"
-            elif is_emptied or new.expires <= now:
-                self.store.remove(self.id)
-                self.end()
-                outcome = "ended"
-            else:
-                new.version = current.version + 1
-                self.store.entries[self.id] = new
-                self.keep(new)
-                outcome = "stored"
-            break
-        if heir is not None:
-            self.store.entries.pop(heir, None)
-        if outcome == "lost" and self.status == "stored":
-            self.lose(has_changed)
-        return outcome
-
-    def merge(self, current: Entry) -> None:
-        mine, lifetime, base = self.data, self.lifetime, self.base
-        is_lifetime_mine = lifetime != self.base_lifetime
-        self.adopt(current)
-        if self.is_restarted:
-            self.data, self.lifetime = mine, lifetime
-            return
-        self.data = merged(base, mine, current.data)
-        if is_lifetime_mine:
-            self.lifetime = lifetime
-
-    def lose(self, has_changed: bool) -> None:
-        self.status = "lost"
-        self.is_modified |= self.is_written
-        self.is_written = self.is_rotating = False
-        if has_changed and not self.is_loss_told:
-            self.is_loss_told = True
-            assert self.id is not None
-            self.losses.append(self.id)
-            tried["losses"] += 1
-
-    # how it ends
-
-    def finish(self) -> Steps[str]:
-        """Give what becomes of the cookie: "none", "same", "new" or "deleted"."""
-        if self.status == "unloaded":
-            if not self.is_written:
-                return self.finish_unseen()
-            if self.id is None:
-                return "none"
-            return "deleted" if (yield from self.delete()) else "none"
-        if self.status == "new":
-            if self.has_ended and self.cookie is not None and is_unused(self.data):
-                return "deleted"
-            if is_unused(self.data) or not self.is_written:
-                return "none"
-            yield from self.create()
-            return "new"
-        if self.status == "stored":
-            return (yield from self.finish_stored())
-        if self.is_written and (
-            not is_unused(self.data) or not (self.data or self.is_cleared)
-        ):
-            self.lose(True)
-        if self.is_cleared and self.id is not None:
-            yield from self.delete()
-        return "none"
-
-    def finish_unseen(self) -> str:
-        cookie, store = self.cookie, self.store
-        is_refreshed = store.rules.is_refreshed
-        if cookie is None or not (
-            self.is_touched or (is_refreshed and cookie.is_permanent)
-        ):
-            return "none"
-        lifetime = cookie.lifetime or (PERMANENT if cookie.is_permanent else IDLE)
-        is_old = store.clock() - self.seen_at > 0.1
-        if store.is_touch_due(cookie.touched_at, lifetime) or is_old:
-            if not store.touch(cookie.id, lifetime, cookie.created_at):
-                return "none"
-            is_renewed = store.clock() != cookie.touched_at
-            is_sent = is_renewed or (is_refreshed and cookie.is_permanent)
-            return "same" if is_sent else "none"
-        if store.is_retired(cookie.id):
-            return "none"
-        return "same" if is_refreshed and cookie.is_permanent else "none"
-
-    def finish_stored(self) -> Steps[str]:
-        assert self.id is not None
-        has_changed, store = self.has_changed(), self.store
-        is_renewed = store.rules.is_refreshed or self.is_touched
-        is_changed = has_changed or self.is_saved
-        was_permanent = bool(self.data.get("_permanent"))
-        self.is_activity = is_changed or is_renewed or not was_permanent
-        is_written = has_changed or self.must_rotate()
-        if is_written:
-            outcome = yield from self.write(has_changed, self.merge)
-            if outcome == "ended":
-                return "deleted" if self.cookie is not None else "none"
-            if outcome == "lost":
-                return "none"
-        if store.is_retired(self.id):
-            return "none"
-        is_permanent = bool(self.data.get("_permanent"))
-        is_due = (
-            self.cookie is None
-            or self.cookie.is_permanent != is_permanent
-            or self.cookie.lifetime != self.lifetime
-            or self.is_written
-            or self.is_modified
-            or (is_permanent and (is_renewed or is_changed))
-        )
-        if not is_written:
-            lifetime = lifetime_of(self.data, self.lifetime)
-            is_used = is_renewed or not was_permanent
-            is_old = store.clock() - self.seen_at > 0.1
-            is_sent_again = is_due and self.cookie is not None and not self.is_moved
-            is_alive = True
-            if is_used and (
-                store.is_touch_due(self.touched, lifetime) or (is_sent_again and is_old)
-            ):
-                is_alive = store.touch(self.id, lifetime, self.created)
-            elif is_sent_again and is_old:
-                expires = max(self.expires, store.clock() + 1)
-                is_alive = store.touch_until(self.id, expires)
-            if not is_alive:
-                return "none"
-        if self.is_moved:
-            return "new"
-        return "same" if is_due else "none"
-
-
-# -- what is done with both
-
-NAMES = st.sampled_from(["a", "b", "c"])
-VALUES = st.one_of(
-    st.integers(0, 3),
-    st.just({"n": 0}),
-    st.just([]),
-    st.just(["x"]),
-)
-USERS = st.sampled_from(["ada", "eve"])
-LIFETIMES = st.sampled_from([None, 100, 2 * HOUR])
-#: Durations of all kinds: within the grace, beyond it, a touch interval, ...
-DURATIONS = st.sampled_from([1, 5, 9, 10, 59, 60, 100, 1800, IDLE, 2 * HOUR, PERMANENT])
-SLOTS = st.integers(0, 2)
+# -- what requests do
 
 #: A step of a view: its name, and what it is done with.
 Step: t.TypeAlias = "tuple[t.Any, ...]"
-
-CHANGES: list[st.SearchStrategy[Step]] = [
-    st.tuples(st.just("set"), NAMES, VALUES),
-    st.tuples(st.just("pop"), NAMES),
-    st.tuples(st.just("change inside"), NAMES),
-    st.tuples(st.just("flash"), st.sampled_from(["one", "two"])),
-    st.tuples(st.just("show")),
-    st.tuples(st.just("count")),
-]
-PLAIN_STEPS: list[st.SearchStrategy[Step]] = [
-    *CHANGES * 3,
-    st.tuples(st.just("permanent"), st.booleans()),
-    st.tuples(st.just("lifetime"), LIFETIMES),
-    st.tuples(st.just("log in"), USERS),
-    st.tuples(st.just("log out")),
-    st.tuples(st.just("regenerate"), st.booleans()),
-    st.tuples(st.just("clear")),
-    st.tuples(st.just("destroy")),
-    st.tuples(st.just("save")),
-    st.tuples(st.just("reload")),
-    st.tuples(st.just("touch")),
-    st.tuples(st.just("look")),
-    st.tuples(st.just("wait"), DURATIONS),
-]
 
 
 class Plan(t.NamedTuple):
@@ -773,34 +203,442 @@ class Plan(t.NamedTuple):
     late: tuple[str, Plan] | None = None
 
 
+class Visit:
+    """One request: what it found, what it asked for, and what it was promised.
+
+    The methods ``do_…`` are the steps of its view. Each does it with the library, and
+    then to plain dicts.
+    """
+
+    def __init__(self, world: SessionsMachine, slot: int) -> None:
+        self.world = world
+        self.slot = slot
+        self.cookie = world.slots[slot]
+        #: The id that it came with; then that of what it has stored.
+        self.id = world.cookies.get(self.cookie or "", "")
+        self.opened = world.clock()
+        #: The session that it came with, and what it works on.
+        self.origin = world.find(self.id)
+        self.session: Session | None = None
+        #: What it found, and what it holds now.
+        self.base: Content = {}
+        self.mine: Content = {}
+        self.has_looked = self.has_touched = self.has_saved = False
+        #: Asked for a key to be set; for a new id; for another session.
+        self.has_set = self.wants_id = self.wants_other = False
+        #: Asked for the end of the session; has ended this one.
+        self.has_cleared = self.has_asked_end = False
+        self.ended: Session | None = None
+        #: Others were in the way; and changes have to be reported as dropped.
+        self.is_gone = self.is_dropped = False
+        self.losses = self.known_losses = 0
+
+    def look(self) -> None:
+        is_empty = not len(flask_session)
+        if self.has_looked:
+            return
+        self.has_looked = True
+        self.session = self.world.find(self.id)
+        if self.session is None:
+            assert is_empty, "a session is seen that is gone"
+            return
+        assert is_empty == self.has_cleared, "a session is not seen that is there"
+        self.base = copy.deepcopy(self.session.content)
+        if not self.has_cleared:
+            self.mine = copy.deepcopy(self.base)
+
+    def write(self, name: str, value: t.Any) -> None:
+        self.look()
+        if value is not None:
+            flask_session[name] = value
+            self.mine[name] = copy.deepcopy(value)
+            self.has_set = True
+        elif name in self.mine:
+            del flask_session[name], self.mine[name]
+            self.has_set = True
+
+    # the steps
+
+    def do_look(self) -> None:
+        self.look()
+        assert self.is_gone or self.world.read() == sort(self.mine)
+
+    def do_ask(self) -> None:
+        """Look whether there is anything, without taking it out."""
+        self.look()
+
+    def do_set(self, name: str) -> None:
+        self.write(name, self.world.token())
+
+    def do_pop(self, name: str) -> None:
+        self.write(name, None)
+
+    def do_nest(self) -> None:
+        """Change something inside of a value."""
+        self.look()
+        if "nested" not in self.mine:
+            self.write("nested", {})
+        token = self.world.token()
+        flask_session["nested"]["inner"] = self.mine["nested"]["inner"] = token
+
+    def do_append(self) -> None:
+        self.look()
+        if "list" not in self.mine:
+            self.write("list", [])
+        token = self.world.token()
+        flask_session["list"].append(token)
+        self.mine["list"].append(token)
+
+    def do_flash(self) -> None:
+        self.look()
+        token = self.world.token()
+        flask.flash(token)
+        self.mine.setdefault("_flashes", []).append(("message", token))
+        self.has_set = True
+
+    def do_permanent(self, is_permanent: bool) -> None:
+        if len(flask_session) and flask_session.get("_permanent") is is_permanent:
+            self.look()
+            flask_session.permanent = is_permanent
+            self.has_touched = True
+        else:
+            self.write("_permanent", is_permanent)
+
+    def do_lifetime(self, lifetime: int | None) -> None:
+        self.look()
+        session.lifetime = lifetime
+        self.mine.pop(LIFETIME, None)
+        if lifetime is not None:
+            self.mine[LIFETIME] = lifetime
+        self.has_set = True
+
+    def do_user(self, user: str | None) -> None:
+        self.write(USER, user)
+
+    def do_touch(self) -> None:
+        session.touch()
+        self.has_touched = True
+
+    def do_wait(self, seconds: int) -> None:
+        self.world.clock.advance(seconds)
+
+    def do_regenerate(self, keep_data: bool) -> None:
+        self.look()
+        session.regenerate(keep_data)
+        self.wants_id = True
+        if not keep_data:
+            self.mine, self.wants_other = {}, True
+
+    def do_clear(self) -> None:
+        session.clear()
+        self.mine, self.has_cleared, self.has_asked_end = {}, True, True
+        self.has_set = True
+
+    def do_destroy(self) -> None:
+        session.destroy()
+        self.has_asked_end = self.has_looked = True
+        self.mine = {}
+        self.end_own()
+
+    def do_save(self) -> None:
+        session.save()
+        self.settle_inside()
+
+    def do_reload(self) -> None:
+        self.look()
+        session.reload()
+        found = self.session
+        if found and self.world.find(self.id) is not found:
+            self.session, self.is_gone = None, True
+        self.go_on(self.session.content if self.session else {})
+
+    def do_count(self) -> None:
+        """Count atomically."""
+
+        def increment(own: ServerSideSession) -> None:
+            own["n"] = own.get("n", 0) + 1
+
+        self.look()
+        self.world.find(self.id)  # it may have expired
+        session.atomic(increment)
+        found = self.session
+        if found and found.is_live_as(self.id) and not self.is_other:
+            self.mine = merged(self.base, self.mine, found.content)
+            self.base = copy.deepcopy(found.content)
+        elif found and not found.is_live_as(self.id):
+            self.mine = {}
+        self.mine["n"] = self.mine.get("n", 0) + 1
+        self.has_set = True
+        self.settle_inside()
+
+    def do_revoke(self, user: str) -> None:
+        """End all sessions of a user, as an operator does."""
+        self.world.site.extension.revoke_user(user)
+        for other in self.world.sessions:
+            if other.over is None and other.content.get(USER) == user:
+                self.world.end(other)
+
+    def do_meanwhile(self, plan: Plan) -> None:
+        tried["requests inside of views"] += 1
+        self.world.run(plan, is_inside=True)
+
+    # what it was promised
+
+    @property
+    def is_other(self) -> bool:
+        """Whether what it writes is another session than the one that it found."""
+        return self.has_cleared or self.wants_other
+
+    def go_on(self, content: Content) -> None:
+        """Begin anew with what is stored, or with nothing."""
+        self.base, self.mine = copy.deepcopy(content), copy.deepcopy(content)
+        self.has_set = self.has_cleared = self.wants_id = self.wants_other = False
+
+    def settle_inside(self) -> None:
+        """Settle what a view has saved before its end."""
+        has_id = self.session is not None or not is_unused(self.mine)
+        self.settle(session.id if self.has_looked and has_id else self.id)
+
+    def settle(self, id: str) -> None:
+        """Write down what is stored now.
+
+        :param id: The session's, as the library says.
+        """
+        now, found = self.world.clock(), self.session
+        is_changed = self.mine != self.base or self.wants_id
+        if self.losses > self.known_losses:
+            self.known_losses = self.losses
+            assert self.may_be_lost(), "changes are dropped for nothing"
+            self.lose()
+        elif found is None or self.is_gone:
+            if self.has_cleared and is_unused(self.mine):
+                self.end_own()
+            elif self.is_gone:
+                self.is_dropped |= is_changed and not is_unused(self.mine)
+            elif not is_unused(self.mine):
+                self.own(self.world.begin(self.mine, id))
+        elif self.has_cleared and is_unused(self.mine):
+            self.end_own()
+        elif not found.is_live_as(self.id):
+            self.is_dropped |= is_changed and not found.has_expired
+            self.lose()
+        elif found.may_expire(now) and not self.world.peek(id):
+            self.world.end(found, has_expired=True)
+            self.lose()
+        elif self.is_other:
+            self.world.end(found)
+            self.ended = found
+            if is_unused(self.mine):
+                self.session = None
+                self.go_on({})
+            else:
+                found.rotated[self.id] = now, False
+                self.own(self.world.begin(self.mine, id))
+        else:
+            self.store(found, id, now)
+
+    def store(self, found: Session, id: str, now: float) -> None:
+        """Bring what it changed together with what others did."""
+        interval = self.world.terms.renewal_interval
+        is_same_user = self.mine.get(USER) == self.base.get(USER)
+        must_rotate = (
+            self.wants_id
+            or not is_same_user
+            or (interval is not None and now - found.issued >= interval)
+        )
+        is_changed = self.mine != self.base or self.has_set or self.wants_id
+        content = merged(self.base, self.mine, found.content)
+        if is_unused(content):
+            self.world.end(found)
+            self.ended, self.session = found, None
+            self.go_on({})
+            return
+        tried["conflicts"] += is_changed and self.base != found.content
+        assert (id != self.id) == must_rotate, "the id has to be a new one, or not to"
+        if must_rotate:
+            self.world.move(found, id, is_same_user)
+        if is_changed:
+            found.content = content
+            found.write(now)
+            self.own(found)
+        elif must_rotate:
+            found.at_most = min(
+                max(found.at_most, now + lifetime_of(content)), found.last
+            )
+            self.own(found)
+
+    def own(self, stored: Session) -> None:
+        """Go on with what was just stored."""
+        self.has_saved, self.session, self.id = True, stored, stored.ids[-1]
+        self.go_on(stored.content)
+
+    def lose(self) -> None:
+        """Give up, since others were in the way; a log-out is one all the same."""
+        is_nobody = self.wants_other or not self.mine.get(USER)
+        if self.has_cleared or (self.base.get(USER) and is_nobody):
+            self.end_successor()
+        mine = self.mine
+        self.go_on({})
+        self.session, self.is_gone, self.base, self.mine = None, True, mine, mine.copy()
+
+    def end_own(self) -> None:
+        """End the session that it has, as it has asked."""
+        found = self.world.by_id.get(self.id)
+        if found is not None and found.is_live_as(self.id):
+            self.world.end(found, found.may_expire(self.world.clock()))
+            self.ended = found
+        else:
+            self.end_successor()
+        self.session, self.is_gone = None, False
+        self.go_on({})
+
+    def end_successor(self) -> None:
+        """End what has become of the session, within the grace and for one user."""
+        found = self.world.by_id.get(self.id)
+        if found is None or found.over is not None or found.ids[-1] == self.id:
+            return
+        later = found.ids[found.ids.index(self.id) : -1]
+        since = found.rotated[self.id][0]
+        if all(found.rotated[id][1] for id in later) and (
+            self.world.clock() < since + self.world.terms.grace
+        ):
+            self.world.end(found)
+            tried["log-outs beside a rotation"] += 1
+
+    def may_be_lost(self) -> bool:
+        """Whether another request was in the way of this one."""
+        found = self.world.by_id.get(self.id)
+        if found is None:
+            return False
+        since = found.rotated.get(self.id)
+        return (
+            (since is not None and since[0] + self.world.terms.grace > self.opened)
+            or (since is not None and since[0] >= self.opened)
+            or (found.over is not None and found.over >= self.opened)
+            or (found.over is None and found.may_expire(self.world.clock()))
+        )
+
+    def finish(self, sent: str, value: str | None, cost: dict[str, int] | None) -> None:
+        """Hold the response to what is promised, and let the browser follow it.
+
+        :param sent: What it did to the cookie, which has this value now.
+        :param cost: What it has cost, if no other request was in the way.
+        """
+        world, now, given = self.world, self.world.clock(), self.cookie or ""
+        came_with, said = world.cookies.get(given, ""), world.told.get(given, {})
+        id = value.rsplit(".", 2)[0] if value and sent == "set" else self.id
+        is_changed = self.mine != self.base or self.wants_id or self.has_set
+        has_set, is_saved = self.has_set, self.has_saved or is_changed
+        if self.has_looked:
+            self.settle(id)
+        elif self.has_cleared:
+            self.end_own()
+        content = self.mine if self.has_looked else said
+        found = self.session if self.has_looked else world.find(self.id)
+        assert self.losses or not self.is_dropped, "changes are lost, and nobody told"
+        is_permanent = bool(content.get("_permanent"))
+        is_refreshed = self.has_touched or (world.terms.is_refreshed and is_permanent)
+        is_used = is_refreshed or (
+            self.has_looked
+            and (is_saved or not is_permanent or world.terms.is_refreshed)
+        )
+        if found and is_used:
+            found.use(now, lifetime_of(content))
+        elif found and sent == "set":  # the browser keeps it for a moment at least
+            found.at_most = min(max(found.at_most, now + 1), found.last)
+
+        knows = all(said.get(x) == content.get(x) for x in ("_permanent", LIFETIME))
+        if sent == "set":
+            assert found is not None, "the cookie names a session that is gone"
+            assert found.is_live_as(id), "the cookie names an id that is gone"
+            is_due = is_saved or is_refreshed or not knows or id != came_with
+            assert is_due, "a cookie is sent for nothing"
+        elif sent == "deleted":
+            assert self.cookie, "a cookie is deleted that the browser did not send"
+            assert self.ended, "the cookie is deleted of a session that nobody ended"
+        elif found and self.has_looked:
+            assert found.is_live_as(came_with), "the browser does not learn the new id"
+            assert not has_set, "a change sends no cookie"
+            is_due = is_permanent and (is_used or is_saved)
+            assert not is_due, "a permanent cookie is not renewed"
+        elif self.ended and not found and not self.is_gone:
+            is_known = came_with in self.ended.ids and not self.ended.has_expired
+            assert not is_known, "the cookie stays of a session that was ended"
+        kept = world.find(world.cookies.get(world.slots[self.slot] or "", ""))
+        if kept and sent != "none" and id != kept.ids[-1]:
+            is_new = self.origin is None or self.origin.has_expired
+            assert is_new or self.has_asked_end, "another request's cookie is lost"
+        if sent != "none":
+            world.slots[self.slot] = value
+        if value and found and sent == "set":
+            world.cookies[value], world.told[value] = id, copy.deepcopy(content)
+        if cost is not None:
+            self.check_cost(cost, came_with, is_changed, is_used)
+
+    def check_cost(
+        self, cost: dict[str, int], came_with: str, is_changed: bool, is_used: bool
+    ) -> None:
+        """Compare what it has cost with the table, where nothing was in the way."""
+        expected: dict[str, int] = {}
+        if self.session and self.id != came_with:
+            expected = {"create": 1, "replace": 1} if self.origin else {"create": 1}
+        elif (self.session and is_changed) or self.ended:
+            expected = {"replace": 1}
+        touches = cost.pop("touch", 0)
+        assert touches <= bool(came_with and is_used and not expected)
+        assert cost.pop("load", 0) == bool(came_with and self.has_looked)
+        assert cost == expected
+
+
+# -- what is tried
+
+USERS = ["ada", "eve"]
+#: Durations of all kinds: within the grace, beyond it, a touch interval, ...
+DURATIONS = [1, 5, 9, 10, 59, 60, 100, 1800, IDLE, 2 * HOUR, PERMANENT]
+SLOTS = st.integers(0, 2)
+OPERATIONS = ["load", "create", "replace", "replace", "replace", "delete", "touch"]
+
+NAMES = ["a", "b", "nested", "list", "_flashes", USER]
+CHANGES: list[Step] = [
+    *((name,) for name in ["nest", "append", "flash", "count", "count"]),
+    *(("set", name) for name in ["a", "b"] * 2),
+    *(("pop", name) for name in NAMES),
+]
+STEPS: list[Step] = [
+    *CHANGES,
+    *((name,) for name in ["clear", "destroy", "save", "reload"]),
+    *((name,) for name in ["touch", "look", "ask"]),
+    *(("user", user) for user in [*USERS, None]),
+    *(("lifetime", lifetime) for lifetime in [None, 100, 2 * HOUR]),
+    *((name, yes) for name in ["permanent", "regenerate"] for yes in [True, False]),
+    ("revoke", "ada"),
+]
+WAITS: list[Step] = [("wait", duration) for duration in DURATIONS]
+LOG_OUTS: list[Step] = [("user", None), ("regenerate", False), ("clear",), ("destroy",)]
+MOVES: list[Step] = [("regenerate", True), ("regenerate", True), ("user", "eve")]
+#: What costs a round trip of its own.
+COSTLY = {"count", "destroy", "clear", "revoke", "save", "reload", "meanwhile", "wait"}
+
+
 @st.composite
-def plans(draw: st.DrawFn, depth: int) -> Plan:
+def plans(draw: st.DrawFn, depth: int, is_late: bool = False) -> Plan:
     """Plan a request, with others inside of it to a depth."""
     steps: list[Step] = []
     for _ in range(draw(st.integers(0, 5))):
         if depth and draw(st.integers(0, 3)) == 0:
             steps.append(("meanwhile", draw(plans(depth - 1))))
         else:
-            steps.append(draw(st.one_of(PLAIN_STEPS)))
+            # No time passes between two operations.
+            some = WAITS if not is_late and draw(st.integers(0, 24)) == 0 else STEPS
+            steps.append(draw(st.sampled_from(some)))
     late = None
     if depth and draw(st.booleans()):
-        operation = draw(st.sampled_from(["create", "replace", "replace", "delete"]))
-        late = (operation, draw(plans(0)))
+        operation = draw(st.sampled_from(OPERATIONS))
+        late = (operation, draw(plans(0, is_late=True)))
     return Plan(draw(SLOTS), steps, late)
 
 
 LOGGER = logging.getLogger("flask_serversession")
-
-
-class Warnings(logging.Handler):
-    """Keeps what was warned of: none of these requests deserves it."""
-
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
 
 
 class SessionsMachine(RuleBasedStateMachine):
@@ -812,16 +650,16 @@ class SessionsMachine(RuleBasedStateMachine):
     clock: FakeClock
 
     @initialize(
-        rules=st.builds(
-            Rules,
+        terms=st.builds(
+            Terms,
             touch_interval=st.sampled_from([0, MINUTE]),
-            grace=st.sampled_from([0, 10]),
+            grace=st.sampled_from([10, 0, 10]),
             absolute_timeout=st.sampled_from([None, None, 3 * HOUR]),
             renewal_interval=st.sampled_from([None, None, 100]),
             is_refreshed=st.booleans(),
         )
     )
-    def start(self, rules: Rules) -> None:
+    def start(self, terms: Terms) -> None:
         # What earlier examples left has expired.
         self.clock.advance(2 * PERMANENT)
         if Capability.PRUNE in self.backend.capabilities:
@@ -830,75 +668,123 @@ class SessionsMachine(RuleBasedStateMachine):
             {"SESSION_BACKEND": self.backend},
             clock=self.clock,
             SESSION_KEY_PREFIX=self.prefix,
-            **rules.config,
+            **terms.config,
         )
-        self.rules = rules
-        self.store = Store(rules, self.clock)
+        self.terms = terms
+        self.sessions: list[Session] = []
+        self.by_id: dict[str, Session] = {}
         self.slots: list[str | None] = [None] * 3
-        self.cookies: list[str] = []
-        session_lost.connect(self._note_loss, self.site.app)
-        self.losses: list[str] = []
-        self.expected_losses: list[str] = []
-        self.warnings = Warnings(logging.WARNING)
+        #: The ids in all cookies that were ever sent, and what those knew.
+        self.cookies: dict[str, str] = {}
+        self.told: dict[str, Content] = {}
+        #: The requests that run, the innermost last.
+        self.visits: list[Visit] = []
+        self.tokens = self.touches = 0
+        self.times: tuple[float, ...] = ()
+        session_lost.connect(self.note_loss, self.site.app)
+        self.warnings = logging.handlers.BufferingHandler(10**6)
+        self.warnings.setLevel(logging.WARNING)
         LOGGER.addHandler(self.warnings)
-        #: The ids, by what the model called them before it knew.
-        self.ids: dict[str, str] = {}
         tried["examples"] += 1
         self.begin_together()
 
-    def _note_loss(self, app: flask.Flask, handle: str, user: str | None) -> None:
-        self.losses.append(handle)
+    def note_loss(self, app: flask.Flask, handle: str, user: str | None) -> None:
+        self.visits[-1].losses += 1
+        tried["losses"] += 1
 
     # rules
 
     @rule(plan=plans(2))
     def request(self, plan: Plan) -> None:
-        self.run_plan(plan)
-
-    @rule(plan=plans(2))
-    def another_request(self, plan: Plan) -> None:
-        self.run_plan(plan)
+        self.run(plan)
 
     @rule(outer=plans(1), inner=plans(1))
     def request_around_another(self, outer: Plan, inner: Plan) -> None:
         """Run a request inside of the view of another, of the same session if any."""
         inner = inner._replace(slot=outer.slot)
-        steps: list[Step] = [("look",), ("meanwhile", inner), *outer.steps]
-        self.run_plan(outer._replace(steps=steps))
+        steps: list[Step] = [("ask",), ("meanwhile", inner), *outer.steps]
+        self.run(outer._replace(steps=steps))
 
-    @rule(outer=plans(0), inner=plans(0))
+    @rule(outer=plans(0), inner=plans(0, is_late=True))
     def request_while_another_is_saved(self, outer: Plan, inner: Plan) -> None:
         """Run a request before another one's first write, and in the same session."""
-        late = ("replace", inner._replace(slot=outer.slot))
-        self.run_plan(outer._replace(late=late))
+        self.run(outer._replace(late=("replace", inner._replace(slot=outer.slot))))
 
-    @rule(outer=plans(0), inner=plans(0))
+    @rule(outer=plans(0), inner=plans(0, is_late=True))
     def request_while_an_id_is_changed(self, outer: Plan, inner: Plan) -> None:
         """Run a request before a tombstone is put."""
         late = ("replace", inner._replace(slot=outer.slot))
         steps = [*outer.steps, ("regenerate", True)]
-        self.run_plan(outer._replace(steps=steps, late=late))
+        self.run(outer._replace(steps=steps, late=late))
 
     @rule(plan=plans(0))
     def simple_request(self, plan: Plan) -> None:
-        self.run_plan(plan)
+        self.run(plan)
 
-    @rule(slot=SLOTS, user=USERS)
+    @rule(slot=SLOTS, other=SLOTS, steps=st.lists(st.sampled_from(CHANGES), max_size=2))
+    def requests_that_count(self, slot: int, other: int, steps: list[Step]) -> None:
+        late = ("replace", Plan(other, [*steps, ("count",)]))
+        self.run(Plan(slot, [("ask",), *steps, ("count",)], late))
+
+    @rule(slot=SLOTS, user=st.sampled_from(USERS))
     def log_in(self, slot: int, user: str) -> None:
-        self.run_plan(Plan(slot, [("set", "a", ["x"]), ("log in", user)]))
+        self.run(Plan(slot, [("set", "a"), ("user", user)]))
+
+    @rule(slot=SLOTS, other=st.sampled_from(MOVES), looks=st.booleans())
+    def log_out_while_an_id_is_changed(
+        self, slot: int, other: Step, looks: bool
+    ) -> None:
+        first: list[Step] = [("ask",)] if looks else []
+        for step in LOG_OUTS:
+            self.run(Plan(slot, [("set", "a"), ("user", "ada")]))
+            self.run(Plan(slot, [*first, ("meanwhile", Plan(slot, [other])), step]))
+
+    @rule(slot=SLOTS, looks=st.booleans())
+    def write_after_others_have_logged_out(self, slot: int, looks: bool) -> None:
+        first: list[Step] = [("ask",)] if looks else []
+        for step in LOG_OUTS:
+            self.run(Plan(slot, [("set", "a"), ("user", "ada")]))
+            inner = Plan(slot, [step, ("flash",)])
+            self.run(Plan(slot, [*first, ("meanwhile", inner), ("set", "b")]))
+
+    @rule(
+        slot=SLOTS,
+        step=st.sampled_from([("ask",), ("set", "b"), *MOVES]),
+        is_permanent=st.booleans(),
+    )
+    def grow_old(self, slot: int, step: Step, is_permanent: bool) -> None:
+        """Use a session for as long as that is allowed, and for longer."""
+        self.run(Plan(slot, [("set", "a"), ("permanent", is_permanent)]))
+        for _ in range(7):
+            self.clock.advance((PERMANENT if is_permanent else IDLE) / 2)
+            self.run(Plan(slot, [("ask",), step]))
+
+    @rule(slot=SLOTS, step=st.sampled_from([None, "ask", "look", "touch"]))
+    def use_twice(self, slot: int, step: str | None) -> None:
+        """Use a session again before it is time to write that down."""
+        plan = Plan(slot, [(step,)] if step else [])
+        self.run(plan)
+        self.clock.advance(1)
+        self.run(plan)
+        is_live = self.find(self.cookies.get(self.slots[slot] or "", ""))
+        if is_live and self.terms.touch_interval:
+            assert not self.touches, "the touch interval is not kept to"
+
+    @rule(slot=SLOTS, plan=plans(0))
+    def first_visit(self, slot: int, plan: Plan) -> None:
+        """Come without a cookie, twice; what the first stores it ends."""
+        for steps in ([("set", "a"), ("save",), ("destroy",)], plan.steps):
+            self.slots[slot] = None
+            self.run(Plan(slot, [*steps]))
 
     @rule(slot=SLOTS)
     def log_out(self, slot: int) -> None:
-        self.run_plan(Plan(slot, [("clear",), ("destroy",)]))
-
-    @rule(slot=SLOTS)
-    def ignore(self, slot: int) -> None:
-        self.run_plan(Plan(slot, []))
+        self.run(Plan(slot, [("clear",), ("destroy",)]))
 
     @rule()
     def begin_together(self) -> None:
         """Let all browsers have one session."""
-        self.run_plan(Plan(0, [("set", "a", ["x"]), ("set", "b", {"n": 0})]))
+        self.run(Plan(0, [("set", "a"), ("nest",), ("append",)]))
         self.slots = [self.slots[0]] * 3
 
     @rule(slot=SLOTS, other=SLOTS)
@@ -907,209 +793,156 @@ class SessionsMachine(RuleBasedStateMachine):
 
     @rule(slot=SLOTS, number=st.integers(0, 10**6))
     def replay_cookie(self, slot: int, number: int) -> None:
-        if self.cookies:
-            self.slots[slot] = self.cookies[number % len(self.cookies)]
+        cookies = [*self.cookies]
+        if cookies:
+            self.slots[slot] = cookies[number % len(cookies)]
 
-    @rule(seconds=DURATIONS)
+    @rule(seconds=st.sampled_from(DURATIONS))
     def wait(self, seconds: int) -> None:
         self.clock.advance(seconds)
         tried["clock steps"] += 1
-        self.compare()
+        self.check()
 
-    # a request, both ways
+    # carrying them out
 
-    def run_plan(self, plan: Plan, is_inside: bool = False) -> None:
-        """Carry out a request, with the library and with the model."""
+    def token(self) -> str:
+        """Return a value that nobody has ever stored."""
+        self.tokens += 1
+        return f"token {self.tokens}"
+
+    def run(self, plan: Plan, is_inside: bool = False) -> None:
+        """Carry out a request, and hold it to what is promised."""
         tried["requests"] += 1
-        cookie = self.slots[plan.slot]
-        model = ModelRequest(self.store, self._verify(cookie), self.expected_losses)
-        late = plan.late
-        has_come = False
-        outcomes: list[str] = []
+        self.clock.advance(MOMENT)
+        self.is_well = False
+        visit, before = Visit(self, plan.slot), self.site.backend.before
 
         def come() -> None:
-            nonlocal has_come
-            assert late is not None
-            has_come = True
-            del self.site.backend.before[late[0]]
+            assert plan.late is not None
+            del before[plan.late[0]]
             tried["requests between operations"] += 1
-            self.run_plan(late[1], True)
-
-        def start(steps: Steps[None]) -> Steps[None] | None:
-            """Let the model go on until something comes in between."""
-            for operation in steps:
-                if late is not None and not has_come and operation == late[0]:
-                    self.site.backend.before[operation] = come
-                    return steps
-            return None
-
-        def end(steps: Steps[None] | None) -> None:
-            if steps is not None:
-                assert has_come, "the backend was not asked for what the model says"
-                for _ in steps:
-                    pass
-
-        def finish() -> Steps[None]:
-            outcomes.append((yield from model.finish()))
-
-        finishing: list[Steps[None] | None] = []
+            self.run(plan.late[1], is_inside=True)
 
         def view() -> None:
-            for step in plan.steps:
-                name, *values = step
-                if name == "meanwhile":
-                    tried["requests inside of views"] += 1
-                    self.run_plan(*values, True)
-                    continue
-                steps = start(in_model(model, name, *copy.deepcopy(values)))
-                in_view(self.clock, model, name, *copy.deepcopy(values))
-                end(steps)
-            finishing.append(start(finish()))
+            for name, *values in plan.steps:
+                getattr(visit, f"do_{name}")(*values)
 
+        if plan.late is not None:
+            before.setdefault(plan.late[0], come)
         browser = self.site.browser()
-        browser.cookie = cookie
-        response = browser.visit(view)
+        browser.cookie = visit.cookie
+        self.visits.append(visit)
+        with self.site.backend.counting() as calls:
+            response = browser.visit(view)
+        self.visits.pop()
+        self.touches = calls["touch"]
         assert response.status_code == 200
-        end(finishing[0])
-        self.check_cookie(
-            plan.slot, browser, cookie_of(response, self.site), model, *outcomes
-        )
+        if plan.late is not None and before.get(plan.late[0]) is come:
+            del before[plan.late[0]]
+        is_alone = not is_inside and plan.late is None
+        is_simple = is_alone and COSTLY.isdisjoint(name for name, *_ in plan.steps)
+        cost = dict(calls) if is_simple else None
+        visit.finish(cookie_of(response, self.site), browser.cookie, cost)
         if not is_inside:
-            self.compare()
+            self.check()
 
-    def check_cookie(
-        self, slot: int, browser: Browser, sent: str, model: ModelRequest, expected: str
-    ) -> None:
-        assert sent == {"same": "set", "new": "set"}.get(expected, expected)
-        if sent == "none":
-            return
-        self.slots[slot] = browser.cookie
-        if browser.cookie is None:
-            return
-        self.cookies.append(browser.cookie)
-        assert model.id is not None
-        if expected == "same":
-            assert browser.id == model.id
-        elif model.id != browser.id:
-            assert browser.id not in self.store.entries
-            self.ids[model.id] = browser.id
-            self.store.rename(model.id, browser.id)
+    # what the model knows
 
-    def _verify(self, cookie: str | None) -> CookieState | None:
+    def begin(self, content: Content, id: str) -> Session:
+        assert id, "a new session is lost"
+        assert id not in self.by_id, "a new session has an old id"
+        now = self.clock()
+        new = Session(self.terms, copy.deepcopy(content), [id], now, now)
+        new.write(now)
+        self.sessions.append(new)
+        self.by_id[id] = new
+        return new
+
+    def move(self, moved: Session, id: str, is_same_user: bool) -> None:
+        assert id not in self.by_id
+        moved.rotated[moved.ids[-1]] = self.clock(), is_same_user
+        moved.issued = self.clock()
+        moved.ids.append(id)
+        self.by_id[id] = moved
+        tried["rotations"] += 1
+
+    def end(self, ended: Session, has_expired: bool = False) -> None:
+        ended.over, ended.has_expired = self.clock(), has_expired
+
+    def find(self, id: str) -> Session | None:
+        """Return the session that an id has to open."""
+        found = self.by_id.get(id)
+        if found is None or not found.is_live_as(id):
+            return None
+        now = self.clock()
+        if found.may_expire(now) and (now >= found.at_most or not self.peek(id)):
+            self.end(found, has_expired=True)
+            return None
+        return found
+
+    # what the library says
+
+    def read(self) -> Content:
+        content = dict(flask_session)
+        if session.lifetime is not None:
+            content[LIFETIME] = session.lifetime.total_seconds()
+        return sort(content)
+
+    def peek(self, id: str) -> Content:
+        """Return what an id opens, without leaving a trace."""
         signer = self.site.state.interface.get_signer(self.site.app)
         assert signer is not None
-        return None if cookie is None else signer.verify(cookie)
+        value = signer.sign(CookieState(id, False, self.clock(), self.clock()))
+        header = {"Cookie": f"{self.site.cookie_name()}={value}"}
+        hooks, self.site.backend.before = self.site.backend.before, {}
+        try:
+            with self.site.app.test_request_context(headers=header):
+                content = self.read()
+                moments = session.created_at, session.expires_at
+                self.times = tuple(moment.timestamp() for moment in moments)
+                return content
+        finally:
+            self.site.backend.before = hooks
 
-    def compare(self) -> None:
-        """Compare all that is stored."""
-        for id in self.ids.values():
-            key = key_of(id, self.prefix)
-            record = self.backend.load(key)
-            entry = self.store.get(id)
-            if entry is None:
-                assert record is None
-                continue
-            assert record is not None
-            assert record.expires_at == entry.expires
-            assert record.is_tombstone == entry.is_tombstone
-            if entry.is_tombstone:
-                continue
-            envelope = SEALER.open(record.data, key)
-            content = SERIALIZER.loads(envelope.payload)
-            assert json.loads(json.dumps(content)) == entry.data
-            assert envelope.lifetime == entry.lifetime
-            assert record.created_at == entry.created
-            assert record.touched_at == entry.touched
-            assert record.user == entry.user
-            tried["sessions compared"] += 1
+    def check(self) -> None:
+        """Compare all that can be opened with what has to be there."""
+        is_live = {
+            known.ids[-1]: known for known in self.sessions if known.over is None
+        }
+        for id in [*is_live]:
+            if (found := self.find(id)) is not None:
+                assert self.peek(id) == sort(found.content)
+                began, expires = self.times
+                assert abs(began - found.created) < WHILE
+                assert found.surely - WHILE < expires < found.last + WHILE
+                tried["sessions compared"] += 1
+            else:
+                assert not self.peek(id), "a session is there after its time"
+        dead = [id for id in self.by_id if id not in is_live]
+        for id in dead[-3:]:
+            assert not self.peek(id), "an id that is gone opens something"
         if Capability.COUNT in self.backend.capabilities:
-            live = [id for id in self.store.entries if self.store.is_live(id)]
-            assert self.backend.count() == len(live)
-        assert len(self.losses) == len(self.expected_losses)
-        real = set(self.ids.values())
-        for handle, expected in zip(self.losses, self.expected_losses, strict=True):
-            id = self.ids.get(expected, expected)
-            # Nobody was told the others, so they cannot be known here either.
-            assert handle == key_of(id, "") or id not in real
-        assert not self.warnings.records, self.warnings.records[0].getMessage()
+            live = [known for known in self.sessions if known.over is None]
+            expired = sum(known.has_expired for known in self.sessions)
+            assert len(live) <= self.backend.count() <= len(live) + expired
+        assert not self.warnings.buffer, self.warnings.buffer[0].getMessage()
+        self.is_well = True
 
     def teardown(self) -> None:
         LOGGER.removeHandler(self.warnings)
+        for id, known in self.by_id.items():
+            assert not self.is_well or known.is_live_as(id) or not self.peek(id)
         if Capability.ITERATE in self.backend.capabilities:
             for key, _ in list(self.backend.iterate()):
                 self.backend.delete(key)
 
 
-SEALER = Sealer(())
-SERIALIZER = serializer_for("msgpack")
-
-
-def in_model(model: ModelRequest, name: str, *values: t.Any) -> Steps[None]:
-    """Carry out a step of a view in the model."""
-    actions: dict[str, Callable[..., t.Any]] = {
-        "set": model.set,
-        "pop": model.pop,
-        "change inside": model.change_inside,
-        "flash": model.flash,
-        "show": model.show,
-        "permanent": model.set_permanent,
-        "lifetime": model.set_lifetime,
-        "log in": functools.partial(model.set, USER),
-        "log out": functools.partial(model.pop, USER),
-        "regenerate": model.regenerate,
-        "clear": model.clear,
-        "destroy": model.destroy,
-        "save": model.save,
-        "reload": model.reload,
-        "count": model.count,
-        "touch": functools.partial(setattr, model, "is_touched", True),
-        "look": model.load,
-        "wait": lambda seconds: None,
+def sort(content: Content) -> Content:
+    """Put lists in an order: that of appended items is another test's."""
+    return {
+        name: sorted(map(repr, value)) if name in LISTS else value
+        for name, value in content.items()
     }
-    result = actions[name](*values)
-    if isinstance(result, types.GeneratorType):
-        yield from result
-
-
-def in_view(clock: FakeClock, model: ModelRequest, name: str, *values: t.Any) -> None:
-    """Carry out a step of a view."""
-    actions: dict[str, Callable[..., t.Any]] = {
-        "set": flask_session.__setitem__,
-        "pop": lambda name: flask_session.pop(name, None),
-        "change inside": change_inside,
-        "flash": flash,
-        "show": get_flashed_messages,
-        "permanent": functools.partial(setattr, flask_session, "permanent"),
-        "lifetime": functools.partial(setattr, session, "lifetime"),
-        "log in": functools.partial(flask_session.__setitem__, USER),
-        "log out": lambda: flask_session.pop(USER, None),
-        "regenerate": session.regenerate,
-        "clear": flask_session.clear,
-        "destroy": session.destroy,
-        "save": session.save,
-        "reload": session.reload,
-        "count": lambda: session.atomic(increment),
-        "touch": session.touch,
-        "look": functools.partial(look, model),
-        "wait": clock.advance,
-    }
-    actions[name](*values)
-
-
-def change_inside(name: str) -> None:
-    value = flask_session.get(name)
-    if isinstance(value, dict):
-        value["n"] = value.get("n", 0) + 1
-    elif isinstance(value, list):
-        value.append(len(value))
-
-
-def increment(own: ServerSideSession) -> None:
-    own["n"] = own.get("n", 0) + 1
-
-
-def look(model: ModelRequest) -> None:
-    assert json.loads(json.dumps(dict(flask_session))) == model.data
 
 
 # -- the tests

@@ -11,7 +11,7 @@ import pytest
 from flask import session
 
 from flask_serversession import cookie
-from flask_serversession import record
+from flask_serversession import ids
 from flask_serversession import session as typed_session
 from flask_serversession.serializers import MsgpackSerializer
 from flask_serversession.testing import FakeClock
@@ -189,7 +189,7 @@ def test_a_request_does_the_work_that_the_page_on_performance_says(
         monkeypatch.setattr(owner, name, counting)
 
     count(cookie._HMAC, "get_signature", "signatures")
-    count(record.hashlib, "sha256", "hashes")
+    count(ids.hashlib, "sha256", "hashes")
     count(MsgpackSerializer, "loads", "reads")
     count(MsgpackSerializer, "dumps", "writes")
     browser.visit(action)

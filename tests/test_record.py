@@ -12,6 +12,8 @@ import pytest
 
 from flask_serversession import record as layout
 from flask_serversession.errors import RecordError
+from flask_serversession.ids import is_key
+from flask_serversession.ids import key_of_handle
 from flask_serversession.record import Record
 from flask_serversession.record import check_format
 from flask_serversession.record import decode_record
@@ -22,9 +24,7 @@ from flask_serversession.record import encode_times
 from flask_serversession.record import encode_user
 from flask_serversession.record import encode_version
 from flask_serversession.record import frame
-from flask_serversession.record import is_key
 from flask_serversession.record import key_of
-from flask_serversession.record import key_of_handle
 from flask_serversession.record import size_with_user
 from flask_serversession.record import unframe
 
@@ -220,7 +220,7 @@ def test_the_messages_say_what_is_wrong_and_show_nothing_of_the_record() -> None
         (
             decode_user,
             resealed(STORED, rest=b"\xff" * 9),
-            "The record's user is no text.",
+            "The record's user is not valid UTF-8.",
         ),
         (unframe, FRAMED[:-1], "The record's checksum does not match."),
         (check_format, b"\xfe\x09", "The record has format 9; this version knows 1."),

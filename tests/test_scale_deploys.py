@@ -34,11 +34,11 @@ MakeConfig = Callable[[str], Config]
 #: newer format, while it still reads those of this version.
 NEXT_VERSION = {
     "record.py": [("FORMAT = 1\n", "FORMAT = 2\n")],
-    "envelope.py": [
+    "payload.py": [
         ("FORMAT = 1\n", "FORMAT = 2\n"),
         ("format != FORMAT\n", "format not in (1, 2)\n"),
     ],
-    "backends/redis.py": [
+    "backends/redis/scripts.py": [
         ("string.byte(header, 2) == {FORMAT}", "string.byte(header, 2) <= {FORMAT}")
     ],
 }

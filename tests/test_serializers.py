@@ -40,6 +40,7 @@ from markupsafe import Markup
 from flask_serversession.errors import ConfigurationError
 from flask_serversession.errors import RecordError
 from flask_serversession.errors import SerializationError
+from flask_serversession.serializers import BUILT_IN as BY_CODE
 from flask_serversession.serializers import CodedSerializer
 from flask_serversession.serializers import CustomSerializer
 from flask_serversession.serializers import JSONSerializer
@@ -561,9 +562,30 @@ def test_moments_of_freezegun_come_back_as_real_ones(
     assert is_exact(serializer.loads(written)["key"], expected)
 
 
-def test_an_ext_type_is_a_named_tuple_as_for_flask() -> None:
-    assert is_exact(back(MSGPACK, msgpack.ExtType(1, b"t")), (1, b"t"))
-    assert is_exact(back(MSGPACK, [msgpack.ExtType(1, b"t"), 1]), [(1, b"t"), 1])
+@pytest.mark.parametrize(
+    "value",
+    [
+        bytearray(b"\xc4\0"),
+        memoryview(b"\xc4\0"),
+        memoryview(b"\xc4-\0-")[::2],
+        memoryview(b"\xc4\0").cast("H"),
+    ],
+)
+def test_other_bytes_come_back_as_bytes(
+    serializer: CodedSerializer, value: t.Any
+) -> None:
+    assert is_exact(back(serializer, value), b"\xc4\0")
+    # The same where something beside it makes the session take another way.
+    beside = collections.OrderedDict(a=[value])
+    assert is_exact(back(serializer, [beside, value]), [{"a": [b"\xc4\0"]}, b"\xc4\0"])
+
+
+def test_a_view_of_bytes_as_a_key_or_member_comes_back_as_bytes() -> None:
+    value: dict[t.Any, t.Any] = {memoryview(b"a"): {memoryview(b"b")}}
+    assert is_exact(back(MSGPACK, value), {b"a": {b"b"}})
+    value["o"] = collections.OrderedDict()
+    assert is_exact(back(MSGPACK, value), {b"a": {b"b"}, "o": {}})
+    assert is_exact(back(JSON, {memoryview(b"a"): 1}), {b"a": 1})
 
 
 def test_equal_text_of_other_types_are_different_keys_no_more(
@@ -715,8 +737,6 @@ class HashableList(list[t.Any]):
         (Opaque(), f"a {__name__}.Opaque", "plain data"),
         (object(), "an object", "plain data"),
         (PlainEnum.A, f"a {__name__}.PlainEnum", "Keep its value."),
-        (bytearray(b"a secret value"), "a bytearray", "Keep bytes."),
-        (memoryview(b"a secret value"), "a memoryview", "Keep bytes."),
         (math, "a module", "Keep its name."),
         (math.sqrt, "a builtin_function_or_method", "Keep its name."),
         (lambda: None, "a function", "Keep its name."),
@@ -725,7 +745,6 @@ class HashableList(list[t.Any]):
         (Markup, "a type", "Keep its name."),
         (1j, "a complex", "plain data"),
         (iter([]), "a list_iterator", "plain data"),
-        (msgpack.Timestamp(1), "a msgpack.ext.Timestamp", "plain data"),
         (types.MappingProxyType({}), "a mappingproxy", "plain data"),
     ],
     ids=lambda value: type(value).__name__,
@@ -733,9 +752,6 @@ class HashableList(list[t.Any]):
 def test_these_are_refused_by_both(
     serializer: CodedSerializer, value: t.Any, what: str, remedy: str
 ) -> None:
-    what = what.replace("msgpack.ext.", f"{type(value).__module__}.")
-    if isinstance(value, msgpack.Timestamp):
-        what = f"a {type(value).__module__}.Timestamp"
     error = error_of(serializer, {"cart": [1, 2, {"thumb": value}]})
     assert str(error).startswith(
         f"flask.session['cart'][2]['thumb'] is {what}, which the {serializer.name}"
@@ -807,8 +823,6 @@ def test_json_refuses_what_it_has_no_form_for(
         ({"a": {(1, (Opaque(),)): 1}}, "flask.session['a'] has in its keys a "),
         ({Opaque(): 1}, "flask.session has in its keys a "),
         ({"a": {Opaque()}}, "flask.session['a'] holds a "),
-        ({"a": {memoryview(b"a"): 1}}, "flask.session['a'] has in its keys a memory"),
-        ({"a": {memoryview(b"a")}}, "flask.session['a'] holds a memoryview"),
         ({1: {None: Opaque()}}, "flask.session[1][None] is a "),
         ({(1, "a"): Opaque()}, "flask.session[(1, 'a')] is a "),
         ({(1,): Opaque()}, "flask.session[(1,)] is a "),
@@ -1163,22 +1177,14 @@ def test_the_built_in_serializers_are_known_by_name_and_by_code() -> None:
         ("msgpack", b"m", MsgpackSerializer),
         ("json", b"j", JSONSerializer),
     ):
-        for value in (name, code):
-            made = serializer_for(value)
-            assert type(made) is kind
-            assert (made.name, made.code) == (name, code)
+        assert serializer_for(name) is BY_CODE[code]
+        assert type(BY_CODE[code]) is kind
+        assert (BY_CODE[code].name, BY_CODE[code].code) == (name, code)
 
 
 def test_a_serializer_of_ours_is_taken_as_it_is() -> None:
     for value in (MSGPACK, JSON, CustomSerializer(Own({}))):
         assert serializer_for(value) is value
-
-
-@pytest.mark.parametrize("code", [b"c", b"x", b""])
-def test_a_payload_of_another_serializer_is_unreadable(code: bytes) -> None:
-    with pytest.raises(RecordError) as caught:
-        serializer_for(code)
-    assert caught.value.reason == "unreadable"
 
 
 class OneWay:
@@ -1194,7 +1200,10 @@ class OneWay:
         (None, "a NoneType"),
         (5, "an int"),
         (OneWay(), f"a {__name__}.OneWay"),
-        (MsgpackSerializer, "the class flask_serversession.serializers.Msgpack"),
+        (
+            MsgpackSerializer,
+            "the class flask_serversession.serializers.msgpack.MsgpackSerializer,",
+        ),
     ],
 )
 def test_anything_else_is_a_configuration_error(value: t.Any, given: str) -> None:
@@ -1287,15 +1296,3 @@ def test_nothing_is_imported_or_executed_by_reading() -> None:
         MSGPACK, msgpack.packb({"a": msgpack.ExtType(6, b"2024-01-01T00[os.path]")})
     )
     assert set(sys.modules) == before
-
-
-@pytest.mark.parametrize("impostor", [bytearray(b"abc"), memoryview(b"abc")])
-def test_what_is_stored_already_is_not_looked_through_again(
-    impostor: object,
-) -> None:
-    """The session stays as it is stored; only what is new is looked at closely."""
-    serializer = MsgpackSerializer()
-    stored = serializer.dumps({"a": b"abc"})
-    assert serializer.dumps({"a": impostor}, stored) == stored
-    with pytest.raises(SerializationError):
-        serializer.dumps({"a": impostor, "b": 1}, stored)

@@ -170,6 +170,35 @@ def test_a_session_that_is_lost_is_told_of(backend_config: Config) -> None:
     ]
 
 
+def test_who_is_told_of_a_loss_finds_no_successor_in_the_store() -> None:
+    site, _ = make_site({"SESSION_BACKEND": "memory"})
+    browser = log_in(site)
+    found: list[int] = []
+
+    def look(_: object, **__: object) -> None:
+        found.append(site.extension.count())
+
+    def view() -> None:
+        typed_session.regenerate()
+        site.extension.revoke(typed_session.handle)
+
+    with signals.session_lost.connected_to(look):
+        browser.visit(view)
+    assert found == [0]
+
+
+def test_a_session_that_a_receiver_ends_at_once_is_not_named_to_the_browser() -> None:
+    site, _ = make_site({"SESSION_BACKEND": "memory"})
+    browser = log_in(site)
+
+    def end(_: object, handle: str, **__: object) -> None:
+        site.extension.revoke(handle)
+
+    with signals.session_regenerated.connected_to(end):
+        response = browser.visit(lambda: typed_session.regenerate())
+    assert cookie_of(response, site) == "none"
+
+
 # Exactly when, and how often
 
 

@@ -80,7 +80,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def load(self, key: str) -> Record | None:
-        """Give the record, or ``None`` if it is unknown or has expired.
+        """Return the record, or ``None`` if it is unknown or has expired.
 
         One round trip.
 
@@ -157,7 +157,7 @@ class Backend(abc.ABC):
         return found
 
     def keys_of_user(self, user: str) -> list[str]:
-        """Give the keys of all live records of a user, tombstones left out.
+        """Return the keys of all live records of a user, tombstones left out.
 
         What is known to be the user's and cannot be read is among them: whoever ends
         all sessions of a user has to learn of it.
@@ -174,7 +174,7 @@ class Backend(abc.ABC):
         raise NotSupportedError(self.name, "iterate")
 
     def count(self) -> int:
-        """Give the number of live records, tombstones left out.
+        """Return the number of live records, tombstones left out.
 
         :raises NotSupportedError: without :attr:`Capability.COUNT`.
         """

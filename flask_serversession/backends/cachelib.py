@@ -18,13 +18,13 @@ from cachelib import MemcachedCache
 from cachelib import NullCache
 from cachelib import SimpleCache
 
-from ..code_runners import code_runner_of
 from ..errors import BackendUnavailableError
 from ..errors import RecordError
+from ..forks import ThreadLocks
 from ..record import Record
 from ..record import decode_record
 from ..record import encode_record
-from ._locks import ThreadLocks
+from ..serializers.code_runners import code_runner_of
 from .base import Backend
 from .base import Capability
 from .base import Conflict
@@ -33,9 +33,8 @@ from .base import Replaced
 
 _T = t.TypeVar("_T")
 
-# What the default configuration makes, a prefix and a hex digest, is used as it is,
-# so that an operator finds it. 200 leaves room within memcached's 250 bytes for a
-# prefix that the cache itself adds.
+# The default configuration's keys are used as they are, so that an operator finds them.
+# memcached takes 250 bytes; 200 leave room for a prefix that the cache itself adds.
 _is_plain_key = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,200}").fullmatch
 # Not among the plain characters, so no key can be mistaken for a hashed one.
 _HASHED = "#"
@@ -108,7 +107,7 @@ class CachelibBackend(Backend):
         self._clock = clock
 
     def load(self, key: str) -> Record | None:
-        """Give the record, or ``None`` if it is unknown or has expired."""
+        """Return the record, or ``None`` if it is unknown or has expired."""
         return self._read(key, "load")
 
     def create(self, key: str, record: Record) -> bool:
@@ -262,7 +261,7 @@ class CachelibBackend(Backend):
 
 
 def eviction_warning(cache: BaseCache) -> str | None:
-    """Say whether a cache loses live sessions when many are kept, and what to do.
+    """Return whether a cache loses live sessions when many are kept, and what to do.
 
     :param cache: The cache that :data:`SESSION_CACHELIB` names.
     :return: A text for the log, or ``None`` if nothing is known against the cache.
@@ -305,7 +304,7 @@ def unpickles(cache: BaseCache) -> bool:
 
 
 def unpickling_warning(backend: Backend) -> str | None:
-    """Say whether those who write to a cache can run code in the application.
+    """Return whether those who write to a cache can run code in the application.
 
     :return: A text for the log, or ``None`` if nothing is known against the cache.
     """
@@ -327,8 +326,7 @@ def _lock_of(key: str) -> threading.RLock:
 
 
 def _name(key: str) -> str:
-    # memcached refuses spaces, control characters and long keys. Surrogates cannot
-    # be encoded strictly, and a key must not be a reason to fail.
+    # Any printable characters make a prefix; memcached refuses spaces, among others.
     if _is_plain_key(key):
         return key
-    return _HASHED + hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    return _HASHED + hashlib.sha256(key.encode()).hexdigest()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-import os
 import threading
 import time
 import types
 import typing as t
-import weakref
 
+from ..forks import PerProcess
 from ..record import NO_META
 from ..record import Record
 from .base import Backend
@@ -61,21 +60,21 @@ class MemoryBackend(Backend):
 
     def __init__(self, clock: t.Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
-        _backends.add(self)
+        # Looked up when it is needed: see PerProcess.
+        self._lock = PerProcess(lambda: threading.Lock())
         self._entries: dict[str, _Entry] = {}
         # A dict serves as a set that remembers the order of insertion.
         self._keys_by_user: dict[str, dict[str, None]] = {}
         self._expiries: list[tuple[float, str]] = []
 
     def load(self, key: str) -> Record | None:
-        """Give the record, or ``None`` if it is unknown or has expired."""
+        """Return the record, or ``None`` if it is unknown or has expired."""
         # Without the lock: records never change, and a dict is read in one step.
         return self._find(key, self._clock())
 
     def create(self, key: str, record: Record) -> bool:
         """Store a new record, unless the key is taken by a live one."""
-        with self._lock:
+        with self._lock.get():
             now = self._clock()
             self._sweep(now)
             if self._find(key, now) is not None:
@@ -89,7 +88,7 @@ class MemoryBackend(Backend):
         self, key: str, record: Record, expected: int
     ) -> Replaced | Conflict | Gone:
         """Swap the record if its stored version is the expected one."""
-        with self._lock:
+        with self._lock.get():
             now = self._clock()
             self._sweep(now)
             current = self._find(key, now)
@@ -106,7 +105,7 @@ class MemoryBackend(Backend):
 
     def delete(self, key: str) -> bool:
         """Remove the record; a tombstone stays, and counts as none."""
-        with self._lock:
+        with self._lock.get():
             record = self._find(key, self._clock())
             if record is None or record.is_tombstone:
                 return False
@@ -115,7 +114,7 @@ class MemoryBackend(Backend):
 
     def touch(self, key: str, touched_at: float, expires_at: float) -> bool:
         """Move the times of the record, and nothing else."""
-        with self._lock:
+        with self._lock.get():
             now = self._clock()
             self._sweep(now)
             record = self._find(key, now)
@@ -132,8 +131,8 @@ class MemoryBackend(Backend):
             return True
 
     def keys_of_user(self, user: str) -> list[str]:
-        """Give the keys of all live records of a user, tombstones left out."""
-        with self._lock:
+        """Return the keys of all live records of a user, tombstones left out."""
+        with self._lock.get():
             now = self._clock()
             return [
                 key
@@ -145,7 +144,7 @@ class MemoryBackend(Backend):
 
     def iterate(self) -> t.Iterator[tuple[str, Record]]:
         """Go through all live records, as they were when this was called."""
-        with self._lock:
+        with self._lock.get():
             now = self._clock()
             records = [
                 (key, entry.record)
@@ -155,8 +154,8 @@ class MemoryBackend(Backend):
         return iter(records)
 
     def count(self) -> int:
-        """Give the number of live records, tombstones left out. Scans them all."""
-        with self._lock:
+        """Return the number of live records, tombstones left out. Scans them all."""
+        with self._lock.get():
             now = self._clock()
             return sum(
                 _is_live_session(entry.record, now) for entry in self._entries.values()
@@ -164,7 +163,7 @@ class MemoryBackend(Backend):
 
     def prune(self, limit: int) -> int:
         """Delete at most ``limit`` expired records."""
-        with self._lock:
+        with self._lock.get():
             return self._remove_expired(self._clock(), limit)
 
     def _find(self, key: str, now: float) -> Record | None:
@@ -242,19 +241,6 @@ class MemoryBackend(Backend):
         keys.pop(key, None)
         if not keys:
             self._keys_by_user.pop(user, None)
-
-
-_backends: weakref.WeakSet[MemoryBackend] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    # Another thread of the parent may have held it, which the child does not have.
-    for backend in _backends:
-        backend._lock = threading.Lock()  # pyright: ignore[reportPrivateUsage]
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _is_live_session(record: Record, now: float) -> bool:

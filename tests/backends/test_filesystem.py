@@ -25,12 +25,13 @@ import pytest
 from flask import Flask
 
 from flask_serversession import ServerSession
-from flask_serversession.backends import filesystem
 from flask_serversession.backends.base import Backend
 from flask_serversession.backends.base import Conflict
 from flask_serversession.backends.base import Gone
 from flask_serversession.backends.base import Replaced
 from flask_serversession.backends.filesystem import FilesystemBackend
+from flask_serversession.backends.filesystem import files
+from flask_serversession.backends.filesystem import pruning
 from flask_serversession.errors import BackendUnavailableError
 from flask_serversession.errors import ConfigurationError
 from flask_serversession.errors import RecordError
@@ -99,7 +100,7 @@ class TestFilesystemBackend(BackendContract):
     @pytest.fixture
     def spoil(self, backend: t.Any) -> Spoil:
         def spoil(key: str, reason: str) -> None:
-            spoil_file(Path(backend._locate(key)[1]), reason)
+            spoil_file(Path(backend._layout.locate(key)[1]), reason)
 
         return spoil
 
@@ -160,20 +161,13 @@ def test_the_folder_may_be_lost(
     assert backend.load(KEY) is not None
 
 
-@pytest.mark.parametrize("key", ["k" * 500, "ключ" * 100, "%" * 90, PREFIX * 60])
-def test_a_key_too_long_for_a_file_name_works(
-    path: Path, clock: FakeClock, key: str
+@pytest.mark.parametrize("key", ["", "../../passwd", PREFIX + "A" * 64, KEY + "\n"])
+def test_what_is_no_key_leads_to_no_file(
+    backend: FilesystemBackend, clock: FakeClock, path: Path, key: str
 ) -> None:
-    backend = FilesystemBackend(path, clock=clock)
-    record = make_record(clock)
-    assert backend.create(key, record) is True
-    assert backend.create(key + "x", record) is True
-    assert backend.load(key) == record
-    assert backend.delete(key) is True
-    assert backend.load(key) is None
-    assert list(backend.iterate()) == []
-    clock.advance(1000)
-    assert backend.prune(10) == 1
+    with pytest.raises(ValueError, match=r"^A key is a prefix and 64 hexadecimal"):
+        backend.create(key, make_record(clock))
+    assert not path.exists()
 
 
 def test_a_prefix_too_long_for_a_file_name_is_refused(path: Path) -> None:
@@ -212,16 +206,21 @@ def test_other_files_are_left_alone(
 ) -> None:
     backend.create(KEY, make_record(clock))
     shard = find_file(path).parent
-    for name in ("README.txt", "session%3A", "session%3agarbage%FF", "session%3aé"):
+    digest = KEY.removeprefix(PREFIX)
+    odd = (f"session%3A{digest}", f"a%ff{digest}", f"a.b{digest}", f"é{digest}")
+    for name in ("README.txt", "session%3agarbage%FF", "session%3aé", *odd):
         (shard / name).write_bytes(b"foreign")
         os.utime(shard / name, (0, 0))
     (path / "zz").mkdir()
     (path / "zz" / "session%3a1").write_bytes(b"foreign")
     (shard / "session%3afolder").mkdir()
-    assert [key for key, _ in backend.iterate()] == [KEY]
-    assert backend.count() == 1
-    assert backend.prune(10) == 0
-    assert (shard / "README.txt").exists()
+    before = {*path.rglob("*")}
+    # Of one application's, and of all.
+    for each in (backend, FilesystemBackend(path, clock=clock)):
+        assert [key for key, _ in each.iterate()] == [KEY]
+        assert each.count() == 1
+        assert each.prune(10) == 0
+        assert {*path.rglob("*")} == before
 
 
 def test_thousands_of_sessions_are_all_there(path: Path, clock: FakeClock) -> None:
@@ -480,7 +479,7 @@ def test_a_load_that_meets_a_touch_halfway_is_no_damage(
     torn = bytearray(whole)
     torn[20] ^= 1
     answers = [bytes(torn), whole]
-    monkeypatch.setattr(filesystem, "read", lambda *_: answers.pop(0))
+    monkeypatch.setattr(files, "read", lambda *_: answers.pop(0))
     assert backend.load(KEY) == make_record(clock)
     assert answers == []
     assert file.exists()
@@ -571,9 +570,9 @@ def test_sweep_is_bounded_on_a_large_folder(
     expired = key_of("expired", PREFIX)
     backend.create(expired, make_record(clock, lives=10))
     clock.advance(11)
-    monkeypatch.setattr(filesystem, "_LEAST_LOOKS", 30)
-    monkeypatch.setattr(filesystem, "_LOOKS_PER_DELETION", 1)
-    looked = count_looks(backend, monkeypatch)
+    monkeypatch.setattr(pruning, "_LEAST_LOOKS", 30)
+    monkeypatch.setattr(pruning, "_LOOKS_PER_DELETION", 1)
+    looked = count_looks(monkeypatch)
     deleted = 0
     for _ in range(60):
         looked.append(0)
@@ -582,19 +581,16 @@ def test_sweep_is_bounded_on_a_large_folder(
     assert max(looked) < 60
 
 
-def count_looks(
-    backend: FilesystemBackend, monkeypatch: pytest.MonkeyPatch
-) -> list[int]:
+def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Add to the last number of the list how many files are looked at."""
     looked: list[int] = []
-    prune_shard = backend._prune_shard
+    age_of = pruning._age
 
-    def prune_and_count(operation: str, shard: str, limit: int) -> tuple[int, int]:
-        looks, deleted = prune_shard(operation, shard, limit)
-        looked[-1] += looks
-        return looks, deleted
+    def look(entry: os.DirEntry[str], now: float) -> float | None:
+        looked[-1] += 1
+        return age_of(entry, now)
 
-    monkeypatch.setattr(backend, "_prune_shard", prune_and_count)
+    monkeypatch.setattr(pruning, "_age", look)
     return looked
 
 
@@ -607,9 +603,9 @@ def test_prune_stops_early_only_when_nothing_is_left(
             key_of(str(number), PREFIX), make_record(clock, lives=lives, user=None)
         )
     clock.advance(11)
-    monkeypatch.setattr(filesystem, "_LEAST_LOOKS", 1)
-    monkeypatch.setattr(filesystem, "_LOOKS_PER_DELETION", 1)
-    looked = count_looks(backend, monkeypatch)
+    monkeypatch.setattr(pruning, "_LEAST_LOOKS", 1)
+    monkeypatch.setattr(pruning, "_LOOKS_PER_DELETION", 1)
+    looked = count_looks(monkeypatch)
     batches = [7]
     while batches[-1] == 7:
         looked.append(0)
@@ -632,23 +628,23 @@ def test_prune_lets_others_write_in_between(
     backend.create(keys[0], make_record(clock))
     clock.advance(11)
     begun = threading.Event()
-    unlink = filesystem.unlink
+    unlink = files.unlink
 
     def unlink_slowly(path: str) -> bool:
         begun.set()
         time.sleep(0.003)
         return unlink(path)
 
-    monkeypatch.setattr(filesystem, "unlink", unlink_slowly)
+    monkeypatch.setattr(files, "unlink", unlink_slowly)
     # Another one, whose lock is not the same thread's.
     other = FilesystemBackend(path, prefix=PREFIX, clock=clock)
     with ThreadPoolExecutor(1) as executor:
-        pruning = executor.submit(other.prune, 1_000)
+        prune = executor.submit(other.prune, 1_000)
         begun.wait()
         for _ in range(5):
             assert backend.touch(keys[0], clock(), clock() + 700) is True
-        assert not pruning.done()
-        assert pruning.result() == 199
+        assert not prune.done()
+        assert prune.result() == 199
 
 
 def test_what_killed_processes_left_behind_is_swept_after_an_hour(
@@ -758,7 +754,7 @@ def test_listing_a_user_reads_what_that_user_has(
         backend.create(key, make_record(time.time, b"x" * 10_000, user=user))
     opened: list[str] = []
     listed: list[str] = []
-    reading, listing = filesystem.read, os.listdir
+    reading, listing = files.read, os.listdir
 
     def read(path: str, size: int | None = None) -> bytes | None:
         opened.append("whole" if size is None else "start")
@@ -769,7 +765,7 @@ def test_listing_a_user_reads_what_that_user_has(
         listed.append(path)
         return listing(path)
 
-    monkeypatch.setattr(filesystem, "read", read)
+    monkeypatch.setattr(files, "read", read)
     monkeypatch.setattr(os, "listdir", listdir)
     monkeypatch.delattr(os, "scandir")
     assert len(backend.keys_of_user("7")) == 9
@@ -803,7 +799,6 @@ def kill_at(path: Path, patch: str, call: str) -> None:
     """Run a call in a process that is killed when it comes to what is patched."""
     script = f"""
         import os, signal, time
-        from flask_serversession.backends import filesystem
         from flask_serversession.backends.filesystem import FilesystemBackend
         from flask_serversession.record import Record
         backend = FilesystemBackend({str(path)!r}, prefix={PREFIX!r})
@@ -825,7 +820,7 @@ def test_a_crash_leaves_no_record_without_a_marker(path: Path) -> None:
     assert find_markers(path) == []
     # The other half: the record has gone, and its marker not yet.
     backend.create(KEY, make_record(time.time))
-    kill_at(path, "backend._unmark", f"backend.delete({KEY!r})")
+    kill_at(path, "backend._users.remove", f"backend.delete({KEY!r})")
     assert backend.load(KEY) is None
     assert len(find_markers(path)) == 1
     assert backend.keys_of_user("user") == []
@@ -833,7 +828,7 @@ def test_a_crash_leaves_no_record_without_a_marker(path: Path) -> None:
     # And a user who changes.
     backend.create(KEY, make_record(time.time))
     change = f"backend.replace({KEY!r}, Record(b'x', 1, now, now, now + 600, 'b'), 1)"
-    kill_at(path, "backend._unmark", change)
+    kill_at(path, "backend._users.remove", change)
     assert len(find_markers(path)) == 2
     assert backend.keys_of_user("b") == [KEY]
     assert backend.keys_of_user("user") == []
@@ -845,17 +840,17 @@ def test_a_marker_that_is_just_being_made_is_not_removed(
 ) -> None:
     backend.create(KEY, make_record(clock))
     backend.delete(KEY)
-    write = backend._write
+    replace_file = files.replace_file
     found: list[list[str]] = []
     lister = threading.Thread(target=lambda: found.append(backend.keys_of_user("user")))
 
     def write_late(*args: t.Any) -> None:
         lister.start()
         lister.join(0.2)
-        write(*args)
+        replace_file(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "_write", write_late)
+        patch.setattr(files, "replace_file", write_late)
         assert backend.create(KEY, make_record(clock)) is True
     lister.join()
     assert found == [[]]
@@ -865,14 +860,17 @@ def test_a_marker_that_is_just_being_made_is_not_removed(
 def test_listing_goes_on_where_nothing_can_be_locked(path: Path) -> None:
     backend = FilesystemBackend(path, prefix=PREFIX, lock_timeout=0.5)
     backend.create(KEY, make_record(time.time))
+    shard = find_file(path).parent.name
     for number in range(3):
-        backend._mark(f"{find_file(path)}-{number}", "user")
+        key = f"{PREFIX}{shard}{number:062x}"
+        backend._users.add("user", backend._layout.locate(key)[1])
     with lock_held_elsewhere(path):
         started = time.monotonic()
         assert backend.keys_of_user("user") == [KEY]
-        assert time.monotonic() - started < 1.5  # three times half a second
+        assert time.monotonic() - started < 1.5  # and not three times half a second
     assert len(find_markers(path)) == 4
     assert backend.keys_of_user("user") == [KEY]
+    assert len(find_markers(path)) == 1
 
 
 def test_log_ins_and_log_outs_race_for_the_folder_of_a_user(path: Path) -> None:
@@ -1120,10 +1118,10 @@ def test_a_file_that_cannot_be_made_private_is_not_left(
 def test_a_thread_that_waits_too_long_gives_up(path: Path, clock: FakeClock) -> None:
     backend = FilesystemBackend(path, lock_timeout=0.1, clock=clock)
     backend.create(KEY, make_record(clock))
-    shard = backend._locate(KEY)[0]
+    shard = backend._layout.locate(KEY)[0]
     with (
         ThreadPoolExecutor(1) as other,
-        backend._locked(shard, "test"),
+        backend._locks.hold(shard),
         pytest.raises(BackendUnavailableError, match="another thread has held"),
     ):
         other.submit(backend.delete, KEY).result()
@@ -1135,7 +1133,7 @@ def test_a_lock_file_that_was_removed_locks_nothing(
     # Somebody empties the folder between opening the lock file and locking it.
     backend.create(KEY, make_record(clock))
     lock = find_file(path).parent / ".lock"
-    open_lock, opened = filesystem.open_lock, []
+    open_lock, opened = files.open_lock, []
 
     def open_and_remove(shard: str) -> int | None:
         opened.append(shard)
@@ -1145,7 +1143,7 @@ def test_a_lock_file_that_was_removed_locks_nothing(
         return descriptor
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filesystem, "open_lock", open_and_remove)
+        patch.setattr(files, "open_lock", open_and_remove)
         assert backend.delete(KEY) is True
     assert len(opened) == 2
     assert lock.exists()
@@ -1190,10 +1188,10 @@ def test_only_one_process_creates(path: Path) -> None:
     script = f"""
         import time
         from flask_serversession.backends.filesystem import FilesystemBackend
-        from flask_serversession.record import Record
+        from flask_serversession.record import Record, key_of
         backend = FilesystemBackend({str(path)!r})
         print(sum(
-            backend.create(str(number), Record(b"x", 1, 0, 0, 10**10))
+            backend.create(key_of(str(number), ""), Record(b"x", 1, 0, 0, 10**10))
             for number in range(200)
         ))
     """
@@ -1213,11 +1211,11 @@ def test_a_fork_while_another_thread_writes_inherits_no_lock(
     backend: FilesystemBackend, path: Path
 ) -> None:
     backend.create(KEY, make_record(time.time))
-    shard = backend._locate(KEY)[0]
+    shard = backend._layout.locate(KEY)[0]
     locked, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with backend._locked(shard, "test"):
+        with backend._locks.hold(shard):
             locked.set()
             done.wait()
 
@@ -1225,12 +1223,15 @@ def test_a_fork_while_another_thread_writes_inherits_no_lock(
     thread.start()
     locked.wait()
     read, write = os.pipe()
+    (held,) = backend._locks._held.get()
     child = os.fork()
     if child == 0:
         status = 1
         try:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(held)
             # Waits for the parent's thread, and not for one that is not there.
-            if not backend._held and backend.delete(KEY):
+            if backend.delete(KEY):
                 status = 0
             os.write(write, b"x")
         finally:
@@ -1249,10 +1250,10 @@ def test_a_forked_child_does_not_prolong_the_parents_lock(
     backend: FilesystemBackend,
 ) -> None:
     backend.create(KEY, make_record(time.time))
-    shard = backend._locate(KEY)[0]
+    shard = backend._layout.locate(KEY)[0]
     read, write = os.pipe()
-    with backend._locked(shard, "test"):
-        held = set(backend._held)
+    with backend._locks.hold(shard):
+        held = set(backend._locks._held.get())
         assert len(held) == 1
         child = os.fork()
         if child == 0:
@@ -1279,14 +1280,14 @@ def test_no_descriptor_is_leaked(
         backend.replace(key, make_record(clock), 1)
         backend.touch(key, clock(), clock() + 900)
         backend.load(key)
-        spoil_file(Path(backend._locate(key)[1]), "damaged")
+        spoil_file(Path(backend._layout.locate(key)[1]), "damaged")
         with pytest.raises(RecordError):
             backend.load(key)
         backend.delete(key)
     list(backend.iterate())
     backend.prune(10)
     assert len(os.listdir("/proc/self/fd")) == before
-    assert backend._held == set()
+    assert backend._locks._held.get() == set()
 
 
 def test_messages_and_repr_name_the_folder(

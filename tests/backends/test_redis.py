@@ -806,7 +806,7 @@ def test_a_record_that_is_just_being_created_is_not_forgotten(
 ) -> None:
     # The index is written, and the record not yet: somebody lists in between.
     record = make_record(lives=10_000, user="ada")
-    ahead._list("create", key.encode(), b"ada", record.expires_at + 5_000)
+    ahead._index.add("create", key.encode(), b"ada", record.expires_at + 5_000)
     for _ in range(2):
         assert ahead.keys_of_user("ada") == []
         settable_clock.ahead += 20
@@ -823,7 +823,7 @@ def test_what_was_listed_again_meanwhile_is_not_removed(
 ) -> None:
     # Somebody lists, and another log-in comes in before the repair.
     record = make_record(user="ada")
-    ahead._list("create", key.encode(), b"ada", record.expires_at)
+    ahead._index.add("create", key.encode(), b"ada", record.expires_at)
     ask_many = ahead._server.ask_many
 
     def ask_and_create(*args: t.Any) -> t.Any:

@@ -9,6 +9,9 @@ _NO_SERVERS = "not (valkey or redis or postgresql or mariadb or memcached)"
 _MEMORY = f"{_NO_SERVERS} and not (filesystem or sqlite or cachelib)"
 
 
+_WHOLE = ("test_flow.py", "test_life_cycle.py")
+
+
 @dataclasses.dataclass(frozen=True)
 class Module:
     """A row of the table.
@@ -24,12 +27,24 @@ class Module:
     only: str = _MEMORY
 
 
+def _files(sample: int | None = None) -> Module:
+    return Module(
+        ("backends/test_filesystem.py",),
+        sample=sample,
+        # These take seconds.
+        only="not (thousands or several_processes or race_for or only_one_process"
+        " or listing_a_user_reads or without_a_marker or lets_others_write)",
+    )
+
+
 #: By the path of the module, without folder and suffix.
 MODULES = {
     "cookie": Module(("test_cookie.py",)),
     "record": Module(("test_record.py",)),
     "merge": Module(("test_merge.py",)),
-    "envelope": Module(("test_envelope.py", "test_nonce.py")),
+    "payload": Module(("test_payload.py", "test_encryption.py", "test_forks.py")),
+    "encryption": Module(("test_encryption.py", "test_payload.py")),
+    "forks": Module(("test_forks.py",)),
     "config": Module(
         (
             "test_config.py",
@@ -38,36 +53,61 @@ MODULES = {
         ),
         only="",
     ),
-    "session": Module(
-        (
-            "test_session.py",
-            "test_interface.py",
-            "test_flow.py",
-            "test_life_cycle.py",
-            "test_signals.py",
-        )
+    "config_checks": Module(("test_config_checks.py", "test_config.py"), only=""),
+    "ids": Module(("test_cookie.py",)),
+    "sessions": Module(
+        ("test_sessions.py", "test_interface.py", *_WHOLE, "test_signals.py")
     ),
-    "keeper": Module(("test_interface.py", "test_flow.py", "test_life_cycle.py")),
-    "interface": Module(("test_interface.py", "test_flow.py", "test_life_cycle.py")),
+    "plan": Module(("test_plan.py",)),
+    "unit": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
+    "core": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
+    "loading": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
+    "conflicts": Module(("test_concurrency.py", *_WHOLE)),
+    "atomic": Module(("test_life_cycle.py", "test_concurrency.py")),
+    "moment": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
+    "lifecycle": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
+    "rotation": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
+    "interface": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
     "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
-    "backends/filesystem": Module(
-        ("backends/test_filesystem.py",),
-        sample=200,
-        # These take seconds.
-        only="not (thousands or several_processes or race_for or only_one_process"
-        " or listing_a_user_reads or without_a_marker or lets_others_write)",
-    ),
-    "backends/sqlalchemy": Module(
-        ("backends/test_sqlalchemy.py",),
-        sample=200,
-        only=f"{_NO_SERVERS} and not (pgbouncer or stale_connection"
-        " or what_that_user_has or uses_the_indexes)",
+    "backends/filesystem/backend": _files(sample=80),
+    "backends/filesystem/files": _files(sample=40),
+    "backends/filesystem/layout": _files(),
+    "backends/filesystem/locks": _files(),
+    "backends/filesystem/pruning": _files(sample=40),
+    "backends/filesystem/user_index": _files(),
+    **dict.fromkeys(
+        (
+            "backends/sqlalchemy/backend",
+            "backends/sqlalchemy/engines",
+            "backends/sqlalchemy/problems",
+            "backends/sqlalchemy/rows",
+            "backends/sqlalchemy/runner",
+            "backends/sqlalchemy/statements",
+            "backends/sqlalchemy/table",
+        ),
+        Module(
+            ("backends/test_sqlalchemy.py",),
+            sample=40,
+            only=f"{_NO_SERVERS} and not (pgbouncer or stale_connection"
+            " or what_that_user_has or uses_the_indexes)",
+        ),
     ),
     # There is no Redis without a server.
-    "backends/redis": Module(
-        ("backends/test_redis.py",),
-        sample=200,
-        only="valkey and not (withvalkey or what_that_user_has or all_day"
-        " or whatever_happens or interruption)",
+    **dict.fromkeys(
+        (
+            "backends/redis/backend",
+            "backends/redis/pool",
+            "backends/redis/scripts",
+            "backends/redis/server",
+            "backends/redis/urls",
+            "backends/redis/user_index",
+            "backends/redis/values",
+        ),
+        Module(
+            ("backends/test_redis.py",),
+            sample=40,
+            only="valkey and not (withvalkey or what_that_user_has or all_day"
+            " or whatever_happens or interruption)",
+        ),
     ),
 }

@@ -1,0 +1,258 @@
+"""Files and folders that nobody else may read, and that are no symbolic links."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import sys
+import time
+import typing as t
+
+from ...errors import RecordError
+from ...forks import unique_number
+from ...record import size_with_user
+
+# 0 where the system has no such flag. O_NONBLOCK so that opening a pipe that
+# somebody put there returns at once; for a file it means nothing. Python adds
+# O_CLOEXEC by itself (PEP 446).
+_NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+_FLAGS: int = _NO_FOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# What opening something that is not a file gives: a folder, a symbolic link (EMLINK
+# on FreeBSD), a socket, a device without a driver.
+_NOT_A_FILE = frozenset(
+    {
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.EMLINK,
+        errno.ENXIO,
+        errno.EOPNOTSUPP,
+        errno.ENODEV,
+    }
+)
+
+_FILE_MODE = 0o600
+_FOLDER_MODE = 0o700
+_LOCK_NAME = ".lock"
+TEMPORARY_PREFIX = ".tmp-"
+DAMAGED_SUFFIX = ".damaged"
+# Enough for a header and for any user that the library allows.
+_START_SIZE = 2_048
+# For how long, and how often, a file that is open is waited for; Windows only.
+_OPEN_DELAY = 0.005
+_OPEN_TRIES = 50
+# The year 9999: what is later does not fit into every system's file times.
+_LATEST_MTIME = 253_402_300_799.0
+
+
+def is_folder(path: str, *, strict: bool = True) -> bool:
+    """Whether there is a folder; if strict, an error if there is anything else."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISDIR(mode):
+        if not strict:
+            return False
+        raise NotADirectoryError(
+            errno.ENOTDIR,
+            f"{os.path.basename(path)!r} in it is"
+            f" {'a symbolic link' if stat.S_ISLNK(mode) else 'not a folder'}",
+        )
+    return True
+
+
+def make_folder(path: str) -> None:
+    """Make a folder, and what is missing above it, unless there is anything."""
+    try:
+        try:
+            os.mkdir(path, _FOLDER_MODE)
+        except FileNotFoundError:
+            parent = os.path.dirname(path)
+            if parent == path:
+                raise
+            make_folder(parent)
+            os.mkdir(path, _FOLDER_MODE)
+    except FileExistsError:
+        return
+    # The umask took away from the mode that was asked for. Whoever removes empty
+    # folders may have been here already.
+    with contextlib.suppress(FileNotFoundError):
+        os.chmod(path, _FOLDER_MODE)
+
+
+def open_file(path: str, flags: int) -> tuple[int | None, int]:
+    """Return a regular file's descriptor and size; ``(None, 0)`` if there is none.
+
+    :raises RecordError: if something else has this name.
+    """
+    try:
+        if not _NO_FOLLOW and os.path.islink(path):
+            raise OSError(errno.ELOOP, "It is a symbolic link")
+        descriptor = os.open(path, flags | _FLAGS)
+    except FileNotFoundError:
+        return None, 0
+    except OSError as error:
+        if error.errno in _NOT_A_FILE:
+            raise _not_a_file() from None
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _not_a_file()
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor, status.st_size
+
+
+def _not_a_file() -> RecordError:
+    return RecordError("It is not a regular file.", "damaged")
+
+
+def read(path: str, size: int | None = None) -> bytes | None:
+    """Read a file, or its beginning; ``None`` if there is none.
+
+    :raises RecordError: as :func:`open_file`.
+    """
+    # A file never changes its size: another one takes its place.
+    descriptor, length = open_file(path, os.O_RDONLY)
+    if descriptor is None:
+        return None
+    try:
+        if size is not None:
+            return os.read(descriptor, size)
+        buffer = os.read(descriptor, length)
+        while left := length - len(buffer):
+            if not (more := os.read(descriptor, left)):
+                break
+            buffer += more
+        return buffer
+    finally:
+        os.close(descriptor)
+
+
+def read_start(path: str) -> bytes | None:
+    """Read the beginning of a file, at least its record's header and user."""
+    start = read(path, _START_SIZE)
+    if start is not None and len(start) == _START_SIZE:
+        size = size_with_user(start)
+        if size > _START_SIZE:
+            return read(path, size)
+    return start
+
+
+def create_file(path: str, flags: int = os.O_WRONLY) -> int:
+    """Create a file and open it.
+
+    :raises FileExistsError: if there is anything.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | _FLAGS, _FILE_MODE)
+    try:
+        if sys.platform != "win32":
+            # The umask took away from the mode that was asked for.
+            os.fchmod(descriptor, _FILE_MODE)
+    except BaseException:
+        os.close(descriptor)
+        os.unlink(path)
+        raise
+    return descriptor
+
+
+def replace_file(path: str, content: bytes, mtime: float) -> None:
+    """Put a new file in the place of one, or where there is none.
+
+    The content goes to a temporary file in the same folder, so that nobody ever finds
+    half of it.
+    """
+    folder = os.path.dirname(path)
+    temporary = f"{folder}{os.sep}{TEMPORARY_PREFIX}{unique_number():016x}"
+    descriptor = create_file(temporary)
+    try:
+        try:
+            written = os.write(descriptor, content)
+            while written < len(content):
+                # The next one says why this one stopped short.
+                written += os.write(descriptor, content[written:])
+            set_mtime(descriptor, temporary, mtime)
+        finally:
+            # Before the rename: a network file system reports a full disk here.
+            os.close(descriptor)
+        insist(os.replace, temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def set_aside(path: str, now: float) -> None:
+    """Rename a damaged file, for the operator to look at."""
+    # A folder that has this name already, with something in it, is in the way.
+    for infix in ("", f".{os.urandom(4).hex()}"):
+        aside = f"{path}{infix}{DAMAGED_SUFFIX}"
+        # If it fails, the next one to come finds no file, or tries again.
+        with contextlib.suppress(OSError):
+            os.rename(path, aside)
+            # Its age counts from here, and not from when it would have expired.
+            if os.utime in os.supports_follow_symlinks:
+                os.utime(aside, (now, now), follow_symlinks=False)
+            return
+
+
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write into an open file."""
+    if sys.platform != "win32":
+        os.pwrite(descriptor, data, offset)
+    else:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        os.write(descriptor, data)
+
+
+def set_mtime(descriptor: int | None, path: str, mtime: float) -> None:
+    """Set the modification time of a file, which may be open."""
+    mtime = min(max(mtime, 0.0), _LATEST_MTIME)
+    if descriptor is not None and os.utime in os.supports_fd:
+        os.utime(descriptor, (mtime, mtime))
+    elif os.utime in os.supports_follow_symlinks:
+        os.utime(path, (mtime, mtime), follow_symlinks=False)
+    else:
+        os.utime(path, (mtime, mtime))
+
+
+def insist(function: t.Callable[..., None], *paths: str) -> None:
+    """Rename or remove a file, on Windows until nobody has it open."""
+    if sys.platform == "win32":
+        # Windows refuses to replace or remove a file that is open, which it is for
+        # the few microseconds in which another thread or process loads it.
+        for _ in range(_OPEN_TRIES):
+            with contextlib.suppress(PermissionError):
+                function(*paths)
+                return
+            time.sleep(_OPEN_DELAY)
+    function(*paths)
+
+
+def unlink(path: str) -> bool:
+    """Remove a file; ``False`` if there is none."""
+    try:
+        insist(os.unlink, path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def open_lock(shard: str) -> int | None:
+    """Open the lock file of a shard; ``None`` if there is no such folder."""
+    if not is_folder(shard):
+        return None
+    path = f"{shard}{os.sep}{_LOCK_NAME}"
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDWR | _FLAGS)
+        try:
+            return create_file(path, os.O_RDWR)
+        except FileExistsError:
+            continue
+        except FileNotFoundError:
+            return None

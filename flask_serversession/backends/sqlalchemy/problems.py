@@ -1,0 +1,174 @@
+"""What the errors of databases mean: codes, and the sentences that are raised."""
+
+from __future__ import annotations
+
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from ...errors import BackendError
+from ...errors import BackendUnavailableError
+from .engines import has_lock
+
+# serialization_failure and deadlock_detected; MySQL's deadlock, and MariaDB's
+# "record has changed since last read". The engine has undone the statement.
+_UNDONE = frozenset({"40001", "40P01", 1213, 1020})
+# PostgreSQL's invalid_sql_statement_name and duplicate_prepared_statement.
+_UNPREPARED = frozenset({"26000", "42P05"})
+# PostgreSQL's feature_not_supported, here: "cached plan must not change result type".
+STALE_PLAN = "0A000"
+_TABLE_MISSING = frozenset({"42P01", 1146})
+# PostgreSQL's duplicate_table, duplicate_object and unique_violation; MySQL's
+# existing table and duplicate index.
+_THERE_ALREADY = frozenset({"42P07", "42710", "23505", 1050, 1061})
+# MySQL's unknown column and missing privileges, which drivers call operational.
+_REFUSED = frozenset({1054, 1142, 1143})
+# How SQLite, which has no class of its own for them, describes wrong statements.
+_SQLITE_REFUSED = ("no such", "near ", "table ", "unknown database")
+
+
+def explain(
+    error: exc.SQLAlchemyError, operation: str, engine: sa.Engine, table: sa.Table
+) -> BackendError:
+    """Return our exception for one of SQLAlchemy's, whose own text may hold values."""
+    url = engine.url
+    where = f"the {engine.dialect.name} database {url.database or ''!r}"
+    if url.host:
+        where += f" at {url.host}" + (f":{url.port}" if url.port else "")
+    cause = error.orig if isinstance(error, exc.DBAPIError) else error
+    what = " ".join([type(cause).__name__, *map(str, _codes_of(error))])
+    error_class: type[BackendError] = BackendUnavailableError
+    if isinstance(error, exc.TimeoutError):
+        message = (
+            f"The 'sqlalchemy' backend got no connection to {where} for"
+            f" {operation!r}: all of the pool's are in use."
+        )
+    elif has_lock(engine) and _is_locked(error):
+        message = (
+            f"The 'sqlalchemy' backend could not {operation!r}: another writer"
+            f" held the lock on {where}. If that is a transaction of this"
+            " application, end it before the session is saved, or keep the"
+            " sessions in a database of their own."
+        )
+    elif _has_code(error, _UNPREPARED):
+        error_class = BackendError
+        message = (
+            f"The 'sqlalchemy' backend could not {operation!r}: {where} lost a"
+            f" prepared statement ({what}), as poolers in transaction mode do."
+            " Make the engine with connect_args={'prepare_threshold': None}."
+        )
+    elif _is_overdue(error):
+        message = (
+            f"The 'sqlalchemy' backend could not {operation!r}: {where} did not"
+            f" answer in time ({what})."
+        )
+    elif _is_unavailable(error):
+        message = (
+            f"The 'sqlalchemy' backend could not {operation!r}: {where} cannot be"
+            f" reached or refused to work ({what})."
+        )
+    else:
+        error_class = BackendError
+        message = (
+            f"The 'sqlalchemy' backend could not {operation!r}: {where} does not"
+            f" accept the statement ({what}). Does the table"
+            f" {table.fullname!r} have the expected columns?"
+        )
+    return error_class(message, backend="sqlalchemy", operation=operation)
+
+
+def missing_table(table: sa.Table, operation: str) -> BackendError:
+    """Return the error about a table that is not ours to create."""
+    return BackendError(
+        f"The table {table.fullname!r} does not exist; run"
+        ' "flask sessions init" or add it by a migration.',
+        backend="sqlalchemy",
+        operation=operation,
+    )
+
+
+def _codes_of(error: exc.SQLAlchemyError) -> dict[str | int, None]:
+    """Return SQLSTATE and number of the engine's error, if the driver has them.
+
+    Each driver has a place of its own for them; some fill several.
+    """
+    cause: t.Any = getattr(error, "orig", None)
+    arguments: t.Any = getattr(cause, "args", ())
+    first = arguments[0] if arguments else None
+    if isinstance(first, dict):
+        first = t.cast("dict[str, t.Any]", first).get("C")  # pg8000
+    elif not isinstance(first, int):
+        first = None  # a text, which may hold values
+    names = ("sqlstate", "pgcode", "errno", "sqlite_errorname")
+    codes = [*(getattr(cause, name, None) for name in names), first]
+    return dict.fromkeys(code for code in codes if isinstance(code, (str, int)))
+
+
+def _has_code(error: exc.SQLAlchemyError, codes: frozenset[object]) -> bool:
+    return not codes.isdisjoint(_codes_of(error))
+
+
+def is_plan_stale(error: exc.SQLAlchemyError) -> bool:
+    """Return whether what the connection has prepared is for an older table."""
+    return STALE_PLAN in _codes_of(error)
+
+
+def is_worth_a_retry(error: exc.SQLAlchemyError) -> bool:
+    """Return whether the same statement may succeed now, on another connection."""
+    if not isinstance(error, exc.DBAPIError):
+        return False
+    if error.connection_invalidated:
+        # After a time-out, don't wait a second time.
+        return not _is_overdue(error)
+    return _has_code(error, _UNDONE) or is_plan_stale(error)
+
+
+def _is_overdue(error: exc.SQLAlchemyError) -> bool:
+    # The words of PyMySQL, psycopg and libpq, and of engines.py.
+    text = str(error.orig) if isinstance(error, exc.OperationalError) else ""
+    return "timed out" in text or "timeout expired" in text
+
+
+def _is_unavailable(error: exc.SQLAlchemyError) -> bool:
+    if not isinstance(error, exc.DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    if _has_code(error, _REFUSED) or str(error.orig).startswith(_SQLITE_REFUSED):
+        return False
+    # The rest is operational: refused, too many, full, read-only, corrupt.
+    return not isinstance(
+        error,
+        (
+            exc.DataError,
+            exc.IntegrityError,
+            exc.NotSupportedError,
+            exc.ProgrammingError,
+        ),
+    )
+
+
+def _is_locked(error: exc.SQLAlchemyError) -> bool:
+    return isinstance(error, exc.OperationalError) and "is locked" in str(error.orig)
+
+
+def is_undecodable(error: exc.SQLAlchemyError) -> bool:
+    """Return whether Python's module for SQLite could not decode a damaged text."""
+    return isinstance(error, exc.OperationalError) and str(error.orig).startswith(
+        "Could not decode to UTF-8"
+    )
+
+
+def is_table_missing(error: exc.SQLAlchemyError) -> bool:
+    """Return whether a statement failed because there is no such table."""
+    return isinstance(error, exc.DBAPIError) and (
+        _has_code(error, _TABLE_MISSING) or str(error.orig).startswith("no such table")
+    )
+
+
+def is_there_already(error: exc.SQLAlchemyError) -> bool:
+    """Return whether a table or an index could not be created because it exists."""
+    return isinstance(error, exc.DBAPIError) and (
+        _has_code(error, _THERE_ALREADY) or "already exists" in str(error.orig)
+    )

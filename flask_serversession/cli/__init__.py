@@ -1,0 +1,3 @@
+"""``flask sessions …``: see and end sessions from the command line."""
+
+from .commands import sessions as sessions

@@ -1,0 +1,520 @@
+"""``flask sessions …``: see and end sessions from the command line."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import datetime as dt
+import heapq
+import os
+import typing as t
+
+import click
+from flask import current_app
+from flask.cli import AppGroup
+
+from .. import operator
+from ..backends.base import Capability
+from ..errors import BackendError
+from ..operator import AppState
+from ..operator import SessionInfo
+from ..takeover import Findings
+from ..takeover import sample
+from .diagnostics import ask_server
+from .diagnostics import diagnose
+from .diagnostics import folder_of
+from .diagnostics import readable
+from .diagnostics import shown_settings
+from .failures import NotFound
+from .failures import Unavailable
+from .failures import explained
+from .handles import no_session
+from .handles import whole_handle
+from .output import META_TITLES
+from .output import SHOWN_DIGITS
+from .output import count_of
+from .output import document_of
+from .output import escape
+from .output import progress_bar
+from .output import reported
+from .output import write_json
+from .output import write_line
+from .output import write_sessions
+from .output import write_table
+from .output import write_wrapped
+
+_POWERS = {
+    Capability.USER_INDEX: "list the sessions of a user",
+    Capability.ITERATE: "list all sessions",
+    Capability.COUNT: "count them",
+    Capability.PRUNE: "delete expired ones on demand",
+    Capability.EXPIRES: "delete expired ones by itself",
+    Capability.COMPARE_AND_SWAP: "compare and swap",
+}
+
+
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
+)
+
+sessions = AppGroup(
+    "sessions",
+    short_help="See and end the sessions of visitors.",
+    help="""See and end the sessions of visitors.
+
+    Every session has a handle. It is safe to show and to log: nobody can make a
+    cookie of it. Tables show its first 12 digits, and wherever a HANDLE is asked
+    for, its first 8 or more are enough if no other session begins with them.
+
+    \b
+    Examples:
+      flask sessions count
+      flask sessions list --user ada
+      flask sessions show 1f3a9c0b77de
+      flask sessions revoke 1f3a9c0b77de
+      flask sessions revoke --user ada
+      flask sessions list --json | jq -r '.sessions[].user'
+
+    \b
+    Exit codes:
+      0  it worked
+      1  there is no such session, or none was ended
+      2  the command was called wrongly
+      3  the backend cannot do that
+      4  the backend does not answer, or refuses to work
+
+    Commands that read take --json. All times are UTC.
+    """,
+)
+
+
+# -- preparing
+
+
+@sessions.command("init")
+@explained
+def init() -> None:
+    """Create what the backend needs, and check that it works.
+
+    That is the table and its indexes for 'sqlalchemy', and the folder for
+    'filesystem'. What is there already is left alone, so it does no harm to run
+    this at each deployment. Without it, both are created when they are first
+    needed, unless SESSION_SQLALCHEMY_CREATE_TABLE is False.
+
+    Afterwards a record is written, read and deleted again. It is nobody's session.
+
+    \b
+    Example:
+      flask sessions init
+    """
+    state = _state()
+    backend: t.Any = state.backend
+    folder = folder_of(current_app, state.config)
+    is_new = folder is not None and not os.path.isdir(folder)
+    create_tables: cabc.Callable[[], None] | None
+    create_tables = getattr(backend, "create_tables", None)
+    if create_tables is not None:
+        create_tables()
+    if not operator.try_out(state):
+        raise Unavailable(
+            f"The {backend.name!r} backend took a record, but does not give it back."
+        )
+    if create_tables is not None:
+        name = getattr(getattr(backend, "table", None), "fullname", None)
+        table = "The table" if name is None else f"The table {name!r}"
+        write_line(f"{table} and its indexes are there; what was missing was created.")
+    elif folder is None:
+        write_line(f"Nothing to do: the {backend.name!r} backend needs no preparation.")
+    elif is_new:
+        write_line(f"Created the folder {folder!r}.")
+    else:
+        write_line(f"Nothing to do: the folder {folder!r} is there.")
+
+
+# -- reading
+
+
+@sessions.command("count")
+@_json_option
+@explained
+def count(as_json: bool) -> None:
+    """Print the number of live sessions.
+
+    A session that has expired does not count, whether it was deleted yet or not.
+
+    \b
+    Examples:
+      flask sessions count
+      flask sessions count --json
+    """
+    number = operator.count(_state())
+    if as_json:
+        write_json({"count": number})
+    else:
+        write_line(str(number))
+
+
+@sessions.command("list")
+@click.option("--user", metavar="U", help="Only the sessions of this user.")
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Only the N that were seen last.",
+)
+@click.option("--full", is_flag=True, help="Don't shorten anything, including handles.")
+@_json_option
+@explained
+def list_(user: str | None, limit: int | None, full: bool, as_json: bool) -> None:
+    """List live sessions, those that were seen last first.
+
+    The user is what the application keeps under SESSION_USER_KEY; with Flask-Login
+    that is the user's id. Addresses and user agents are listed if SESSION_TRACK asks
+    for them. A narrow terminal gets fewer columns; --full prints them all.
+
+    With --user this costs what that user has; without, all sessions are read.
+
+    \b
+    Examples:
+      flask sessions list --limit 20
+      flask sessions list --user ada --full
+      flask sessions list --json | jq '.sessions | length'
+    """
+    with progress_bar("Reading sessions") as progress:
+        found: cabc.Iterable[SessionInfo]
+        state = _state()
+        if user is None:
+            found = operator.sessions(state)
+        else:
+            found = operator.sessions_of(state, user)
+        found = reported(found, progress)
+        if limit is None:
+            listed = sorted(found, key=_last_seen, reverse=True)
+        else:
+            # Doesn't keep all of them in memory.
+            listed = heapq.nlargest(limit, found, key=_last_seen)
+    if as_json:
+        write_json({"sessions": [document_of(info) for info in listed]})
+    elif listed:
+        write_sessions(listed, full)
+    elif user is None:
+        write_line("There are no live sessions.")
+    else:
+        write_line(_none_of(user))
+
+
+def _none_of(user: str) -> str:
+    key = _state().config.user_key
+    return (
+        f"There are no live sessions of {user!r}. A user is called what the session"
+        f" holds under {key!r}, which may be a number."
+    )
+
+
+def _last_seen(info: SessionInfo) -> tuple[dt.datetime, dt.datetime, str]:
+    return info.last_seen_at, info.created_at, info.handle
+
+
+@sessions.command("show")
+@click.argument("handle")
+@_json_option
+@explained
+def show(handle: str, as_json: bool) -> None:
+    """Show what is known of a session; never what it holds.
+
+    HANDLE is the session's handle, or its first 8 digits or more. A backend that
+    cannot list all sessions needs the whole handle.
+
+    \b
+    Examples:
+      flask sessions show 1f3a9c0b77de
+      flask sessions show 1f3a9c0b77de --json
+    """
+    info = operator.find(_state(), whole_handle(_state(), handle))
+    if info is None:
+        raise no_session(_state(), handle)
+    if as_json:
+        write_json(document_of(info))
+        return
+    rows = [
+        ["Handle", info.handle],
+        ["User", "(nobody)" if info.user is None else escape(info.user)],
+        ["Last seen", f"{info.last_seen_at:%Y-%m-%d %H:%M:%S} UTC"],
+        ["Created", f"{info.created_at:%Y-%m-%d %H:%M:%S} UTC"],
+        ["Expires", f"{info.expires_at:%Y-%m-%d %H:%M:%S} UTC"],
+    ]
+    for name, title in META_TITLES.items():
+        if name in info.meta:
+            rows.append([title, escape(info.meta[name])])
+    write_table(rows)
+
+
+# -- ending
+
+
+@sessions.command("revoke")
+@click.argument("handle", required=False)
+@click.option("--user", metavar="U", help="End all sessions of this user.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before ending several.")
+@explained
+def revoke(handle: str | None, user: str | None, yes: bool) -> None:
+    """End a session, or all sessions of a user, at once.
+
+    Its user is logged out on their next request. A request that is running at this
+    moment cannot bring it back. What the session held is lost.
+
+    HANDLE is the session's handle, or its first 8 digits or more. A backend that
+    cannot list all sessions needs the whole handle.
+
+    \b
+    Examples:
+      flask sessions revoke 1f3a9c0b77de
+      flask sessions revoke --user ada
+      flask sessions revoke --user ada --yes
+    """
+    if handle is not None and user is None:
+        _revoke_one(handle)
+    elif user is not None and handle is None:
+        _revoke_all_of(user, is_sure=yes)
+    else:
+        raise click.UsageError("Give either a HANDLE or --user.")
+
+
+def _revoke_one(handle: str) -> None:
+    whole = whole_handle(_state(), handle)
+    info = operator.find(_state(), whole)
+    if not operator.revoke(_state(), whole):
+        raise no_session(_state(), handle)
+    whose = "" if info is None or info.user is None else f" of {info.user!r}"
+    write_line(f"Ended the session {whole[:SHOWN_DIGITS]}{whose}.")
+
+
+def _revoke_all_of(user: str, *, is_sure: bool) -> None:
+    if not is_sure:
+        number = len(operator.sessions_of(_state(), user))
+        if number > 1 and not _is_confirmed(f"End {number} sessions of {user!r}?"):
+            raise NotFound("No session was ended.")
+    ended = operator.revoke_user(_state(), user, except_current=False)
+    if not ended:
+        raise NotFound(_none_of(user))
+    write_line(f"Ended {count_of(ended, 'session')} of {user!r}.")
+
+
+def _is_confirmed(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        click.echo(err=True)
+        raise NotFound(
+            "No session was ended. Where nobody can answer, use --yes."
+        ) from None
+
+
+@sessions.command("prune")
+@click.option(
+    "--batch",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="How many to delete at a time; SESSION_CLEANUP_BATCH by default.",
+)
+@explained
+def prune(batch: int | None) -> None:
+    """Delete what is left of all expired sessions.
+
+    Nobody can use them, deleted or not; this only frees the space. It works in
+    batches, so that no request has to wait for long. Backends that do not delete
+    them by themselves do it now and then after a request; this is for doing it all
+    at once, and for applications that set SESSION_CLEANUP_INTERVAL to 0.
+
+    \b
+    Examples:
+      flask sessions prune
+      flask sessions prune --batch 5000
+    """
+    backend = _state().backend
+    if Capability.PRUNE not in backend.capabilities and (
+        Capability.EXPIRES in backend.capabilities
+    ):
+        name = backend.name
+        write_line(f"Nothing to do: {name!r} deletes expired sessions by itself.")
+        return
+    with progress_bar("Deleting expired sessions") as progress:
+        deleted = operator.prune(_state(), batch, progress)
+    if deleted:
+        write_line(f"Deleted {count_of(deleted, 'expired session')}.")
+    else:
+        write_line("There were no expired sessions.")
+
+
+# -- the configuration
+
+
+@sessions.command("info")
+@_json_option
+@explained
+def info(as_json: bool) -> None:
+    """Show the backend and the settings, and what is wrong.
+
+    Each setting is shown with its origin: 'app.config' or 'default'. Secrets, keys
+    and what may be secret in a URL are left out, so that the output can be shown to
+    others. Settings of other backends are left out too.
+
+    If the backend does not answer, the settings are shown all the same, and the exit
+    code is 4. Warnings do not change the exit code.
+
+    \b
+    Examples:
+      flask sessions info
+      flask sessions info --json | jq '.warnings'
+    """
+    state = _state()
+    failure: BackendError | None = None
+    server: str | None = None
+    try:
+        server = ask_server(state)
+    except BackendError as error:
+        failure = error
+    if as_json:
+        write_json(_describe(state, server, failure))
+    else:
+        _write_description(state, server, failure)
+    if failure is not None:
+        raise failure
+
+
+def _powers_of(state: AppState) -> list[Capability]:
+    return [flag for flag in _POWERS if flag in state.backend.capabilities]
+
+
+def _describe(
+    state: AppState, server: str | None, failure: BackendError | None
+) -> dict[str, t.Any]:
+    return {
+        "backend": state.backend.name,
+        "server": server,
+        "error": None if failure is None else str(failure),
+        "capabilities": [str(flag.name).lower() for flag in _powers_of(state)],
+        "settings": {
+            setting.key: {"value": setting.value, "origin": setting.origin}
+            for setting in shown_settings(current_app, state)
+        },
+        "warnings": [found._asdict() for found in diagnose(current_app, state)],
+    }
+
+
+def _write_description(
+    state: AppState, server: str | None, failure: BackendError | None
+) -> None:
+    powers = ", ".join(_POWERS[flag] for flag in _powers_of(state))
+    for title, value in (
+        ("Backend", escape(state.backend.name)),
+        ("Server", escape(server or "-") if failure is None else "no answer"),
+        ("It can", powers or "-"),
+    ):
+        write_wrapped(f"{title:<7}  {value}", " " * 9)
+    write_line("")
+    rows = [["SETTING", "VALUE", "ORIGIN"]]
+    for setting in shown_settings(current_app, state):
+        rows.append([setting.key, escape(readable(setting)), setting.origin])
+    write_table(rows)
+    found = list(diagnose(current_app, state))
+    if found:
+        write_line("\nWarnings")
+    for diagnosis in found:
+        line = f"- {diagnosis.setting} {diagnosis.message}"
+        write_wrapped(escape(line), "  ")
+
+
+# -- what is taken over
+
+
+@sessions.command("migrate")
+@click.option("--check", is_flag=True, required=True, help="Needed. Changes nothing.")
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Read so many of the old sessions.",
+)
+@_json_option
+@explained
+def migrate(check: bool, limit: int, as_json: bool) -> None:
+    """Try out what SESSION_MIGRATE_FROM takes over.
+
+    Sessions are taken over one by one, when their visitors come. There is nothing to
+    run for that, only something to try before, which --check asks for: it connects to
+    the store that Flask-Session has used, reads some of what is there, and says how
+    much of it is good. It changes nothing. What is in a cookie only its browser has,
+    so of those there is nothing to be counted.
+
+    The exit code is 1 if nothing is taken over, or if a session that was read cannot
+    be.
+
+    \b
+    Examples:
+      flask sessions migrate --check
+      flask sessions migrate --check --limit 100000 --json
+    """
+    state = _state()
+    takeover = state.takeover
+    config = state.config
+    is_on = takeover is not None and not takeover.is_over
+    found: Findings | None = None
+    if takeover is not None and is_on and takeover.store is not None:
+        with progress_bar("Reading old sessions") as progress:
+            found = sample(takeover.store, limit, progress)
+    if as_json:
+        write_json(
+            {
+                "on": is_on,
+                "from": list(config.migrate_from),
+                "until": config.migrate_until and config.migrate_until.isoformat(),
+                "store": None if found is None else found._asdict(),
+            }
+        )
+    elif is_on:
+        _print_migration(state, found)
+    if not is_on:
+        reason = "'SESSION_MIGRATE_FROM' is not set."
+        if config.migrate_from:
+            end = f"{config.migrate_until:%Y-%m-%d %H:%M} UTC"
+            reason = f"'SESSION_MIGRATE_UNTIL' was {end}."
+        raise NotFound(f"Nothing is taken over: {reason}")
+    if found is not None and (bad := found.pickled + found.unreadable):
+        raise NotFound(
+            f"{count_of(bad, 'session')} of {found.read} cannot be taken over. Their"
+            " visitors will have to log in again."
+        )
+
+
+def _print_migration(state: AppState, found: Findings | None) -> None:
+    config = state.config
+    given = t.cast("dict[str, t.Any]", current_app.config)
+    rows = [
+        ["From", ", ".join(config.migrate_from)],
+        ["Until", f"{config.migrate_until:%Y-%m-%d %H:%M} UTC"],
+        ["Cookie", escape(given["SESSION_COOKIE_NAME"])],
+    ]
+    if "cookie" in config.migrate_from:
+        number = len(given["SECRET_KEY_FALLBACKS"] or ())
+        rows += [
+            ["Flask's signature", f"SECRET_KEY and {count_of(number, 'fallback')}"],
+            ["Flask's age", f"at most {current_app.permanent_session_lifetime}"],
+        ]
+    if found is not None:
+        signs = "signed" if given.get("SESSION_USE_SIGNER", False) else "not signed"
+        rows += [
+            ["Ids in cookies", f"{signs}, as SESSION_USE_SIGNER says"],
+            ["Keys begin with", escape(repr(config.key_prefix))],
+            ["Sessions read", str(found.read)],
+            ["Good", str(found.good)],
+            ["Expired", str(found.expired)],
+            ["Pickles", str(found.pickled)],
+            ["Not readable", str(found.unreadable)],
+        ]
+    write_table(rows)
+
+
+def _state() -> AppState:
+    return t.cast(AppState, current_app.extensions["serversession"])

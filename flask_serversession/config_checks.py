@@ -1,0 +1,271 @@
+"""What must hold between configuration keys, and for those that Flask reads."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import re
+import typing as t
+import warnings
+
+from .config import KEYS
+from .config import ConfigurationWarning
+from .config import InvalidValueError
+from .config import Problems
+from .config import parse_duration
+from .config import parse_sources
+from .config import shown
+from .config import suggest
+
+#: Flask's own keys about sessions.
+FLASK_KEYS = (
+    "SESSION_REFRESH_EACH_REQUEST",
+    "SESSION_COOKIE_NAME",
+    "SESSION_COOKIE_DOMAIN",
+    "SESSION_COOKIE_PATH",
+    "SESSION_COOKIE_HTTPONLY",
+    "SESSION_COOKIE_SECURE",
+    "SESSION_COOKIE_SAMESITE",
+    "SESSION_COOKIE_PARTITIONED",
+)
+#: Keys of other extensions, which are not spelling mistakes.
+FOREIGN_KEYS = frozenset(
+    {
+        "SESSION_PROTECTION",  # of Flask-Login; the others are of Flask-Session
+        *("SESSION_TYPE", "SESSION_USE_SIGNER", "SESSION_ID_LENGTH"),
+        *("SESSION_SID_LENGTH", "SESSION_SERIALIZATION_FORMAT"),
+        *("SESSION_CLEANUP_N_REQUESTS", "SESSION_FILE_DIR", "SESSION_FILE_MODE"),
+        *("SESSION_FILE_THRESHOLD", "SESSION_MEMCACHED", "SESSION_MONGODB"),
+        *("SESSION_MONGODB_DB", "SESSION_MONGODB_COLLECT", "SESSION_DYNAMODB"),
+        *("SESSION_DYNAMODB_TABLE", "SESSION_DYNAMODB_TABLE_NAME"),
+        *("SESSION_DYNAMODB_KEY_ID", "SESSION_DYNAMODB_SECRET"),
+        *("SESSION_DYNAMODB_REGION", "SESSION_DYNAMODB_ENDPOINT_URL"),
+        *("SESSION_DYNAMODB_TABLE_EXISTS", "SESSION_SQLALCHEMY_SEQUENCE"),
+        "SESSION_PEEWEE_TABLE",
+    }
+)
+# Setting one of these without SESSION_BACKEND has no effect.
+_BACKEND_OF_KEY = {
+    "SESSION_REDIS": "redis",
+    "SESSION_REDIS_URL": "redis",
+    "SESSION_SQLALCHEMY": "sqlalchemy",
+    "SESSION_SQLALCHEMY_URL": "sqlalchemy",
+    "SESSION_CACHELIB": "cachelib",
+}
+
+# The defaults of keys in the rules that Flask has no default for.
+_DEFAULTS = {
+    "SESSION_MIGRATE_FROM": None,
+    "SESSION_MIGRATE_UNTIL": None,
+    "SESSION_USE_SIGNER": False,
+}
+
+_TOKEN = re.compile(r"[\w!#$%&'*+\-.^`|~]+", re.ASCII)
+_NO_ATTRIBUTE = re.compile(r"[;\x00-\x1f\x7f]")
+
+
+def check_config(given: cabc.Mapping[str, t.Any], problems: Problems) -> None:
+    """Check ``app.config`` against the rules, and warn of misspelled keys.
+
+    :param problems: Collects the mistakes.
+    """
+    for keys, is_broken, sentence in _RULES:
+        values = [given.get(key, _DEFAULTS.get(key)) for key in keys]
+        if is_broken(*values):
+            texts = map(shown, keys, values)
+            problems.add(keys[0], sentence.format(*texts, key=repr(keys[0])))
+    _check_cookie_prefix(given, problems)
+    _warn_of_misspellings(given)
+
+
+def _takes_over(sources: t.Any) -> tuple[str, ...]:
+    try:
+        return parse_sources(sources)
+    except InvalidValueError:
+        return ()  # reported for the key itself
+
+
+def _lacks_end(until: t.Any, sources: t.Any) -> bool:
+    return until is None and bool(_takes_over(sources))
+
+
+def _lacks_signer(signs: t.Any, sources: t.Any) -> bool:
+    return not isinstance(signs, bool) and "flask-session" in _takes_over(sources)
+
+
+def _is_no_secret(value: t.Any) -> bool:
+    return value is not None and not isinstance(value, (str, bytes))
+
+
+def _are_no_fallbacks(values: t.Any) -> bool:
+    # Each letter of a str would be a secret.
+    return values is not None and not (
+        isinstance(values, (list, tuple))
+        and all(
+            isinstance(item, (str, bytes)) and item
+            for item in t.cast("cabc.Iterable[object]", values)
+        )
+    )
+
+
+def _is_no_duration(value: t.Any) -> bool:
+    try:
+        parse_duration(value)
+    except InvalidValueError:
+        return True
+    return False
+
+
+def _is_no_secure(value: t.Any) -> bool:
+    return value not in (True, False, "auto")
+
+
+def _is_no_boolean(value: t.Any) -> bool:
+    return value not in (True, False)
+
+
+def _is_no_samesite(value: t.Any) -> bool:
+    return value is not None and (
+        not isinstance(value, str)
+        or value.title() not in ("Strict", "Lax", "None", "Auto")
+    )
+
+
+def _needs_secure(samesite: t.Any, secure: t.Any, partitioned: t.Any) -> bool:
+    is_none = isinstance(samesite, str) and samesite.title() == "None"
+    return is_none and not (secure is True or partitioned)
+
+
+def _is_no_attribute(value: t.Any) -> bool:
+    # Flask treats any false value as None.
+    return bool(value) and (
+        not isinstance(value, str) or _NO_ATTRIBUTE.search(value) is not None
+    )
+
+
+def _is_no_token(name: t.Any) -> bool:
+    # RFC 6265, section 4.1.1: the name is a token.
+    return not isinstance(name, str) or _TOKEN.fullmatch(name) is None
+
+
+# The keys, the first of which is to blame; a function that takes their values and
+# returns whether the rule is broken; and a sentence: {0} is the first key's value.
+_RULES: tuple[tuple[tuple[str, ...], cabc.Callable[..., bool], str], ...] = (
+    (
+        ("SESSION_MIGRATE_UNTIL", "SESSION_MIGRATE_FROM"),
+        _lacks_end,
+        "'SESSION_MIGRATE_FROM' is {1}, which needs 'SESSION_MIGRATE_UNTIL': the day"
+        " after which nobody needs the old sessions any more, such as '2030-01-31'.",
+    ),
+    (
+        ("SESSION_USE_SIGNER", "SESSION_MIGRATE_FROM"),
+        _lacks_signer,
+        "'SESSION_USE_SIGNER' is {0}; expected what Flask-Session had: True or False.",
+    ),
+    (
+        ("SECRET_KEY",),
+        _is_no_secret,
+        "'SECRET_KEY' is {0}; expected a str or bytes.",
+    ),
+    (
+        ("SECRET_KEY_FALLBACKS",),
+        _are_no_fallbacks,
+        "'SECRET_KEY_FALLBACKS' is {0}; expected a list of str or bytes, or None.",
+    ),
+    (
+        ("PERMANENT_SESSION_LIFETIME",),
+        _is_no_duration,
+        "'PERMANENT_SESSION_LIFETIME' is {0}; expected a positive timedelta or number"
+        " of seconds.",
+    ),
+    (
+        ("SESSION_COOKIE_SECURE",),
+        _is_no_secure,
+        "'SESSION_COOKIE_SECURE' is {0}; expected True, False or 'auto'.",
+    ),
+    (
+        ("SESSION_COOKIE_SAMESITE",),
+        _is_no_samesite,
+        "'SESSION_COOKIE_SAMESITE' is {0}; expected 'Strict', 'Lax', 'None', 'auto' or"
+        " None.",
+    ),
+    (
+        (
+            "SESSION_COOKIE_SAMESITE",
+            "SESSION_COOKIE_SECURE",
+            "SESSION_COOKIE_PARTITIONED",
+        ),
+        _needs_secure,
+        "'SESSION_COOKIE_SAMESITE' is 'None', which browsers accept only from a Secure"
+        " cookie: set 'SESSION_COOKIE_SECURE' to True.",
+    ),
+    *(
+        ((key,), _is_no_boolean, "{key} is {0}; expected True or False.")
+        for key in (
+            "SESSION_COOKIE_HTTPONLY",
+            "SESSION_COOKIE_PARTITIONED",
+            "SESSION_REFRESH_EACH_REQUEST",
+        )
+    ),
+    *(
+        (
+            (key,),
+            _is_no_attribute,
+            "{key} is {0}; expected a str without semicolons and control characters,"
+            " or None.",
+        )
+        for key in ("SESSION_COOKIE_DOMAIN", "SESSION_COOKIE_PATH")
+    ),
+    (
+        ("SESSION_COOKIE_NAME",),
+        _is_no_token,
+        "'SESSION_COOKIE_NAME' is {0}; expected a str of letters, digits and any of"
+        " !#$%&'*+-.^_`|~.",
+    ),
+)
+
+
+def _check_cookie_prefix(given: cabc.Mapping[str, t.Any], problems: Problems) -> None:
+    name = given["SESSION_COOKIE_NAME"]
+    if _is_no_token(name):
+        return
+    # RFC 6265bis, section 4.1.3: browsers ignore such a cookie otherwise.
+    is_host = name.lower().startswith("__host-")
+    if not (is_host or name.lower().startswith("__secure-")):
+        return
+    needs: list[str] = []
+    if given["SESSION_COOKIE_SECURE"] is not True:
+        needs.append("'SESSION_COOKIE_SECURE' to be True")
+    if is_host and given["SESSION_COOKIE_DOMAIN"]:
+        needs.append("'SESSION_COOKIE_DOMAIN' to be None")
+    if is_host and (given["SESSION_COOKIE_PATH"] or given["APPLICATION_ROOT"]) != "/":
+        needs.append("'SESSION_COOKIE_PATH' to be '/'")
+    if needs:
+        problems.add(
+            "SESSION_COOKIE_NAME",
+            f"'SESSION_COOKIE_NAME' is {name!r}, which needs {' and '.join(needs)}:"
+            " browsers ignore the cookie otherwise.",
+        )
+
+
+def _warn_of_misspellings(given: cabc.Mapping[str, t.Any]) -> None:
+    known = {*KEYS, *FLASK_KEYS}
+    texts: list[str] = []
+    has_backend = "SESSION_BACKEND" in given
+    for key, backend in _BACKEND_OF_KEY.items():
+        if given.get(key) is not None and not has_backend:
+            texts.append(
+                f"{key!r} has no effect, because 'SESSION_BACKEND' is not set and"
+                f" therefore 'filesystem'. Set it to {backend!r}."
+            )
+    for key in given:
+        if not key.startswith("SESSION_") or key in known:
+            continue
+        if key == "SESSION_TYPE" and not has_backend:
+            texts.append(
+                "'SESSION_TYPE' is a key of Flask-Session and has no effect here. Use"
+                " 'SESSION_BACKEND' instead, which is 'filesystem' when not set."
+            )
+        elif key not in FOREIGN_KEYS and (hint := suggest(key, known, end="")):
+            texts.append(f"{key!r} is no configuration key{hint}")
+    for text in texts:
+        warnings.warn(text, ConfigurationWarning, stacklevel=5)

@@ -1,0 +1,151 @@
+"""What is true at the moment when a session is settled: facts for :mod:`.plan`."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from flask import Flask
+from flask import Response
+
+from .core import Core
+from .unit import Unit
+
+# For how long what a request has seen of its session is taken for true when an
+# unchanged cookie is sent again, in seconds.
+_TRUSTED = 0.1
+# Directives that let a cache keep a response for everybody: RFC 9111, section 5.2.2.
+_PUBLIC = re.compile(r"\b(?:public|s-maxage)\b", re.IGNORECASE)
+# How the names of such headers end: a CDN may have one of its own (RFC 9213), which it
+# obeys instead, and in which max-age is enough.
+_CONTROLS = ("cache-control", "surrogate-control")
+_TARGETED = re.compile(
+    r"^(?!.*\b(?:private|no-store)\b).*\b(?:public|s-maxage|max-age)\b", re.IGNORECASE
+)
+
+
+class Moment:
+    """Why a session is settled, and when: the facts that the table asks for.
+
+    :param is_end: Whether the request ends; otherwise only what changed is written.
+    """
+
+    #: ``SESSION_SAVE_ON_ERROR`` is off, and the response is a 5xx.
+    is_error_unsaved: bool = False
+    #: What an application's own ``should_set_cookie()`` says; ``None`` without one.
+    is_wanted: bool | None = None
+    #: Why the session needs a new id that nobody asked for; empty if it does not.
+    rotation: str = ""
+
+    def __init__(self, core: Core, is_end: bool = False) -> None:
+        self._core = core
+        self._is_end = is_end
+
+    @property
+    def resave(self) -> bool:
+        """Whether what was not changed is written too."""
+        return False
+
+    @property
+    def is_refreshed(self) -> bool:
+        """Whether use of a permanent session renews it."""
+        return True
+
+    @property
+    def is_public(self) -> bool:
+        """Whether any cache may keep the response."""
+        return False
+
+    @property
+    def save_uninitialized(self) -> bool:
+        """``SESSION_SAVE_UNINITIALIZED``"""
+        return self._core.config.save_uninitialized
+
+    @property
+    def raises(self) -> bool:
+        """Whether a failure of the backend is raised."""
+        return self._core.config.on_backend_error == "raise"
+
+    def is_permanent(self, unit: Unit) -> bool:
+        """Whether the session outlives the browser."""
+        return self._core.is_permanent(unit)
+
+    def is_touch_due(self, unit: Unit) -> bool:
+        """Whether activity has to be recorded again."""
+        if not self._is_end:
+            return False
+        core, stored, cookie = self._core, unit.stored, unit.presented.cookie
+        if stored is not None:
+            lifetime, touched_at = core.lifetime_of(unit), stored.record.touched_at
+        elif cookie is not None:
+            lifetime = cookie.lifetime or core.idle_timeout(cookie.is_permanent)
+            touched_at = cookie.touched_at
+        else:
+            return False
+        return core.is_touch_due(core.clock(), touched_at, lifetime)
+
+    def is_doubtful(self, unit: Unit) -> bool:
+        """Whether an unchanged cookie must not be sent without asking for the session.
+
+        While a slow request ran, another one on another machine may have logged in and
+        given the browser a new id, which the old cookie would throw away.
+        """
+        seen_at = unit.presented.seen_at
+        return self._is_end and self._core.clock() - seen_at > _TRUSTED
+
+    def is_ended_here(self, unit: Unit) -> bool:
+        """Whether this process has ended the session, or rotated its id away."""
+        identity = unit.identity
+        return identity is not None and self._core.ended.has(identity.key)
+
+    def differs_from_cookie(self, unit: Unit, is_permanent: bool) -> bool:
+        """Whether the cookie says something else, or an old secret signed it."""
+        cookie = unit.presented.cookie
+        return cookie is not None and (
+            # Signed with a secret that will be removed one day.
+            cookie.is_stale or not cookie.says(is_permanent, unit.lifetime)
+        )
+
+
+class EndOfRequest(Moment):
+    """The moment at which Flask has a session saved."""
+
+    def __init__(self, core: Core, app: Flask, response: Response) -> None:
+        # As super().__init__() does; each request pays for this.
+        self._core = core
+        self._is_end = True
+        self._app = app
+        self._response = response
+
+    @property
+    def resave(self) -> bool:
+        """``SESSION_RESAVE``"""
+        return self._core.config.resave
+
+    @property
+    def is_refreshed(self) -> bool:
+        """``SESSION_REFRESH_EACH_REQUEST``"""
+        config: t.Any = self._app.config
+        return bool(config["SESSION_REFRESH_EACH_REQUEST"])
+
+    @property
+    def is_public(self) -> bool:
+        """Whether any cache may keep the response and give it to everybody."""
+        return is_public(self._response)
+
+
+def is_public(response: Response) -> bool:
+    """Whether any cache may keep the response and give it to everybody."""
+    # Not getlist(), which takes three times as long.
+    for name, value in response.headers:
+        if name.lower().endswith(_CONTROLS):
+            pattern = _TARGETED if is_targeted(name) else _PUBLIC
+            if pattern.search(value):
+                return True
+    return False
+
+
+def is_targeted(name: str) -> bool:
+    """Whether a CDN obeys a header instead of ``Cache-Control``."""
+    name = name.lower()
+    return name != "cache-control" and name.endswith(_CONTROLS)

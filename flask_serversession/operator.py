@@ -1,0 +1,292 @@
+"""What an operator may do with the sessions of an application: list, find and end them.
+
+Functions on :class:`AppState`; :class:`.ServerSession` and the command line call them.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import contextlib
+import dataclasses
+import datetime as dt
+import secrets
+
+from .backends.base import Backend
+from .backends.base import Capability
+from .config import SessionConfig
+from .errors import NotSupportedError
+from .errors import RecordError
+from .ids import generate_id
+from .ids import is_key
+from .ids import key_of
+from .ids import key_of_handle
+from .interface import ServerSessionInterface
+from .record import Record
+from .rotation import MAX_STEPS
+from .rotation import PREDECESSOR
+from .rotation import follow
+from .rotation import predecessor_of
+from .rotation import successor_of
+from .sessions import lifecycle_of
+from .sessions import opened_session
+from .sessions import unit_of
+from .takeover import Takeover
+from .unit import Known
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionInfo:
+    """What an operator may see of a session."""
+
+    #: Its public name, for :meth:`ServerSession.revoke`.
+    handle: str
+    #: Whom it belongs to, ``None`` if nobody.
+    user: str | None
+    #: When it began, in UTC.
+    created_at: dt.datetime
+    #: The last activity recorded, in UTC; exact to :data:`SESSION_TOUCH_INTERVAL`.
+    last_seen_at: dt.datetime
+    #: When it ends if it is not used, in UTC.
+    expires_at: dt.datetime
+    #: What :data:`SESSION_TRACK` asks for.
+    meta: cabc.Mapping[str, str]
+    #: Whether it is the session of the current request.
+    current: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class AppState:
+    """What the extension keeps for one application, under ``app.extensions``."""
+
+    config: SessionConfig
+    backend: Backend
+    interface: ServerSessionInterface
+    #: What takes over sessions of other kinds; ``None`` if none are.
+    takeover: Takeover | None
+
+    def key_of_handle(self, handle: str) -> str | None:
+        """Return the key that a handle stands for; ``None`` if it is not a handle."""
+        return key_of_handle(handle, self.config.key_prefix)
+
+    def is_own(self, key: str) -> bool:
+        """Whether a key belongs to this application: others may share the store."""
+        return is_key(key, self.config.key_prefix)
+
+    def keys_of_user(self, user: object) -> list[str]:
+        """Return the keys of a user's live sessions; nobody (``None``) has none.
+
+        :raises NotSupportedError: if the backend keeps no index of users.
+        """
+        if Capability.USER_INDEX not in self.backend.capabilities:
+            raise NotSupportedError(self.backend.name, "keys_of_user")
+        if user is None:
+            return []
+        return [key for key in self.backend.keys_of_user(str(user)) if self.is_own(key)]
+
+    def send_destroyed(self, key: str, user: str | None) -> None:
+        """Send the signal that a session was ended."""
+        self.interface.core.send_destroyed(key, user)
+
+    def current_key(self) -> str | None:
+        """Return the key of the current request's session; one cookie costs nothing."""
+        session = opened_session()
+        lifecycle = self.interface.lifecycle
+        # An app context may have been pushed inside another application's request.
+        if session is None or lifecycle_of(session) is not lifecycle:
+            return None
+        # What is made of the answer depends on the cookie.
+        session.accessed = True
+        unit = unit_of(session)
+        lifecycle.loader.verify(unit)
+        if len(unit.presented.values) > 1 and unit.known is Known.UNSEEN:
+            lifecycle.loader.load(unit)  # which of them is in use?
+        return unit.key or None
+
+    def info(self, key: str, record: Record, current: str | None) -> SessionInfo:
+        """Return the public view of a record.
+
+        :param current: The key of the current request's session.
+        """
+        return SessionInfo(
+            handle=key[len(self.config.key_prefix) :],
+            user=record.user,
+            created_at=_utc(record.created_at),
+            last_seen_at=_utc(record.touched_at),
+            expires_at=_utc(record.expires_at),
+            meta={
+                name: value
+                for name, value in record.meta.items()
+                if name != PREDECESSOR
+            },
+            current=key == current,
+        )
+
+
+def sessions_of(state: AppState, user: object) -> list[SessionInfo]:
+    """List the live sessions of a user, oldest first."""
+    records = state.backend.load_many(state.keys_of_user(user))
+    current = state.current_key()
+    return sorted(
+        (state.info(key, record, current) for key, record in records.items()),
+        key=lambda info: info.created_at,
+    )
+
+
+def find(state: AppState, handle: str) -> SessionInfo | None:
+    """Return what is known of a session; ``None`` if there is none."""
+    if (key := state.key_of_handle(handle)) is None:
+        return None
+    record = state.backend.load_many([key]).get(key)
+    if record is None:
+        return None
+    return state.info(key, record, state.current_key())
+
+
+def sessions(state: AppState) -> cabc.Iterator[SessionInfo]:
+    """Go through all live sessions, in no order."""
+    current = state.current_key()
+    for key, record in state.backend.iterate():
+        if state.is_own(key):
+            yield state.info(key, record, current)
+
+
+def revoke(state: AppState, handle: str) -> bool:
+    """End a session, under the id that it has now; ``False`` if there was none."""
+    key = state.key_of_handle(handle)
+    for _ in range(MAX_STEPS):
+        if key is None:
+            return False
+        user: str | None = None
+        try:
+            record = state.backend.load(key)
+        except RecordError:
+            pass  # nobody can use it, but it is not absent either
+        else:
+            if record is None:
+                return False
+            if record.is_tombstone:
+                key = successor_of(record, state.config.key_prefix)
+                continue
+            user = record.user
+        if state.backend.delete(key):
+            state.send_destroyed(key, user)
+            return True
+        # Rotated or ended between the two steps.
+    return False
+
+
+def revoke_user(state: AppState, user: object, except_current: bool) -> int:
+    """End the sessions of a user, everywhere; return how many were ended."""
+    current = state.current_key() if except_current else None
+    ended: list[str] = []
+    failures: dict[str, RecordError] = {}
+    try:
+        is_empty = False
+        # Again until none is left: a session whose id was rotated after it was
+        # listed goes by another key.
+        for _ in range(MAX_STEPS):
+            keys = {*state.keys_of_user(user)} - {current, *ended, *failures}
+            if current is not None and keys:
+                keys -= _keys_of_current(state, current, keys)
+            if is_empty and not keys:
+                break
+            # Not at once: an engine that lists in several steps can miss the old
+            # and the new id of a session that is rotated between them.
+            is_empty = not keys
+            for key in keys:
+                try:
+                    if state.backend.delete(key):
+                        ended.append(key)
+                except RecordError as error:
+                    failures[key] = error
+    finally:
+        # Only now: a receiver that raises must not leave sessions behind.
+        for key in ended:
+            state.send_destroyed(key, str(user))
+    for failure in failures.values():
+        raise failure
+    return len(ended)
+
+
+def _keys_of_current(
+    state: AppState, current: str, keys: cabc.Collection[str]
+) -> set[str]:
+    """Return the key that the cookie stands for, and those the session has got since.
+
+    :param keys: Where to look for one that another request is just giving it.
+    """
+    prefix = state.config.key_prefix
+    records = state.backend.load_many([*keys])
+    # Must come after load_many(): a successor that has moved on by then has left a
+    # tombstone.
+    found = {current, *follow(state.backend, current, prefix)}
+    return found | {
+        key for key in records if predecessor_of(records[key], prefix) in found
+    }
+
+
+def count(state: AppState) -> int:
+    """Return the number of live sessions."""
+    backend = state.backend
+    if (
+        backend.key_prefix == state.config.key_prefix
+        or Capability.COUNT not in backend.capabilities
+        or Capability.ITERATE not in backend.capabilities
+    ):
+        return backend.count()
+    return sum(state.is_own(key) for key, _ in backend.iterate())
+
+
+def prune(
+    state: AppState,
+    batch: int | None = None,
+    progress: cabc.Callable[[int], None] | None = None,
+) -> int:
+    """Delete all expired records, in batches; return how many were deleted."""
+    if batch is not None and batch < 1:
+        raise ValueError("A batch has at least one record.")
+    if Capability.PRUNE not in state.backend.capabilities:
+        if Capability.EXPIRES in state.backend.capabilities:
+            return 0
+        raise NotSupportedError(state.backend.name, "prune")
+    size = batch or state.config.cleanup_batch
+    total = 0
+    while True:
+        deleted = state.backend.prune(size)
+        total += deleted
+        if progress is not None:
+            progress(deleted)
+        if deleted < size:
+            return total
+
+
+def ping(state: AppState) -> None:
+    """Load a record that does not exist.
+
+    :raises BackendError: if the backend does not answer.
+    """
+    with contextlib.suppress(RecordError):
+        state.backend.load(key_of(generate_id(), state.config.key_prefix))
+
+
+def try_out(state: AppState) -> bool:
+    """Write, read and delete a record; return whether it was read back.
+
+    It expires soon, should deleting it fail.
+    """
+    key = key_of(generate_id(), state.config.key_prefix)
+    now = state.interface.core.clock()
+    data = secrets.token_bytes(16)
+    record = Record(
+        data=data, version=1, created_at=now, touched_at=now, expires_at=now + 60
+    )
+    state.backend.create(key, record)
+    try:
+        stored = state.backend.load(key)
+    finally:
+        state.backend.delete(key)
+    return stored is not None and stored.data == data
+
+
+def _utc(timestamp: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(timestamp, dt.timezone.utc)

@@ -1,0 +1,144 @@
+"""The bytes of :attr:`.Record.data`: a header, then the payload, encrypted or not.
+
+.. code-block:: text
+
+    offset  length
+         0       1  format of the envelope
+         1       1  code of the serializer
+         2       1  flags: 1 if encrypted
+         3       1  reserved, 0
+         4       8  nonce of the write
+        12       8  lifetime of the session in seconds, a float; NaN if it has none
+        20       8  when the id was issued, in seconds since the epoch, a float
+        28          the payload; if encrypted: nonce (12), ciphertext, tag (16)
+
+Numbers are big-endian. The checksum against damage is :mod:`.record`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+import typing as t
+
+from .encryption import Cipher
+from .errors import RecordError
+from .forks import unique_number
+
+#: The format written by this version. Whenever it is raised, raise that of
+#: :mod:`.record` too: log-out deletes a record without looking inside.
+FORMAT = 1
+
+_ENCRYPTED = 1
+# Slightly above the maximum of session.lifetime; guards against corrupt values.
+_LONGEST_LIFETIME = 1001 * 366 * 86_400.0
+_HEADER = struct.Struct(">BcBBQdd")
+
+
+@dataclasses.dataclass(slots=True)
+class Envelope:
+    """The payload of a session, and what the session itself needs to remember.
+
+    Never changed once it is made.
+    """
+
+    #: What the serializer wrote. Never shown: it holds session values.
+    payload: bytes = dataclasses.field(repr=False)
+    #: One byte: which serializer that was, its :attr:`.CodedSerializer.code`.
+    serializer: bytes
+    #: The session's own idle timeout in seconds; ``None`` to use the application's.
+    lifetime: float | None
+    #: When the session's id was issued, in seconds since the epoch.
+    issued_at: float
+
+
+class Sealer:
+    """Turns envelopes into the data of records and back. Thread-safe.
+
+    With keys, payloads are encrypted and bound to the record's key and to their header,
+    which stays readable. Unencrypted data is then refused: anyone who can write to the
+    store could have planted it.
+
+    :param keys: 32 bytes each, newest first: the first encrypts, all decrypt. None
+        leaves payloads unencrypted.
+    :raises ConfigurationError: if there are keys, but no package to use them with.
+    """
+
+    def __init__(self, keys: t.Sequence[bytes] = ()) -> None:
+        self._cipher = Cipher(keys) if keys else None
+
+    def seal(self, envelope: Envelope, key: str) -> bytes:
+        """Return the data to store.
+
+        No two calls return the same bytes, so a write whose acknowledgement was lost
+        with its connection can be recognized as our own in what is stored now.
+
+        :param key: The key of the record, which encrypted data is bound to.
+        """
+        header = _HEADER.pack(
+            FORMAT,
+            envelope.serializer,
+            0 if self._cipher is None else _ENCRYPTED,
+            0,
+            unique_number(),
+            math.nan if envelope.lifetime is None else envelope.lifetime,
+            envelope.issued_at,
+        )
+        if self._cipher is None:
+            return header + envelope.payload
+        return header + self._cipher.encrypt(envelope.payload, header, key)
+
+    def open(self, data: bytes, key: str) -> Envelope:
+        """Read back what :meth:`seal` returned.
+
+        :param key: The key of the record that the data was found in.
+        :raises RecordError: with the reason ``"newer"`` for a format that only a later
+            version of the library knows; ``"damaged"`` if the data is cut off or
+            makes no sense; ``"unreadable"`` if it is encrypted and no key opens it,
+            or if it is not encrypted although there are keys.
+        """
+        if data and data[0] > FORMAT:
+            raise RecordError(
+                f"The envelope has format {data[0]}; this version knows {FORMAT}.",
+                "newer",
+            )
+        if len(data) < _HEADER.size:
+            raise RecordError("The envelope is truncated.", "damaged")
+        format, serializer, flags, reserved, _, lifetime, issued_at = (
+            _HEADER.unpack_from(data)
+        )
+        if (
+            format != FORMAT
+            or flags & ~_ENCRYPTED
+            or reserved
+            or not (math.isnan(lifetime) or 0 < lifetime <= _LONGEST_LIFETIME)
+            or not math.isfinite(issued_at)
+        ):
+            raise RecordError("The envelope's header makes no sense.", "damaged")
+        header, payload = data[: _HEADER.size], data[_HEADER.size :]
+        return Envelope(
+            payload=self._decrypt(payload, header, key)
+            if flags
+            else self._plain(payload),
+            serializer=serializer,
+            lifetime=None if math.isnan(lifetime) else lifetime,
+            issued_at=issued_at,
+        )
+
+    def _decrypt(self, payload: bytes, header: bytes, key: str) -> bytes:
+        if self._cipher is None:
+            raise RecordError(
+                "The payload is encrypted, and 'SESSION_ENCRYPTION_KEY' is not set.",
+                "unreadable",
+            )
+        return self._cipher.decrypt(payload, header, key)
+
+    def _plain(self, payload: bytes) -> bytes:
+        if self._cipher is not None:
+            raise RecordError(
+                "The payload is not encrypted, although 'SESSION_ENCRYPTION_KEY' is"
+                " set.",
+                "unreadable",
+            )
+        return payload

@@ -1,0 +1,251 @@
+"""The default serializer: MessagePack with extension types of our own."""
+
+from __future__ import annotations
+
+import functools
+import struct
+import typing as t
+from datetime import date
+from datetime import datetime
+from datetime import time
+from datetime import timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import msgpack  # type: ignore[import-untyped] # pyright: ignore[reportMissingTypeStubs]
+from markupsafe import Markup
+
+from .datetimes import moment_text
+from .datetimes import parse_date
+from .datetimes import parse_datetime
+from .datetimes import parse_time
+from .datetimes import read_moment
+from .plain import MSGPACK
+from .plain import write_plain
+from .wording import checked_dict
+from .wording import unreadable
+
+# type() itself; pyright does not know its result for a value of type Any.
+_class_of: t.Callable[[object], type] = type
+
+
+class MsgpackSerializer:
+    """MessagePack with extension types; compact, fast, exact.
+
+    Keeps str (lone surrogates too), bytes, None, bool, int of any size, float, list,
+    tuple, dict (in order; with keys of any of these types that can be hashed), set,
+    frozenset, :class:`~markupsafe.Markup`, UUID, Decimal, datetime, date, time and
+    timedelta. An aware datetime or time keeps its fixed offset or the key of its
+    :class:`~zoneinfo.ZoneInfo`; where a machine that reads it does not know the key, a
+    datetime gets its fixed offset instead, a time none. Any other tzinfo becomes the
+    fixed offset at that moment.
+
+    The extension types, by code:
+
+    ====  ===========================================================================
+    code  content
+    ====  ===========================================================================
+    1     marks the array that it is the first item of: ``t`` a tuple, ``s`` a set,
+          ``f`` a frozenset. Sets are sorted by the packed form of their members
+    2     int beyond 64 bits: two's complement, big-endian
+    3     Markup: UTF-8
+    4     UUID: 16 bytes
+    5     Decimal: its ``str``
+    6     datetime: ISO 8601, then ``[zone key]`` (RFC 9557) or ``(name of a fixed
+          offset)`` if it has one; a leading ``~`` stands for ``fold=1``
+    7     date: ISO 8601
+    8     time: as datetime
+    9     timedelta: days, seconds and microseconds, three 32-bit integers, big-endian
+    ====  ===========================================================================
+    """
+
+    name: str = "msgpack"
+    code: bytes = b"m"
+
+    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+        """Write the content of a session.
+
+        :raises SerializationError: if it holds something that cannot be written.
+        """
+        try:
+            packed: bytes = _strict_packer().pack(data)
+        except Exception:  # noqa: BLE001 - the second, slower try explains it
+            return write_plain(data, MSGPACK, lambda plain: _packer().pack(plain))
+        return packed
+
+    def loads(self, data: bytes, /) -> dict[str, t.Any]:
+        """Read what :meth:`dumps` wrote.
+
+        :raises RecordError: with the reason ``"unreadable"``, whatever the bytes are.
+        """
+        try:
+            # A hook on every list is slow; without this byte there are no markers.
+            if b"\xd4" in data:
+                reader = _MarkReader()
+                value = _unpack(
+                    data, ext_hook=reader.read_ext, list_hook=reader.read_list
+                )
+                if reader.open:
+                    raise ValueError("a marker outside of its place")
+            else:
+                value = _unpack(data, ext_hook=_read_ext)
+        except Exception as error:  # noqa: BLE001 - hostile bytes raise many things
+            raise unreadable(self.name, error) from None
+        return checked_dict(self.name, value)
+
+
+_MARK = 1
+_INT = 2
+_MARKUP = 3
+_UUID = 4
+_DECIMAL = 5
+_DATETIME = 6
+_DATE = 7
+_TIME = 8
+_TIMEDELTA = 9
+
+_msgpack: t.Any = msgpack  # which has no type hints
+_FALLBACK = "msgpack.fallback"
+# Skips the checks in ExtType.__new__, which take longer than everything else.
+_ext: t.Any = functools.partial(
+    tuple.__new__,  # pyright: ignore[reportUnknownMemberType]
+    _msgpack.ExtType,
+)
+_timedelta_struct = struct.Struct(">iii")
+
+# A marker is the first item of an array. An extension type holding a packed array
+# would make packing and unpacking recursive, and each call of unpackb takes 40 KiB of C
+# stack: a few hundred levels, which fit into a kilobyte of hostile bytes, would crash
+# the process.
+_MARK_TUPLE = _ext((_MARK, b"t"))
+_MARK_SET = _ext((_MARK, b"s"))
+_MARK_FROZENSET = _ext((_MARK, b"f"))
+
+
+def _write_int(value: int) -> t.Any:
+    # Called only for integers that msgpack's own types cannot hold.
+    return _ext((_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)))
+
+
+def _sorted_members(value: t.AbstractSet[t.Any]) -> list[t.Any]:
+    members = [_member(member) for member in value]
+    if len(members) > 1:
+        members.sort(key=_packer().pack)
+    return members
+
+
+def _member(value: t.Any) -> t.Any:
+    # Nested sets are sorted here, from the inside out. If the packer did it, each level
+    # would pack and sort all levels below it twice.
+    kind = _class_of(value)
+    if kind is tuple:
+        return [_MARK_TUPLE, *map(_member, value)]
+    if kind is frozenset:
+        return [_MARK_FROZENSET, *_sorted_members(value)]
+    return value
+
+
+_WRITERS: dict[type, t.Callable[[t.Any], t.Any]] = {
+    int: _write_int,
+    tuple: lambda value: [_MARK_TUPLE, *value],
+    set: lambda value: [_MARK_SET, *_sorted_members(value)],
+    frozenset: lambda value: [_MARK_FROZENSET, *_sorted_members(value)],
+    Markup: lambda value: _ext((_MARKUP, value.encode("utf-8", "surrogatepass"))),
+    UUID: lambda value: _ext((_UUID, value.bytes)),
+    Decimal: lambda value: _ext((_DECIMAL, str(value).encode())),
+    datetime: lambda value: _ext((_DATETIME, _moment_bytes(value))),
+    date: lambda value: _ext((_DATE, value.isoformat().encode())),
+    time: lambda value: _ext((_TIME, _moment_bytes(value))),
+    timedelta: lambda value: _ext(
+        (
+            _TIMEDELTA,
+            _timedelta_struct.pack(value.days, value.seconds, value.microseconds),
+        )
+    ),
+}
+
+
+def _write(value: t.Any) -> t.Any:
+    """Convert a type that msgpack does not know into one that it does."""
+    # On a KeyError, dumps() makes the session plain first.
+    return _WRITERS[type(value)](value)
+
+
+# A new packer for each call: as fast as one per thread (most of its cost is the buffer,
+# so it starts small and grows), and packers are not reentrant.
+_packer: t.Any = functools.partial(
+    _msgpack.Packer,
+    default=_write,
+    strict_types=True,
+    unicode_errors="surrogatepass",
+    buf_size=512,
+)
+# Takes two thirds of the time, but refuses lone surrogates.
+_strict_packer: t.Any = functools.partial(
+    _msgpack.Packer, default=_write, strict_types=True, buf_size=512
+)
+# Limits every length to that of the input, so a few bytes cannot allocate gigabytes.
+# msgpack's own timestamps, written by other programs, become datetimes.
+_unpack: t.Any = functools.partial(
+    _msgpack.unpackb,
+    strict_map_key=False,
+    unicode_errors="surrogatepass",
+    timestamp=3,
+    # The pure-Python msgpack would otherwise intern keys that are a str, which fails
+    # for Markup.
+    object_pairs_hook=dict if _msgpack.unpackb.__module__ == _FALLBACK else None,
+)
+
+
+def _moment_bytes(value: datetime | time) -> bytes:
+    return moment_text(value).encode("utf-8", "surrogatepass")
+
+
+_READERS: dict[int, t.Callable[[bytes], t.Any]] = {
+    _INT: lambda data: int.from_bytes(data, "big", signed=True),
+    _MARKUP: lambda data: Markup(data.decode("utf-8", "surrogatepass")),  # noqa: S704 - it was one
+    _UUID: lambda data: UUID(bytes=data),
+    _DECIMAL: lambda data: Decimal(data.decode("ascii")),
+    _DATETIME: lambda data: read_moment(
+        data.decode("utf-8", "surrogatepass"), parse_datetime
+    ),
+    _DATE: lambda data: parse_date(data.decode("ascii")),
+    _TIME: lambda data: read_moment(data.decode("utf-8", "surrogatepass"), parse_time),
+    _TIMEDELTA: lambda data: timedelta(*_timedelta_struct.unpack(data)),
+}
+
+
+def _read_ext(code: int, data: bytes) -> t.Any:
+    return _READERS[code](data)
+
+
+class _Marker:
+    __slots__ = ("make",)
+
+    def __init__(self, make: t.Callable[[list[t.Any]], t.Any]) -> None:
+        self.make = make
+
+
+_MARKERS = {b"t": _Marker(tuple), b"s": _Marker(set), b"f": _Marker(frozenset)}
+
+
+class _MarkReader:
+    """Builds tuples and sets while one payload is read."""
+
+    __slots__ = ("open",)
+
+    def __init__(self) -> None:
+        #: The number of markers read that are not yet the first item of a list.
+        self.open = 0
+
+    def read_ext(self, code: int, data: bytes) -> t.Any:
+        if code == _MARK:
+            self.open += 1
+            return _MARKERS[data]
+        return _READERS[code](data)
+
+    def read_list(self, items: list[t.Any]) -> t.Any:
+        if items and type(items[0]) is _Marker:
+            self.open -= 1
+            return items.pop(0).make(items)
+        return items

@@ -1,0 +1,431 @@
+"""The lazy mapping behind :data:`flask.session`."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import datetime as dt
+import decimal
+import inspect
+import typing as t
+import uuid
+from copy import deepcopy
+
+from flask import Request
+from flask import has_request_context
+from flask import request as current_request
+from flask import session as flask_session
+from flask.sessions import NullSession
+from flask.sessions import SessionMixin
+from markupsafe import Markup
+
+from .config import MAX_DURATION
+from .lifecycle import Lifecycle
+from .unit import PERMANENT_KEY
+from .unit import Known
+from .unit import Unit
+from .unit import Wish
+
+T = t.TypeVar("T")
+
+# The attribute of a request that names the session opened for it. Not in its environ,
+# which all events of one connection of Flask-SocketIO share.
+_OPENED = "_flask_serversession"
+
+# Values of exactly these types cannot change in place, so handing one out does not
+# oblige us to look for nested changes.
+_IMMUTABLE = frozenset(
+    {
+        str,
+        int,
+        float,
+        bool,
+        type(None),
+        bytes,
+        Markup,
+        uuid.UUID,
+        decimal.Decimal,
+        dt.datetime,
+        dt.date,
+        dt.time,
+        dt.timedelta,
+    }
+)
+
+
+class ServerSideSession(SessionMixin):
+    """A session whose content stays on the server. What :data:`flask.session` is.
+
+    Made without any I/O: the cookie is verified and the backend asked at the first
+    access to the content. ``bool``, ``len``, ``in``, iteration, ``==`` and
+    :attr:`new` count as access; :meth:`destroy` and :meth:`clear` on a session that
+    was not looked at do not load it.
+
+    A change inside a value (``session["cart"]["n"] += 1``) is found and saved
+    without ``session.modified = True``.
+
+    Not for use by several threads at once, like everything that belongs to one
+    request. Every method that reads or writes raises
+    :exc:`.BackendUnavailableError` if the backend does not answer.
+    """
+
+    #: Whether the request looked at the session; decides about ``Vary: Cookie``.
+    accessed: bool = False
+
+    def __init__(self, unit: Unit, lifecycle: Lifecycle) -> None:
+        self._unit = unit
+        self._lifecycle = lifecycle
+
+    def _opened(self) -> Unit:
+        """Return the unit, with or without its content."""
+        unit = self._unit
+        self.accessed = True
+        if unit.phase:
+            self._lifecycle.unsaved.watch()
+        return unit
+
+    def _loaded(self) -> Unit:
+        """Return the unit with its content."""
+        unit = self._opened()
+        if unit.known is Known.UNSEEN:
+            self._lifecycle.loader.load(unit)
+        return unit
+
+    # The mapping
+
+    def __getitem__(self, key: str) -> t.Any:
+        unit = self._loaded()
+        value = unit.data[key]
+        if type(value) not in _IMMUTABLE:
+            unit.is_exposed = True
+        return value
+
+    def get(self, key: str, default: t.Any = None) -> t.Any:
+        """Return the value under a key, or the default."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def __setitem__(self, key: str, value: t.Any) -> None:
+        unit = self._loaded()
+        unit.data[key] = value
+        unit.want(Wish.SAVE)
+
+    def __delitem__(self, key: str) -> None:
+        unit = self._loaded()
+        del unit.data[key]
+        unit.want(Wish.SAVE)
+
+    def __iter__(self) -> cabc.Iterator[str]:
+        return iter(self._loaded().data)
+
+    def __len__(self) -> int:
+        return len(self._loaded().data)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._loaded().data
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ServerSideSession):
+            return self is other or self._loaded().data == other._loaded().data
+        return self._loaded().data == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def clear(self) -> None:
+        """Empty the session, which ends it.
+
+        What is stored goes as a whole, also what another request is adding at this
+        moment. If something is written afterwards, that begins a new session with a
+        new id, as after ``regenerate(keep_data=False)``. Does not load a session that
+        was not looked at.
+        """
+        unit = self._opened()
+        unit.want(Wish.END)
+        unit.lifetime = None
+        unit.data.clear()
+
+    def popitem(self) -> tuple[str, t.Any]:
+        """Remove the last key, and give it and its value."""
+        unit = self._loaded()
+        item = unit.data.popitem()
+        unit.want(Wish.SAVE)
+        return item
+
+    def __reversed__(self) -> cabc.Iterator[str]:
+        return reversed(self._loaded().data)
+
+    def __or__(self, other: cabc.Mapping[str, t.Any]) -> dict[str, t.Any]:
+        return self.copy() | dict(other)
+
+    def __ror__(self, other: cabc.Mapping[str, t.Any]) -> dict[str, t.Any]:
+        return dict(other) | self.copy()
+
+    def __ior__(
+        self, other: cabc.Mapping[str, t.Any] | cabc.Iterable[tuple[str, t.Any]]
+    ) -> ServerSideSession:
+        self.update(other)
+        return self
+
+    def __copy__(self) -> dict[str, t.Any]:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, t.Any]) -> dict[str, t.Any]:
+        return deepcopy(self.copy(), memo)
+
+    def copy(self) -> dict[str, t.Any]:
+        """Return the content as a plain dict; changes to it are not saved."""
+        unit = self._loaded()
+        unit.is_exposed = True
+        return dict(unit.data)
+
+    def __repr__(self) -> str:
+        unit = self._unit
+        name = type(self).__name__
+        if unit.known is Known.UNSEEN:
+            return f"<{name} (not loaded)>"
+        return f"<{name} {self._lifecycle.core.handle(unit)} keys={list(unit.data)!r}>"
+
+    # Flask's attributes
+
+    @property
+    def permanent(self) -> bool:
+        """Whether the session outlives the browser, for its lifetime.
+
+        Kept in the session under ``_permanent``, as Flask does.
+        """
+        unit = self._unit
+        if not unit.phase:
+            self._loaded()
+        return self._lifecycle.core.is_permanent(unit)
+
+    @permanent.setter
+    def permanent(self, value: bool) -> None:
+        unit = self._loaded()
+        if unit.data.get(PERMANENT_KEY) is bool(value):
+            # What many applications do before each request: it renews the session
+            # and counts as modified, as with Flask's own, but changes nothing.
+            unit.want(Wish.TOUCH)
+            unit.is_modified = True
+        else:
+            self[PERMANENT_KEY] = bool(value)
+
+    @property
+    def new(self) -> bool:  # type: ignore[override]
+        """Whether the session was not stored before this request."""
+        return self._loaded().is_new
+
+    @property
+    def modified(self) -> bool:
+        """Whether a key was set or removed. Setting it to ``True`` forces a save.
+
+        It keeps its value after the response, as Flask's does. A change inside a
+        value is found when the session is saved, and is not reported here.
+        """
+        return self._unit.is_modified
+
+    @modified.setter
+    def modified(self, value: bool) -> None:
+        unit = self._unit
+        if value:
+            unit.want(Wish.SAVE)
+        else:
+            if unit.wish is Wish.END:
+                self._loaded()  # as empty as clear() has left it
+            unit.forget_change()
+            unit.is_exposed = False  # nor are changes inside of values
+        if unit.phase:
+            self._lifecycle.unsaved.watch()
+
+    # What the session is
+
+    @property
+    def id(self) -> str:
+        """The id that the cookie carries. A secret: show :attr:`handle` instead."""
+        return self._lifecycle.core.id(self._loaded())
+
+    @property
+    def handle(self) -> str:
+        """The public name of the session: safe to show, to log, and to revoke by.
+
+        It is the stored key without its prefix, from which the id cannot be had.
+        """
+        return self._lifecycle.core.handle(self._loaded())
+
+    @property
+    def sid(self) -> str:
+        """The :attr:`handle`, under the name that Flask-Session has for an id.
+
+        Code written for Flask-Session logs it, or uses it as a key.
+        """
+        return self.handle
+
+    @property
+    def created_at(self) -> dt.datetime:
+        """When the session began, in UTC. A new id does not reset it."""
+        return _utc(self._lifecycle.core.times(self._loaded())[0])
+
+    @property
+    def expires_at(self) -> dt.datetime:
+        """When the session ends if it is not used, in UTC, as last recorded."""
+        return _utc(self._lifecycle.core.times(self._loaded())[1])
+
+    @property
+    def lifetime(self) -> dt.timedelta | None:
+        """How long this session lives without being used; ``None`` for the app's.
+
+        Takes a :class:`~datetime.timedelta`, a number of seconds, or ``None``. Kept
+        with the session, and through a change of its id.
+
+        :raises ValueError: when set to something that is not positive.
+        """
+        unit = self._unit
+        if not unit.phase:
+            self._loaded()
+        elif unit.known is Known.UNSEEN and unit.cookie is not None:
+            return _delta(unit.cookie.lifetime)
+        return _delta(unit.lifetime)
+
+    @lifetime.setter
+    def lifetime(self, value: dt.timedelta | float | None) -> None:
+        if isinstance(value, dt.timedelta):
+            value = value.total_seconds()
+        if value is not None:
+            number = t.cast("object", value)
+            is_number = isinstance(number, (int, float)) and number is not True
+            if not is_number or not 0 < value <= MAX_DURATION:
+                raise ValueError(
+                    f"session.lifetime takes a positive timedelta or number of seconds,"
+                    f" of 1000 years at most, or None for the app's lifetime; not"
+                    f" {value!r}."
+                )
+            value = float(value)
+        unit = self._loaded()
+        unit.lifetime = value
+        unit.want(Wish.SAVE)
+
+    @property
+    def user(self) -> str | None:
+        """Whom the session belongs to: what it holds under :data:`SESSION_USER_KEY`.
+
+        As text, whatever type is kept there; ``None`` if nobody is logged in.
+        """
+        return self._lifecycle.core.user_of(self._loaded().data)
+
+    # What it can do
+
+    def regenerate(self, keep_data: bool = True) -> None:
+        """Give the session a new id; the old one is dead once the response is saved.
+
+        Happens by itself when the user changes: see
+        :data:`SESSION_REGENERATE_ON_LOGIN`.
+
+        :param keep_data: ``False`` starts a new, empty session instead, as
+            express-session's ``regenerate`` does.
+        :raises ServerSessionError: if the response was already sent, since the
+            browser cannot learn the new id any more.
+        """
+        self._lifecycle.regenerate(self._loaded(), keep_data)
+
+    def destroy(self) -> None:
+        """Delete the stored session now, and continue with a new, empty one.
+
+        If nothing is written afterwards, the cookie is deleted; if something is, a
+        flash message for example, a new id is issued. Does not load the session.
+        """
+        self.accessed = True
+        self._lifecycle.destroy(self._unit)
+
+    def reload(self) -> None:
+        """Forget all changes of this request and read the backend again."""
+        self.accessed = True
+        self._lifecycle.reload(self._unit)
+
+    def save(self) -> None:
+        """Write the changes now instead of at the end of the request.
+
+        Lists and dicts that were taken out of the session before may be copies
+        afterwards, if another request has saved meanwhile: take them out again.
+        Inside of :meth:`atomic` it is done together with the rest.
+
+        For handlers that run after the response was begun: streams, WebSockets.
+
+        :raises ServerSessionError: if the session is new, or its user has changed,
+            and the response was already sent: the browser cannot be told.
+        """
+        self._lifecycle.save(self._unit)
+
+    def touch(self) -> None:
+        """Count this request as activity, even if it does not look at the session."""
+        self._lifecycle.touch(self._unit)
+
+    def atomic(self, function: cabc.Callable[[ServerSideSession], T]) -> T:
+        """Run ``function(session)`` on the freshest copy and save the result.
+
+        If another request saves meanwhile, the function runs again on what that one
+        saved, so that counters and balances come out right. It should do nothing
+        but change the session. What this request changed before is saved with it;
+        lists and dicts that it took out of the session before are copies afterwards.
+
+        :return: What the function returned when its result was saved.
+        :raises ConflictError: if others were faster very many times in a row.
+        """
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(
+                "session.atomic() takes a function that is not async; it would never"
+                " be awaited."
+            )
+        self._loaded()
+        return self._lifecycle.atomic(self._unit, lambda: function(self))
+
+
+class NullServerSession(NullSession):
+    """What there is without a secret: Flask's, which can be read but not changed."""
+
+    regenerate = destroy = reload = save = touch = atomic = NullSession.clear
+
+
+def unit_of(session: ServerSideSession) -> Unit:
+    """Return what a session knows of itself. For the library only."""
+    return session._unit  # pyright: ignore[reportPrivateUsage]
+
+
+def lifecycle_of(session: ServerSideSession) -> Lifecycle:
+    """Return what a session asks for its content: each application has its own."""
+    return session._lifecycle  # pyright: ignore[reportPrivateUsage]
+
+
+def accessed_unit() -> Unit | None:
+    """Return what the current request's session knows, if it was accessed."""
+    session = opened_session()
+    if session is None or not session.accessed:
+        return None
+    flasks: t.Any = flask_session  # asking for it is access, which there was
+    if flasks._get_current_object() is not session:
+        return None  # Flask-SocketIO has put one of its own in its place
+    return unit_of(session)
+
+
+def remember(session: ServerSideSession, request: Request) -> ServerSideSession:
+    """Keep a session with the request it was opened for, and return it."""
+    setattr(request, _OPENED, session)
+    return session
+
+
+def opened_session() -> ServerSideSession | None:
+    """Return what was opened for the current request; ``None`` if that failed.
+
+    Does not count as access to it, which asking Flask for it does.
+    """
+    if not has_request_context():
+        return None
+    session: ServerSideSession | None = getattr(current_request, _OPENED, None)
+    return session
+
+
+def _utc(timestamp: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(timestamp, dt.timezone.utc)
+
+
+def _delta(seconds: float | None) -> dt.timedelta | None:
+    return None if seconds is None else dt.timedelta(seconds=seconds)

@@ -1,0 +1,354 @@
+"""One session during one request: the only thing in the core that changes.
+
+What a request knows of its session is a sum of cases, not a product of flags, and the
+classes below are its parts:
+
+-   :class:`Presented`: the cookies that came, verified one after the other;
+-   :class:`Identity`: the id and its key;
+-   :class:`Stored`: the record as this request last saw it, which changes are compared
+    with;
+-   :class:`Wish`: what the view wants, in order, so that the strongest wish counts;
+-   :class:`Cookie`: what earlier steps of this request owe the browser;
+-   :class:`Phase`: whether the response has begun.
+
+Only :meth:`Unit.begin`, :meth:`Unit.adopt`, :meth:`Unit.lose` and :meth:`Unit.fail`
+set :attr:`Unit.known`.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import enum
+import typing as t
+
+from .cookie import MAX_CANDIDATES
+from .cookie import CookieSigner
+from .cookie import CookieState
+from .cookie import claims_permanent
+from .errors import BackendUnavailableError
+from .errors import SerializationError
+from .record import NO_META
+from .record import Record
+from .serializers import CodedSerializer
+
+#: Key under which Flask keeps whether a session outlives the browser.
+PERMANENT_KEY = "_permanent"
+
+
+# Not Enum: its __hash__ is Python code, and costs 0.2 µs at each look-up in a table.
+class Known(enum.IntEnum):
+    """What is known of the stored record."""
+
+    #: Nobody looked.
+    UNSEEN = 0
+    #: There is none. One is created if something is written.
+    NEW = 1
+    #: There is one, and it was loaded.
+    STORED = 2
+    #: Another request ended it, or gave it another id. Nothing is saved and no cookie
+    #: is sent, since either could undo what the other request did.
+    GONE = 3
+    #: The backend failed, or a later version of the library wrote the record. The
+    #: session is empty, and nothing is saved.
+    BROKEN = 4
+
+
+class Wish(enum.IntEnum):
+    """What the view wants; a stronger wish includes the weaker ones."""
+
+    NOTHING = 0
+    #: Count as activity.
+    TOUCH = 1
+    #: A key was set or removed, or ``modified`` was set.
+    SAVE = 2
+    #: ``regenerate()``
+    NEW_ID = 3
+    #: ``regenerate(keep_data=False)``: a new id, and nothing of the old session.
+    RESTART = 4
+    #: ``clear()``: what is stored goes, also what was not looked at. What is written
+    #: afterwards begins another session.
+    END = 5
+
+
+class Cookie(enum.IntEnum):
+    """What happens to the cookie."""
+
+    NONE = 0
+    SET = 1
+    DELETE = 2
+
+
+class Phase(enum.IntEnum):
+    """Where the request is."""
+
+    OPEN = 0
+    #: The response was settled; what changes from now on needs ``save()``.
+    CLOSED = 1
+    #: The same, and settling it has failed or was not wanted.
+    ABANDONED = 2
+
+
+class Identity(t.NamedTuple):
+    """A session's id and what goes with it."""
+
+    #: A secret.
+    id: str
+    key: str
+
+
+class Stored(t.NamedTuple):
+    """A record as this request last saw it: what changes are compared with."""
+
+    record: Record
+    #: The serialized content of the record.
+    payload: bytes
+    #: What wrote the payload. It may be another one than the application's, if
+    #: ``SESSION_SERIALIZER`` was changed.
+    serializer: CodedSerializer
+    #: The session's own idle timeout in seconds; ``None`` for the application's.
+    lifetime: float | None
+    #: When the id was issued, in seconds since the epoch.
+    issued_at: float
+
+
+class Presented:
+    """The cookies that came with the session's name.
+
+    :param values: Unverified, in the order in which they came.
+    :param seen_at: When what they say was seen, in seconds since the epoch.
+    """
+
+    is_verified: bool = False
+    #: The cookie that verified; ``None`` if there is none, or nobody looked yet.
+    cookie: CookieState | None = None
+    #: The session of another kind that a cookie stands for; see :mod:`.takeover`.
+    claim: t.Any = None
+    _tried: int = 0
+
+    def __init__(self, values: cabc.Sequence[str], seen_at: float) -> None:
+        self.values = values
+        self.seen_at = seen_at
+
+    @property
+    def claims_permanent(self) -> bool:
+        """Whether a cookie says, perhaps unverified, that its session is permanent."""
+        if self.is_verified:
+            return self.cookie is not None and self.cookie.is_permanent
+        return any(claims_permanent(value) for value in self.values)
+
+    @property
+    def value(self) -> str:
+        """The value that was verified last; empty if there is none."""
+        return self.values[self._tried - 1] if self._tried else ""
+
+    def verify_next(self, signer: CookieSigner, id: str) -> CookieState | None:
+        """Go on to the next cookie that verifies and has another id.
+
+        :return: It, which is not yet the one that counts; ``None`` if there is none.
+        """
+        self.is_verified = True
+        for value in self.values[self._tried : MAX_CANDIDATES]:
+            self._tried += 1
+            cookie = signer.verify(value)
+            if cookie is not None and cookie.id != id:
+                return cookie
+        return None
+
+
+_NOTHING_PRESENTED = Presented((), 0.0)
+_NOTHING_PRESENTED.is_verified = True
+
+
+class Unit:
+    """Everything a session knows of itself between its request and its response.
+
+    A plain class with defaults: one with slots sets all of them at each request, and
+    most requests need few.
+
+    :param signer: Verifies this request's cookies and signs its answer.
+    """
+
+    known: Known = Known.UNSEEN
+    presented: Presented = _NOTHING_PRESENTED
+    #: ``None`` before a cookie has verified, and in a new session that nobody asked
+    #: for its id.
+    identity: Identity | None = None
+    #: ``None`` before the record was loaded, and again in a new session.
+    stored: Stored | None = None
+    #: The session's own idle timeout in seconds; ``None`` for the application's.
+    lifetime: float | None = None
+    #: What to record about the browser: see :data:`SESSION_TRACK`.
+    meta: cabc.Mapping[str, str] = NO_META
+    #: Whether the session was not stored before this request.
+    is_new: bool = False
+    wish: Wish = Wish.NOTHING
+    #: What the wish falls back to: ``TOUCH`` once the request counts as activity.
+    least_wish: Wish = Wish.NOTHING
+    #: A key was set or removed, or ``modified`` was set, in this request.
+    is_modified: bool = False
+    #: A value that can change in place was handed out.
+    is_exposed: bool = False
+    #: It was stored by this request, by ``save()`` for example.
+    is_saved: bool = False
+    #: A function of ``atomic()`` is running.
+    is_atomic: bool = False
+    #: ``session_lost`` was sent.
+    is_loss_told: bool = False
+    #: What earlier steps of this request owe the browser, whatever else happens.
+    owed: Cookie = Cookie.NONE
+    phase: Phase = Phase.OPEN
+    #: How the backend has failed this request, which does not ask it again.
+    failure: BackendUnavailableError | None = None
+
+    def __init__(self, signer: CookieSigner) -> None:
+        self.signer = signer
+        #: The content.
+        self.data: dict[str, t.Any] = {}
+
+    # What is asked of it
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds nothing but perhaps that it is permanent."""
+        return is_unused(self.data)
+
+    @property
+    def was_empty(self) -> bool:
+        """The same, of what is stored."""
+        stored = self.stored
+        return stored is None or is_unused(stored.serializer.loads(stored.payload))
+
+    @property
+    def is_restarted(self) -> bool:
+        """Whether what is written now is another session than the stored one."""
+        return self.wish >= Wish.RESTART
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the browser cannot be told anything any more."""
+        return self.phase is not Phase.OPEN
+
+    @property
+    def key(self) -> str:
+        """The key of its id; empty if it has none yet."""
+        return "" if self.identity is None else self.identity.key
+
+    @property
+    def cookie(self) -> CookieState | None:
+        """The cookie that verified; ``None`` if there is none, or nobody looked yet."""
+        return self.presented.cookie
+
+    @property
+    def record(self) -> Record:
+        """The record of a session that is stored."""
+        if self.stored is None:
+            raise RuntimeError("The session is not stored.")
+        return self.stored.record
+
+    @property
+    def stored_user(self) -> str | None:
+        """To whom the stored record belongs."""
+        return None if self.stored is None else self.stored.record.user
+
+    def find_change(self, serializer: CodedSerializer) -> tuple[str, bytes | None]:
+        """Return why a stored session has to be written; empty if nothing changed.
+
+        :param serializer: The application's.
+        :return: The reason, and the content as that serializer wrote it, if it had to
+            be written to find out.
+        :raises SerializationError: if it holds something that cannot be written.
+        """
+        stored = self.stored
+        if stored is None or self.wish >= Wish.SAVE:
+            return "key changed", None
+        if self.lifetime != stored.lifetime:
+            return "lifetime changed", None
+        if not self.is_exposed:
+            return "", None
+        try:
+            encoded = stored.serializer.dumps(self.data)
+        except SerializationError:
+            if stored.serializer is serializer:
+                raise
+            # What was stored, the former serializer could write.
+            return "nested change", None
+        if encoded == stored.payload:
+            return "", None
+        return "nested change", encoded if stored.serializer is serializer else None
+
+    # What a view wants
+
+    def want(self, wish: Wish) -> None:
+        """Raise the wish. ``reload()``, ``destroy()`` and ``modified`` lower it."""
+        if wish > self.wish:
+            self.wish = wish
+        if wish >= Wish.SAVE:
+            self.is_modified = True
+        else:
+            self.least_wish = wish
+
+    def forget_change(self) -> None:
+        """Do not save what was changed. That a new id is wanted is no change."""
+        if self.wish in (Wish.SAVE, Wish.END):
+            self.wish = self.least_wish
+        self.is_modified = False
+
+    def forget_wishes(self) -> None:
+        """Want nothing any more, but to count as activity."""
+        self.wish = self.least_wish
+        self.is_modified = False
+
+    # What becomes known
+
+    def begin(self, identity: Identity | None = None) -> None:
+        """There is no record: start a new session."""
+        self.known = Known.NEW
+        self.is_new = True
+        self.identity = identity
+        self.stored = None
+        self.data = {}
+        self.lifetime = None
+        self._owe_no_id()
+
+    def adopt(self, stored: Stored, data: dict[str, t.Any] | None = None) -> None:
+        """There is this record: it was loaded, or this request has just stored it.
+
+        :param data: What was loaded; ``None`` if it was stored, and so is there.
+        """
+        self.known = Known.STORED
+        self.stored = stored
+        if data is not None:
+            self.data = data
+            self.lifetime = stored.lifetime
+            return
+        self.is_saved = True
+        self.wish = self.least_wish
+        # Somebody may hold on to a list that is in there now.
+        self.is_exposed = True
+
+    def lose(self) -> None:
+        """Another request has ended the session, or given it another id."""
+        self.known = Known.GONE
+        self.is_exposed = False
+        self._owe_no_id()
+        if self.wish is not Wish.END:
+            self.wish = self.least_wish
+
+    def fail(self, error: BackendUnavailableError | None) -> None:
+        """Nobody knows: the backend failed, or the record is a later version's."""
+        self.known = Known.BROKEN
+        self.failure = error
+
+    def _owe_no_id(self) -> None:
+        """Do not tell the browser an id that names no session any more."""
+        if self.owed is Cookie.SET:
+            self.owed = Cookie.NONE
+
+
+def is_unused(data: cabc.Mapping[str, t.Any]) -> bool:
+    """Whether there is nothing in a session but perhaps that it is permanent.
+
+    Applications set ``session.permanent`` before each request, also for visitors
+    whose session is never used.
+    """
+    return not data or (len(data) == 1 and PERMANENT_KEY in data)
