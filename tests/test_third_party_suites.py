@@ -157,9 +157,10 @@ SUITES = [
                 *("test_app", "test_config"),
             )
         ),
-        107,
-        85,
-        26,
+        # Three more pass where its tests leave their table in place.
+        104,
+        84,
+        25,
     ),
     Suite("Flask", ("tests",), 24, 21, 11, folder="examples/tutorial"),
     Suite("Flask-HTTPAuth", ("tests",), 121, 12, 12),
