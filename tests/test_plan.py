@@ -92,9 +92,13 @@ class Part:
         if name in self._parts:
             return self._parts[name]
         if name in ("is_permanent", "is_touch_due", "is_doubtful", "is_ended_here"):
-            return lambda unit: self._facts.get(name)
+            return lambda unit: self._about(unit, name)
         if name == "differs_from_cookie":
-            return lambda unit, is_permanent: self._facts.get(name)
+            return lambda unit, is_permanent: self._about(unit, name)
+        return self._facts.get(name)
+
+    def _about(self, unit: object, name: str) -> t.Any:
+        assert isinstance(unit, Part), "The table asks about nothing."
         return self._facts.get(name)
 
 
@@ -172,7 +176,7 @@ def test_nothing_that_was_only_read_is_written() -> None:
 
 def test_nothing_is_written_when_an_error_page_must_not_save() -> None:
     for path in paths(is_error_unsaved=True):
-        assert path.row == Plan(Step.NOTHING, path.owed)
+        assert path.row == Plan(Step.NOTHING, path.facts["owed"])
 
 
 def test_a_log_out_is_never_kept() -> None:
@@ -372,6 +376,42 @@ def test_to_read_a_permanent_session_that_is_not_refreshed_sends_no_cookie() -> 
     ):
         if path.row.step in (Step.NOTHING, Step.TOUCH, Step.REPLACE):
             assert path.row.cookie is Cookie.NONE
+
+
+def test_the_end_of_a_session_is_told_to_the_browser_that_named_it() -> None:
+    for path in paths(known=Known.NEW, owed=Cookie.DELETE, is_empty=True):
+        assert path.is_error_unsaved or path.row == Plan(Step.NOTHING, Cookie.DELETE)
+    for path in paths(known=Known.UNSEEN, wish=Wish.END, cookie="a cookie"):
+        assert path.is_error_unsaved or path.row == Plan(Step.DELETE, Cookie.DELETE)
+
+
+def test_what_is_wanted_of_an_unseen_session_is_looked_for_first() -> None:
+    for path in paths(known=Known.UNSEEN, is_error_unsaved=False):
+        if Wish.SAVE <= path.wish < Wish.END:
+            assert path.row.step is Step.LOAD
+        if path.save_uninitialized and path.values == ():
+            assert path.row.step is Step.LOAD
+
+
+def test_one_cookie_is_not_asked_about_unless_a_touch_is_due() -> None:
+    for path in paths(known=Known.UNSEEN, values=("a",)):
+        if path.row.step is Step.TOUCH:
+            assert path.is_touch_due or path.is_doubtful
+
+
+def test_an_application_that_wants_the_cookie_is_heard() -> None:
+    for path in paths(known=Known.STORED, is_wanted=True, failure=None):
+        if path.row.step in (Step.NOTHING, Step.TOUCH, Step.REPLACE):
+            is_kept_back = path.is_ended_here or path.is_public
+            assert path.row.cookie is Cookie.SET or is_kept_back
+    for path in paths(known=Known.UNSEEN, is_wanted=True, cookie="a cookie"):
+        is_kept_back = path.is_ended_here or path.is_public or path.wish is Wish.END
+        assert path.row.cookie is Cookie.SET or is_kept_back
+
+
+def test_what_was_changed_counts_as_used_whatever_the_settings_say() -> None:
+    for path in paths(known=Known.STORED, wish=Wish.SAVE, is_error_unsaved=False):
+        assert path.row.renews
 
 
 #: The rows of the documentation's table, as facts, with the step and the cookie.

@@ -54,7 +54,7 @@ MODULES = {
         only="",
     ),
     "config_checks": Module(("test_config_checks.py", "test_config.py"), only=""),
-    "ids": Module(("test_cookie.py",)),
+    "ids": Module(("test_cookie.py", "test_record.py")),
     "sessions": Module(
         ("test_sessions.py", "test_interface.py", *_WHOLE, "test_signals.py")
     ),
