@@ -95,6 +95,9 @@ class Identity(t.NamedTuple):
     id: str
     key: str
 
+    def __repr__(self) -> str:
+        return "<Identity>"  # error reporters record the repr of local variables
+
 
 class Stored(t.NamedTuple):
     """A record as this request last saw it: what changes are compared with."""
@@ -109,6 +112,9 @@ class Stored(t.NamedTuple):
     lifetime: float | None
     #: When the id was issued, in seconds since the epoch.
     issued_at: float
+
+    def __repr__(self) -> str:
+        return f"<Stored {self.record!r}>"  # without the content of the session
 
 
 class Presented:
