@@ -28,6 +28,9 @@ class _Before(t.NamedTuple):
     is_modified: bool
     lifetime: float | None
 
+    def __repr__(self) -> str:
+        return "<_Before>"  # without the content of the session
+
     @property
     def is_changed(self) -> bool:
         """Whether the request had changed something already."""

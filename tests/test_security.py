@@ -21,9 +21,15 @@ from flask_serversession import Record
 from flask_serversession import SerializationError
 from flask_serversession import session as typed_session
 from flask_serversession import signals
+from flask_serversession.atomic import _Before
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.record import key_of
+from flask_serversession.rotation import Successor
+from flask_serversession.serializers import serializer_for
 from flask_serversession.testing import FakeClock
+from flask_serversession.unit import Identity
+from flask_serversession.unit import Stored
+from flask_serversession.unit import Wish
 
 from .site import Browser
 from .site import Site
@@ -411,3 +417,13 @@ def test_what_cannot_be_stored_leaves_what_was_stored(site: Site) -> None:
 def test_the_error_of_a_backend_shows_no_password() -> None:
     error = BackendUnavailableError("The backend failed.", backend="redis")
     assert "hunter2" not in repr(error)
+
+
+def test_what_a_session_is_made_of_shows_neither_its_id_nor_its_content() -> None:
+    record = Record(b"a secret value", 1, 1.0, 1.0, 2.0)
+    identity = Identity("a secret id", "key")
+    stored = Stored(record, b"a secret value", serializer_for("json"), None, 1.0)
+    before = _Before(stored, b"a secret value", Wish.SAVE, True, None)
+    successor = Successor(identity, record, b"a secret value", 1.0)
+    for part in (identity, stored, before, successor):
+        assert "secret" not in f"{part!r} {part}"
