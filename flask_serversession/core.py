@@ -12,6 +12,7 @@ from . import signals
 from .backends.base import Backend
 from .config import SessionConfig
 from .ended import EndedSessions
+from .errors import BackendError
 from .errors import BackendUnavailableError
 from .errors import RecordError
 from .errors import SerializationError
@@ -112,7 +113,7 @@ class Core:
             raise
 
     def report_failure(
-        self, unit: Unit, key: str, operation: str, error: BackendUnavailableError
+        self, unit: Unit, key: str, operation: str, error: BackendError
     ) -> None:
         """Log that the backend failed, and send the signal."""
         logger.error("The session backend failed at %r: %s", operation, error)

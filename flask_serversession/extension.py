@@ -10,7 +10,6 @@ import warnings
 
 from flask import Flask
 from flask import current_app
-from flask import session as flask_session
 
 from . import operator
 from .backends import BackendSettings
@@ -32,6 +31,7 @@ from .operator import SessionInfo as SessionInfo
 from .sessions import accessed_unit
 from .takeover import make_takeover
 from .templating import TEMPLATE_SESSION
+from .templating import adapt_environment
 from .unsaved import UnsavedChanges
 
 logger = logging.getLogger("flask_serversession")
@@ -230,10 +230,7 @@ def _warn_of_backend(app: Flask, backend: Backend) -> None:
 
 
 def _template_context() -> dict[str, t.Any]:
-    # Macros that are imported without context see the globals only.
-    names: dict[str, t.Any] = current_app.jinja_env.globals
-    if names.get("session") is flask_session:
-        names["session"] = TEMPLATE_SESSION
+    adapt_environment(current_app)
     return {"session": TEMPLATE_SESSION}
 
 

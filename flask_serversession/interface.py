@@ -147,11 +147,7 @@ class ServerSessionInterface(SessionInterface):
         candidates: cabc.Sequence[str] = ()
         header: str | None = request.environ.get("HTTP_COOKIE")
         if header is not None:
-            name = self.get_cookie_name(app)
-            if '"' in header:
-                candidates = request.cookies.getlist(name)
-            else:
-                candidates = find_values(header, name)
+            candidates = find_values(header, self.get_cookie_name(app))
         unit = Unit(signer)
         if candidates:
             unit.presented = Presented(candidates, self.core.clock())

@@ -201,7 +201,21 @@ def test_what_is_white_to_python_alone_is_part_of_a_name(white: str) -> None:
     assert find_values(f"s={white}real{white} \t", "s") == [f"{white}real{white}"]
 
 
-def test_a_client_may_quote_the_cookie() -> None:
+@pytest.mark.parametrize(
+    "header",
+    [
+        'q="; session=VALUE; z="',
+        'session=VALUE; z="',
+        '"; session=VALUE',
+        'q="a\\"; session=VALUE; z="; w="\\',
+        'a="b; c"; session=VALUE; d="e',
+        'session="planted"; session=VALUE',
+        'session="; session=VALUE; session="',
+        '\xa0session="planted"; session=VALUE; q="',
+        'session"="planted; session=VALUE',
+    ],
+)
+def test_no_quote_in_the_header_hides_the_session(header: str) -> None:
     app = Flask(__name__)
     app.config.update(SECRET_KEY="a secret", SESSION_BACKEND="memory", TESTING=True)
     ServerSession(app)
@@ -220,9 +234,17 @@ def test_a_client_may_quote_the_cookie() -> None:
     cookie = client.get_cookie("session")
     assert cookie is not None
     answer = app.test_client(use_cookies=False).get(
-        "/get", headers={"Cookie": f'a="b; c"; session="{cookie.value}"'}
+        "/get", environ_overrides={"HTTP_COOKIE": header.replace("VALUE", cookie.value)}
     )
     assert answer.text == "Ann"
+
+
+def test_what_is_in_quotes_is_never_the_session() -> None:
+    # A browser keeps the quotes as a part of the value, and no value of ours has any.
+    assert find_values('session="a"; b="session=c"', "session") == ['"a"']
+    assert find_values('"session"=a; b="; session=c"', "session") == ['c"']
+    planted = '\xa0__Host-s=planted; q="; __Host-s=real; z="; \xa0__Host-s="planted"'
+    assert find_values(planted, "__Host-s") == ["real"]
 
 
 def make_cookie(signer: CookieSigner) -> str:
