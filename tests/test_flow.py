@@ -148,6 +148,28 @@ def test_permanent_sets_the_expiry_of_the_cookie(site: Site) -> None:
     assert expires is not None
     lifetime = site.app.permanent_session_lifetime.total_seconds()
     assert expires.timestamp() == site.clock() + lifetime
+    assert f"; Max-Age={lifetime:.0f};" in header
+
+
+@pytest.mark.parametrize(("lifetime", "max_age"), [(0.5, 1), (90, 90), (90.001, 91)])
+def test_max_age_is_rounded_up_and_never_deletes_the_cookie(
+    site: Site, lifetime: float, max_age: int
+) -> None:
+    """A browser whose clock is wrong goes by it, and 0 would delete the cookie."""
+
+    def begin() -> None:
+        session.permanent = True
+        session["n"] = 1
+        typed_session.lifetime = lifetime  # type: ignore[assignment]
+
+    header = site.browser().visit(begin).headers["Set-Cookie"]
+    assert f"; Max-Age={max_age};" in header
+
+
+def test_a_session_that_ends_with_the_browser_has_no_max_age(site: Site) -> None:
+    header = site.browser().set(n=1).headers["Set-Cookie"]
+    assert "Max-Age" not in header
+    assert "Expires" not in header
 
 
 def test_new_sessions_start_permanent_if_configured() -> None:
