@@ -16,6 +16,8 @@ from flask import Response
 from flask import flash
 from flask import session
 from flask.sessions import SecureCookieSessionInterface
+from werkzeug.datastructures import ImmutableMultiDict
+from werkzeug.datastructures import MultiDict
 from werkzeug.http import parse_date
 
 from flask_serversession import BackendUnavailableError
@@ -1259,6 +1261,23 @@ def test_clearing_a_session_that_is_stored_empty_ends_it() -> None:
         session.clear()
 
     assert browser.costs(clear) == ({"load": 1, "delete": 1}, "deleted")
+
+
+def test_a_form_comes_back_with_every_value_and_what_is_added_is_saved(
+    site: Site,
+) -> None:
+    browser = site.browser()
+    fields = {"tag": ["a", "b"]}
+    browser.visit(
+        lambda: session.update(form=flask.request.form), method="POST", data=fields
+    )
+    form = browser.read()["form"]
+    assert type(form) is ImmutableMultiDict
+    assert form.getlist("tag") == ["a", "b"]
+    browser.visit(lambda: session.update(form=MultiDict(session["form"])))
+    costs = browser.costs(lambda: session["form"].add("tag", "c"))
+    assert costs == ({"load": 1, "replace": 1}, "none")
+    assert browser.read()["form"].getlist("tag") == ["a", "b", "c"]
 
 
 def test_the_log_says_why_a_session_was_saved(
