@@ -158,13 +158,21 @@ def set_cookie(
     response: Response,
     value: str,
     expires: dt.datetime | None,
+    now: float,
 ) -> bool:
     """Set the cookie, with the attributes that the interface's getters return.
 
+    :param now: In seconds since the epoch. A browser whose clock is wrong goes by
+        ``Max-Age``.
     :return: Whether it is Secure.
     """
     attributes = _attributes(interface, app)
-    response.set_cookie(value=value, expires=expires, **attributes)
+    max_age: int | None = None
+    if expires is not None:
+        moment = expires if expires.tzinfo else expires.replace(tzinfo=dt.timezone.utc)
+        # Rounded up: 0 would delete the cookie.
+        max_age = max(0, math.ceil(moment.timestamp() - now))
+    response.set_cookie(value=value, expires=expires, max_age=max_age, **attributes)
     return bool(attributes["secure"])
 
 

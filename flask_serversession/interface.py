@@ -292,7 +292,8 @@ class ServerSessionInterface(SessionInterface):
             return
         unit.owed = Cookie.NONE
         expires = self.get_expiration_time(app, session)
-        if set_cookie(self, app, response, self._value(unit), expires):
+        value, now = self._value(unit), self.core.clock()
+        if set_cookie(self, app, response, value, expires, now):
             self._warn_of_http()
 
     def _warn_of_http(self) -> None:

@@ -176,7 +176,7 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
     # The browser has the cookie already, and whoever shares the cache must not get it.
     is_due = is_due and unit.failure is None and (is_owed or not moment.is_public)
     cookie = Cookie.SET if is_due or is_owed else Cookie.NONE
-    if wish >= Wish.SAVE or moment.rotation or moment.resave:
+    if wish >= Wish.SAVE or moment.rotation or (moment.resave and not unit.is_saved):
         return _written(unit, moment, cookie, renews)
     if moment.is_ended_here(unit):
         return NOTHING
@@ -194,7 +194,8 @@ def _written(unit: Unit, moment: Moment, cookie: Cookie, renews: bool) -> Plan:
     if unit.is_empty:
         if wish is Wish.END:
             return Plan(Step.DELETE, removed)
-        if not unit.was_empty:
+        is_begun = wish is Wish.RESTART and moment.save_uninitialized
+        if not is_begun and not unit.was_empty:
             return Plan(Step.EXPIRE, removed, renews)
     if (
         moment.rotation

@@ -322,7 +322,23 @@ def test_a_browser_without_a_cookie_is_told_what_was_stored() -> None:
 
 def test_resaving_writes_what_was_only_read() -> None:
     for path in paths(known=Known.STORED, resave=True, is_error_unsaved=False):
-        assert path.row.step in WRITES | ENDS
+        assert path.row.step in WRITES | ENDS or path.is_saved
+
+
+def test_what_save_has_written_is_not_resaved() -> None:
+    for path in paths(known=Known.STORED, is_saved=True, rotation=""):
+        if path.wish < Wish.SAVE:
+            assert path.row.step not in WRITES | ENDS
+
+
+def test_a_restart_is_stored_where_every_visitor_gets_a_session() -> None:
+    for path in paths(
+        known=Known.STORED,
+        wish=Wish.RESTART,
+        save_uninitialized=True,
+        is_error_unsaved=False,
+    ):
+        assert path.row.step is Step.ROTATE
 
 
 def test_to_ask_whether_a_session_is_there_does_not_prolong_it() -> None:

@@ -14,6 +14,8 @@ from uuid import UUID
 
 import msgpack  # type: ignore[import-untyped] # pyright: ignore[reportMissingTypeStubs]
 from markupsafe import Markup
+from werkzeug.datastructures import ImmutableMultiDict
+from werkzeug.datastructures import MultiDict
 
 from .datetimes import moment_text
 from .datetimes import parse_date
@@ -21,6 +23,7 @@ from .datetimes import parse_datetime
 from .datetimes import parse_time
 from .datetimes import read_moment
 from .plain import MSGPACK
+from .plain import make_multi_dict
 from .plain import write_plain
 from .wording import checked_dict
 from .wording import unreadable
@@ -34,8 +37,9 @@ class MsgpackSerializer:
 
     Keeps str (lone surrogates too), bytes, None, bool, int of any size, float, list,
     tuple, dict (in order; with keys of any of these types that can be hashed), set,
-    frozenset, :class:`~markupsafe.Markup`, UUID, Decimal, datetime, date, time and
-    timedelta. An aware datetime or time keeps its fixed offset or the key of its
+    frozenset, :class:`~markupsafe.Markup`, UUID, Decimal, datetime, date, time,
+    timedelta, and Werkzeug's MultiDict and ImmutableMultiDict with all values. An aware
+    datetime or time keeps its fixed offset or the key of its
     :class:`~zoneinfo.ZoneInfo`; where a machine that reads it does not know the key, a
     datetime gets its fixed offset instead, a time none. Any other tzinfo becomes the
     fixed offset at that moment.
@@ -46,7 +50,9 @@ class MsgpackSerializer:
     code  content
     ====  ===========================================================================
     1     marks the array that it is the first item of: ``t`` a tuple, ``s`` a set,
-          ``f`` a frozenset. Sets are sorted by the packed form of their members
+          ``f`` a frozenset, ``m`` a MultiDict, ``i`` an ImmutableMultiDict. Sets are
+          sorted by the packed form of their members; the second item of the last two
+          is a map of lists
     2     int beyond 64 bits: two's complement, big-endian
     3     Markup: UTF-8
     4     UUID: 16 bytes
@@ -120,6 +126,8 @@ _timedelta_struct = struct.Struct(">iii")
 _MARK_TUPLE = _ext((_MARK, b"t"))
 _MARK_SET = _ext((_MARK, b"s"))
 _MARK_FROZENSET = _ext((_MARK, b"f"))
+_MARK_MULTI = _ext((_MARK, b"m"))
+_MARK_IMMUTABLE = _ext((_MARK, b"i"))
 
 
 def _write_int(value: int) -> t.Any:
@@ -150,6 +158,8 @@ _WRITERS: dict[type, t.Callable[[t.Any], t.Any]] = {
     tuple: lambda value: [_MARK_TUPLE, *value],
     set: lambda value: [_MARK_SET, *_sorted_members(value)],
     frozenset: lambda value: [_MARK_FROZENSET, *_sorted_members(value)],
+    MultiDict: lambda value: [_MARK_MULTI, dict(value.lists())],
+    ImmutableMultiDict: lambda value: [_MARK_IMMUTABLE, dict(value.lists())],
     Markup: lambda value: _ext((_MARKUP, value.encode("utf-8", "surrogatepass"))),
     UUID: lambda value: _ext((_UUID, value.bytes)),
     Decimal: lambda value: _ext((_DECIMAL, str(value).encode())),
@@ -226,11 +236,25 @@ class _Marker:
         self.make = make
 
 
-_MARKERS = {b"t": _Marker(tuple), b"s": _Marker(set), b"f": _Marker(frozenset)}
+def _make_multi(kind: type) -> t.Callable[[list[t.Any]], t.Any]:
+    def make(items: list[t.Any]) -> t.Any:
+        (lists,) = items
+        return make_multi_dict(kind, lists)
+
+    return make
+
+
+_MARKERS = {
+    b"t": _Marker(tuple),
+    b"s": _Marker(set),
+    b"f": _Marker(frozenset),
+    b"m": _Marker(_make_multi(MultiDict)),
+    b"i": _Marker(_make_multi(ImmutableMultiDict)),
+}
 
 
 class _MarkReader:
-    """Builds tuples and sets while one payload is read."""
+    """Builds tuples, sets and forms while one payload is read."""
 
     __slots__ = ("open",)
 
