@@ -9,6 +9,8 @@ from .conflicts import rebase
 from .core import Core
 from .errors import RecordError
 from .record import Record
+from .serializers import CodedSerializer
+from .serializers import is_same
 from .unit import Known
 from .unit import Stored
 from .unit import Unit
@@ -31,10 +33,17 @@ class _Before(t.NamedTuple):
     def __repr__(self) -> str:
         return "<_Before>"  # without the content of the session
 
-    @property
-    def is_changed(self) -> bool:
-        """Whether the request had changed something already."""
-        return self.wish >= Wish.SAVE or self.content != self.stored.payload
+    def is_changed(self, serializer: CodedSerializer) -> bool:
+        """Whether the request had changed something already.
+
+        :param serializer: What wrote the content.
+        """
+        stored = self.stored
+        return (
+            self.wish >= Wish.SAVE
+            or serializer is not stored.serializer
+            or not is_same(serializer, self.content, stored.payload)
+        )
 
     def restore(self, core: Core, unit: Unit, current: Record) -> None:
         """Put what the request had changed on top of a record."""
@@ -85,7 +94,7 @@ def run_atomically(
     except BaseException:
         if unit.known is Known.STORED:
             before.restore(core, unit, unit.record)
-            if before.is_changed or unit.failure is not None:
+            if before.is_changed(core.serializer) or unit.failure is not None:
                 unit.wish = max(unit.wish, Wish.SAVE)
         raise
     return results[0]

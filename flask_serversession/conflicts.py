@@ -10,10 +10,14 @@ from .core import Core
 from .errors import BackendError
 from .errors import ConflictError
 from .errors import RecordError
+from .errors import SerializationError
 from .merge import merge
 from .record import Record
 from .serializers import CodedSerializer
+from .serializers import is_same
+from .unit import Stored
 from .unit import Unit
+from .unit import Wish
 
 # How often a conflict is resolved before giving up. Some request succeeds at every
 # round, so only starvation gets here.
@@ -50,19 +54,38 @@ def wait(core: Core, unit: Unit, current: Record, conflicts: int) -> Record | No
 def resolve(core: Core, unit: Unit, current: Record) -> None:
     """Bring another request's version and this one's changes together.
 
+    A request that changed nothing takes the other's, whatever ``SESSION_CONFLICT``.
+
     :raises ConflictError: if ``SESSION_CONFLICT`` is ``"raise"``.
     """
     policy, stored = core.config.conflict, unit.stored
+    assert stored is not None  # noqa: S101 - for type checkers
+    if policy != "merge" and not is_changed(core, unit, stored):
+        policy = "merge"  # there is nothing to be in conflict with
     if policy == "raise":
         raise ConflictError(
             "Another request changed the session while this one ran, and"
             " 'SESSION_CONFLICT' is 'raise'. The other request's version is kept."
         )
-    assert stored is not None  # noqa: S101 - for type checkers
     mine, lifetime = unit.data, unit.lifetime
     rebase(core, unit, current, stored.payload, stored.serializer, mine)
     if policy == "overwrite":
         unit.data, unit.lifetime = mine, lifetime
+
+
+def is_changed(core: Core, unit: Unit, stored: Stored) -> bool:
+    """Whether a request has written to its session.
+
+    That it is to be stored says nothing about it: ``SESSION_RESAVE`` and a renewal
+    store what was only read, and so does ``regenerate()``.
+    """
+    if unit.wish is not Wish.NEW_ID or unit.lifetime != stored.lifetime:
+        return unit.wish >= Wish.SAVE
+    try:
+        content = stored.serializer.dumps(unit.data)
+    except SerializationError:
+        return True  # what was stored, the former serializer could write
+    return not is_same(stored.serializer, content, stored.payload)
 
 
 def rebase(
@@ -92,11 +115,11 @@ def rebase(
         unit.lifetime = lifetime
     is_other = unit.stored is None or base != unit.stored.payload
     if is_other and not unit.is_restarted:
-        dumps = core.serializer.dumps
+        serial = core.serializer
 
         def is_equal(a: t.Any, b: t.Any) -> bool:
             # As they would be stored: 1, 1.0 and True are equal to Python only.
-            return dumps({"": a}) == dumps({"": b})
+            return is_same(serial, serial.dumps({"": a}), serial.dumps({"": b}))
 
         mine = merge(serializer.loads(base), mine, unit.data, is_equal)
     unit.data = mine

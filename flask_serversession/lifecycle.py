@@ -22,7 +22,9 @@ from .atomic import run_atomically
 from .backends.base import Conflict
 from .backends.base import Replaced
 from .core import Core
+from .errors import BackendError
 from .errors import BackendUnavailableError
+from .errors import ConflictError
 from .errors import RecordError
 from .errors import ServerSessionError
 from .errors import SessionLostError
@@ -282,6 +284,10 @@ class Lifecycle:
             return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
         if isinstance(result, Conflict):
             if not result.current.is_tombstone:
+                if not attempts.reason:
+                    # SESSION_RESAVE writes again what was only read, and another
+                    # request has just done that.
+                    return Outcome.DONE
                 return self._conflict(unit, result.current, attempts)
             log_out_successor(core, unit, result.current)
         return self._give_up(unit, attempts)
@@ -334,13 +340,18 @@ class Lifecycle:
         :param current: What was in the way.
         """
         attempts.conflicts += 1
-        found = conflicts.wait(self.core, unit, current, attempts.conflicts)
-        if found is None:
-            return self._give_up(unit, attempts)
-        if attempts.resolve is None:
-            conflicts.resolve(self.core, unit, found)
-        else:
-            attempts.resolve(found)
+        try:
+            found = conflicts.wait(self.core, unit, current, attempts.conflicts)
+            if found is None:
+                return self._give_up(unit, attempts)
+            if attempts.resolve is None:
+                conflicts.resolve(self.core, unit, found)
+            else:
+                attempts.resolve(found)
+        except (BackendError, ConflictError) as error:
+            if attempts.reason or isinstance(error, BackendUnavailableError):
+                raise
+            return Outcome.LOST  # it was only read, and its id can be renewed later
         if unit.known is not Known.STORED:  # atomic()'s function ended it
             return Outcome.LOST
         return Outcome.AGAIN

@@ -30,6 +30,7 @@ from .errors import SerializationError
 from .record import NO_META
 from .record import Record
 from .serializers import CodedSerializer
+from .serializers import is_same
 
 #: Key under which Flask keeps whether a session outlives the browser.
 PERMANENT_KEY = "_permanent"
@@ -278,7 +279,7 @@ class Unit:
                 raise
             # What was stored, the former serializer could write.
             return "nested change", None
-        if encoded == stored.payload:
+        if is_same(stored.serializer, encoded, stored.payload):
             return "", None
         return "nested change", encoded if stored.serializer is serializer else None
 

@@ -23,6 +23,7 @@ from ..errors import ConfigurationError
 from ..errors import RecordError
 from ..errors import SerializationError
 from .code_runners import refuse_code_runner
+from .comparing import is_exactly
 from .json import JSONSerializer as JSONSerializer
 from .msgpack import MsgpackSerializer as MsgpackSerializer
 from .wording import checked_dict
@@ -35,9 +36,9 @@ from .wording import with_article
 class Serializer(t.Protocol):
     """What :data:`SESSION_SERIALIZER` takes: two functions that undo each other.
 
-    ``dumps`` should write equal content as equal bytes; where it does not, a session
-    that was only read may be saved again. Both may be called from several threads at
-    once.
+    ``dumps`` should write equal content as equal bytes. Where it does not, as an
+    encrypting one, what it wrote is read back to be compared, which takes time. Both
+    may be called from several threads at once.
     """
 
     def dumps(self, data: dict[str, t.Any], /) -> bytes:
@@ -132,6 +133,19 @@ BUILT_IN: t.Mapping[bytes, CodedSerializer] = {
     MsgpackSerializer.code: MsgpackSerializer(),
     JSONSerializer.code: JSONSerializer(),
 }
+
+
+def is_same(serializer: CodedSerializer, one: bytes, other: bytes) -> bool:
+    """Whether a serializer wrote the same content twice.
+
+    :raises RecordError: as :meth:`CodedSerializer.loads`.
+    """
+    if one == other:
+        return True
+    # The built-in ones write equal content as equal bytes.
+    return serializer.code not in BUILT_IN and is_exactly(
+        serializer.loads(one), serializer.loads(other)
+    )
 
 
 def serializer_for(value: str | Serializer) -> CodedSerializer:
