@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import random
 import time
 import typing as t
@@ -94,7 +95,7 @@ def rebase(
     current: Record,
     base: bytes,
     serializer: CodedSerializer,
-    mine: dict[str, t.Any],
+    mine: cabc.MutableMapping[str, t.Any],
 ) -> None:
     """Put what changed from ``base`` to ``mine`` on top of another record.
 
@@ -121,5 +122,5 @@ def rebase(
             # As they would be stored: 1, 1.0 and True are equal to Python only.
             return is_same(serial, serial.dumps({"": a}), serial.dumps({"": b}))
 
-        mine = merge(serializer.loads(base), mine, unit.data, is_equal)
+        mine = merge(serializer.open(base), mine, unit.data, is_equal)
     unit.data = mine

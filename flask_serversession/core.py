@@ -320,7 +320,7 @@ class Core:
         payload, lifetime = envelope.payload, envelope.lifetime
         unit.adopt(
             Stored(record, payload, serializer, lifetime, envelope.issued_at),
-            serializer.loads(payload),
+            serializer.open(payload),
         )
 
     def _open(self, key: str, record: Record) -> tuple[Envelope, CodedSerializer]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import datetime as dt
-import decimal
 import inspect
 import typing as t
-import uuid
 from copy import deepcopy
 
 from flask import Request
@@ -16,10 +14,12 @@ from flask import request as current_request
 from flask import session as flask_session
 from flask.sessions import NullSession
 from flask.sessions import SessionMixin
-from markupsafe import Markup
 
 from .config import MAX_DURATION
+from .errors import RecordError
 from .lifecycle import Lifecycle
+from .serializers.lazy import LazyMap
+from .serializers.plain import IMMUTABLE
 from .unit import PERMANENT_KEY
 from .unit import Known
 from .unit import Unit
@@ -30,26 +30,6 @@ T = t.TypeVar("T")
 # The attribute of a request that names the session opened for it. Not in its environ,
 # which all events of one connection of Flask-SocketIO share.
 _OPENED = "_flask_serversession"
-
-# Values of exactly these types cannot change in place, so handing one out does not
-# oblige us to look for nested changes.
-_IMMUTABLE = frozenset(
-    {
-        str,
-        int,
-        float,
-        bool,
-        type(None),
-        bytes,
-        Markup,
-        uuid.UUID,
-        decimal.Decimal,
-        dt.datetime,
-        dt.date,
-        dt.time,
-        dt.timedelta,
-    }
-)
 
 
 class ServerSideSession(SessionMixin):
@@ -94,8 +74,13 @@ class ServerSideSession(SessionMixin):
 
     def __getitem__(self, key: str) -> t.Any:
         unit = self._loaded()
-        value = unit.data[key]
-        if type(value) not in _IMMUTABLE:
+        try:
+            value = unit.data[key]
+        except RecordError as error:  # only now, of a value that was not yet read
+            self._lifecycle.loader.take_unreadable(unit, error)
+            raise KeyError(key) from None
+        # One that can change in place obliges us to look for nested changes.
+        if type(value) not in IMMUTABLE:
             unit.is_exposed = True
         return value
 
@@ -117,7 +102,16 @@ class ServerSideSession(SessionMixin):
         unit.want(Wish.SAVE)
 
     def __iter__(self) -> cabc.Iterator[str]:
-        return iter(self._loaded().data)
+        unit = self._loaded()
+        data = unit.data
+        if isinstance(data, LazyMap):
+            # Whoever goes through the keys looks at the values, and must not meet one
+            # that cannot be read on the way.
+            try:
+                data.read_all()
+            except RecordError as error:
+                self._lifecycle.loader.take_unreadable(unit, error)
+        return iter(unit.data)
 
     def __len__(self) -> int:
         return len(self._loaded().data)
@@ -127,8 +121,8 @@ class ServerSideSession(SessionMixin):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, ServerSideSession):
-            return self is other or self._loaded().data == other._loaded().data
-        return self._loaded().data == other
+            return self is other or self.copy() == other.copy()
+        return self.copy() == other
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -147,13 +141,12 @@ class ServerSideSession(SessionMixin):
 
     def popitem(self) -> tuple[str, t.Any]:
         """Remove the last key, and give it and its value."""
-        unit = self._loaded()
-        item = unit.data.popitem()
-        unit.want(Wish.SAVE)
-        return item
+        for key in reversed(self):
+            return key, self.pop(key)
+        raise KeyError("popitem(): the session is empty")
 
     def __reversed__(self) -> cabc.Iterator[str]:
-        return reversed(self._loaded().data)
+        return reversed([*iter(self)])
 
     def __or__(self, other: cabc.Mapping[str, t.Any]) -> dict[str, t.Any]:
         return self.copy() | dict(other)
@@ -175,9 +168,7 @@ class ServerSideSession(SessionMixin):
 
     def copy(self) -> dict[str, t.Any]:
         """Return the content as a plain dict; changes to it are not saved."""
-        unit = self._loaded()
-        unit.is_exposed = True
-        return dict(unit.data)
+        return {key: self[key] for key in self}
 
     def __repr__(self) -> str:
         unit = self._unit

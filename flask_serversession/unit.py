@@ -210,7 +210,7 @@ class Unit:
     def __init__(self, signer: CookieSigner) -> None:
         self.signer = signer
         #: The content.
-        self.data: dict[str, t.Any] = {}
+        self.data: cabc.MutableMapping[str, t.Any] = {}
 
     # What is asked of it
 
@@ -223,7 +223,7 @@ class Unit:
     def was_empty(self) -> bool:
         """The same, of what is stored."""
         stored = self.stored
-        return stored is None or is_unused(stored.serializer.loads(stored.payload))
+        return stored is None or is_unused(stored.serializer.open(stored.payload))
 
     @property
     def is_restarted(self) -> bool:
@@ -317,7 +317,9 @@ class Unit:
         self.lifetime = None
         self._owe_no_id()
 
-    def adopt(self, stored: Stored, data: dict[str, t.Any] | None = None) -> None:
+    def adopt(
+        self, stored: Stored, data: cabc.MutableMapping[str, t.Any] | None = None
+    ) -> None:
         """There is this record: it was loaded, or this request has just stored it.
 
         :param data: What was loaded; ``None`` if it was stored, and so is there.

@@ -67,7 +67,7 @@ class JSONSerializer:
     def __init__(self) -> None:
         self._tagged = _TaggedJSON()
 
-    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+    def dumps(self, data: t.MutableMapping[str, t.Any], /) -> bytes:
         """Write the content of a session.
 
         :raises SerializationError: if it holds something that cannot be written.
@@ -89,6 +89,8 @@ class JSONSerializer:
         except Exception as error:  # noqa: BLE001 - hostile bytes raise many things
             raise unreadable(self.name, error) from None
         return checked_dict(self.name, value)
+
+    open = loads
 
 
 class _TagKeys(JSONTag):

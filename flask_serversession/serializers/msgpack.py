@@ -22,6 +22,9 @@ from .datetimes import parse_date
 from .datetimes import parse_datetime
 from .datetimes import parse_time
 from .datetimes import read_moment
+from .lazy import LEAST_SIZE
+from .lazy import MOST_KEYS
+from .lazy import LazyMap
 from .plain import MSGPACK
 from .plain import make_multi_dict
 from .plain import write_plain
@@ -68,16 +71,66 @@ class MsgpackSerializer:
     name: str = "msgpack"
     code: bytes = b"m"
 
-    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+    def dumps(self, data: t.MutableMapping[str, t.Any], /) -> bytes:
         """Write the content of a session.
 
+        :param data: A dict, or what :meth:`open` returned.
         :raises SerializationError: if it holds something that cannot be written.
         """
         try:
+            if type(data) is LazyMap:
+                return data.dumps()
             packed: bytes = _strict_packer().pack(data)
         except Exception:  # noqa: BLE001 - the second, slower try explains it
             return write_plain(data, MSGPACK, lambda plain: _packer().pack(plain))
         return packed
+
+    def open(self, data: bytes, /) -> t.MutableMapping[str, t.Any]:
+        """Read what :meth:`dumps` wrote, of a large session only what is looked at.
+
+        :raises RecordError: as :meth:`loads`. A value that is read later can raise it
+            then.
+        """
+        if len(data) >= LEAST_SIZE:
+            try:
+                return LazyMap(data, self)
+            except Exception:  # noqa: BLE001, S110 - loads() can, or explains it
+                pass
+        return self.loads(data)
+
+    # As the codec of a lazy map
+
+    def index(self, payload: bytes, /) -> t.Iterator[tuple[t.Any, int, int, int]]:
+        """See :meth:`.lazy.Codec.index`."""
+        unpacker: t.Any = _unpacker(payload)
+        size = unpacker.read_map_header()
+        if size > MOST_KEYS:
+            raise ValueError("too many keys")
+        end = unpacker.tell()
+        for _ in range(size):
+            start, key, middle = end, unpacker.unpack(), unpacker.tell()
+            unpacker.skip()
+            end = unpacker.tell()
+            yield key, start, middle, end
+        if end != len(payload):
+            raise ValueError("something after the end")
+
+    def read(self, part: bytes, /) -> t.Any:
+        """See :meth:`.lazy.Codec.read`."""
+        try:
+            return _read(part)
+        except Exception as error:  # noqa: BLE001 - hostile bytes raise many things
+            raise unreadable(self.name, error) from None
+
+    def write_header(self, size: int, /) -> bytes:
+        """See :meth:`.lazy.Codec.write_header`."""
+        header: bytes = _packer().pack_map_header(size)
+        return header
+
+    def write_pair(self, key: str, value: t.Any, /) -> bytes:
+        """See :meth:`.lazy.Codec.write_pair`."""
+        packed: bytes = _strict_packer().pack({key: value})
+        return packed[1:]  # without the header of a map of one pair
 
     def loads(self, data: bytes, /) -> dict[str, t.Any]:
         """Read what :meth:`dumps` wrote.
@@ -85,16 +138,7 @@ class MsgpackSerializer:
         :raises RecordError: with the reason ``"unreadable"``, whatever the bytes are.
         """
         try:
-            # A hook on every list is slow; without this byte there are no markers.
-            if b"\xd4" in data:
-                reader = _MarkReader()
-                value = _unpack(
-                    data, ext_hook=reader.read_ext, list_hook=reader.read_list
-                )
-                if reader.open:
-                    raise ValueError("a marker outside of its place")
-            else:
-                value = _unpack(data, ext_hook=_read_ext)
+            value = _read(data)
         except Exception as error:  # noqa: BLE001 - hostile bytes raise many things
             raise unreadable(self.name, error) from None
         return checked_dict(self.name, value)
@@ -205,6 +249,28 @@ _unpack: t.Any = functools.partial(
     # for Markup.
     object_pairs_hook=dict if _msgpack.unpackb.__module__ == _FALLBACK else None,
 )
+
+
+def _unpacker(data: bytes) -> t.Any:
+    """Return what goes through bytes, and decodes keys that are texts."""
+    unpacker = _msgpack.Unpacker(
+        strict_map_key=False,
+        unicode_errors="surrogatepass",
+        max_buffer_size=len(data),
+    )
+    unpacker.feed(data)
+    return unpacker
+
+
+def _read(data: bytes) -> t.Any:
+    # A hook on every list is slow; without this byte there are no markers.
+    if b"\xd4" not in data:
+        return _unpack(data, ext_hook=_read_ext)
+    reader = _MarkReader()
+    value = _unpack(data, ext_hook=reader.read_ext, list_hook=reader.read_list)
+    if reader.open:
+        raise ValueError("a marker outside of its place")
+    return value
 
 
 def _moment_bytes(value: datetime | time) -> bytes:

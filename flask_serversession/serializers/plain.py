@@ -29,7 +29,8 @@ ATOMS = frozenset({str, int, bool, float, type(None), bytes})
 _DICTS = frozenset({dict, MultiDict, ImmutableMultiDict, CombinedMultiDict})
 #: Types that hold other values.
 CONTAINERS = _DICTS | {list, tuple, set, frozenset}
-_SHOWN = ATOMS | {Markup, UUID, Decimal, datetime, date, time, timedelta}
+#: Types whose values cannot change in place.
+IMMUTABLE = ATOMS | {Markup, UUID, Decimal, datetime, date, time, timedelta}
 _class_of: t.Callable[[object], type] = type
 
 
@@ -80,14 +81,15 @@ def make_multi_dict(kind: type, lists: t.Any) -> MultiDict[t.Any, t.Any]:
 
 
 def write_plain(
-    data: dict[str, t.Any], format: Format, write: t.Callable[[t.Any], bytes]
+    data: t.Mapping[str, t.Any], format: Format, write: t.Callable[[t.Any], bytes]
 ) -> bytes:
     """Convert and write a session.
 
     :raises SerializationError: and nothing else; it says where and why.
     """
     try:
-        return write(_Converter(format).convert(data, None))
+        whole = data if isinstance(data, dict) else dict(data)
+        return write(_Converter(format).convert(whole, None))
     except SerializationError:
         raise
     except RecursionError as error:
@@ -372,7 +374,7 @@ def _show_key(key: t.Any) -> str:
         shown = f"({inside},)" if len(key) == 1 else f"({inside})"
     elif isinstance(key, str):
         shown = str.__repr__(key)
-    elif kind in _SHOWN:
+    elif kind in IMMUTABLE:
         shown = repr(key)
     else:  # its repr may reveal, or run, anything
         shown = f"<{type_name(key)}>"
