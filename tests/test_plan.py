@@ -514,3 +514,15 @@ def test_the_table_is_that_of_the_documentation(row: str) -> None:
     assert found
     assert {path.row.step for path in found} == {step}
     assert {path.row.cookie for path in found} == {cookie}
+
+
+def test_no_two_steps_are_the_same() -> None:
+    assert len(Step) == len(Step.__members__) == 11
+
+
+def test_an_application_is_asked_before_an_unseen_cookie_is_sent_again() -> None:
+    for path in paths(known=Known.UNSEEN, is_error_unsaved=False):
+        if path.row.cookie is Cookie.SET:
+            assert "is_wanted" in path.facts
+    for path in paths(known=Known.UNSEEN, is_wanted=False):
+        assert path.row.step is Step.NOTHING or path.wish is Wish.TOUCH

@@ -64,6 +64,12 @@ MODULES = {
     "loading": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
     "conflicts": Module(("test_concurrency.py", *_WHOLE)),
     "atomic": Module(("test_life_cycle.py", "test_concurrency.py")),
+    "activity": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
+    "user_limit": Module(
+        ("test_operator.py", "test_signals.py"), only=f"limit and {_MEMORY}"
+    ),
+    "ended": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
+    "unsaved": Module(("test_sessions.py", *_WHOLE)),
     "moment": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
     "lifecycle": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
     "rotation": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
