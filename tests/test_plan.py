@@ -526,3 +526,20 @@ def test_an_application_is_asked_before_an_unseen_cookie_is_sent_again() -> None
             assert "is_wanted" in path.facts
     for path in paths(known=Known.UNSEEN, is_wanted=False):
         assert path.row.step is Step.NOTHING or path.wish is Wish.TOUCH
+
+
+def test_what_was_changed_is_written() -> None:
+    for path in paths(known=Known.STORED, is_error_unsaved=False):
+        if path.wish >= Wish.SAVE:
+            assert path.row.step in WRITES | ENDS
+    for path in paths(known=Known.NEW, wish=Wish.SAVE, is_empty=False):
+        refused = path.is_wanted is False or path.is_error_unsaved
+        assert path.row.step is (Step.NOTHING if refused else Step.CREATE)
+
+
+def test_a_stored_session_is_asked_for_again_only_to_send_its_cookie() -> None:
+    for path in paths(known=Known.STORED, is_error_unsaved=False):
+        if path.row.step is Step.TOUCH and not path.is_touch_due:
+            assert path.row.cookie is Cookie.SET
+            assert path.is_doubtful
+            assert path.cookie is not None
