@@ -7,6 +7,7 @@ taken, and what a row does not ask for cannot matter to it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import typing as t
@@ -135,14 +136,16 @@ def explore() -> t.Iterator[Path_]:
             yield Path_(facts.chosen, row)
 
 
-PATHS = [*explore()]
+@functools.cache
+def every_path() -> list[Path_]:
+    return [*explore()]
 
 
 def paths(**wanted: t.Any) -> list[Path_]:
     """Return the paths on which these facts were asked for and answered so."""
     found = [
         path
-        for path in PATHS
+        for path in every_path()
         if all(path.facts.get(name) == value for name, value in wanted.items())
     ]
     assert found, wanted
@@ -150,11 +153,14 @@ def paths(**wanted: t.Any) -> list[Path_]:
 
 
 def test_every_path_is_taken_once() -> None:
-    keys = [frozenset(path.facts.items()) for path in PATHS]
+    keys = [frozenset(path.facts.items()) for path in every_path()]
     assert len(keys) == len({*keys}) > 1000
     # The answers, as kinds of what is known, done and sent.
-    assert len({(path.known, path.row.step, path.row.cookie) for path in PATHS}) >= 25
-    assert {path.row.step for path in PATHS} == {*Step}
+    assert (
+        len({(path.known, path.row.step, path.row.cookie) for path in every_path()})
+        >= 25
+    )
+    assert {path.row.step for path in every_path()} == {*Step}
 
 
 @pytest.mark.parametrize("known", [Known.GONE, Known.BROKEN])
@@ -168,7 +174,7 @@ def test_a_browser_whose_session_is_gone_or_unknown_is_sent_nothing(
 
 
 def test_nothing_that_was_only_read_is_written() -> None:
-    for path in PATHS:
+    for path in every_path():
         if path.row.step in WRITES | {Step.EXPIRE} and path.wish < Wish.SAVE:
             # But for what the application's settings ask for.
             assert path.resave or path.rotation or path.save_uninitialized
@@ -180,7 +186,7 @@ def test_nothing_is_written_when_an_error_page_must_not_save() -> None:
 
 
 def test_a_log_out_is_never_kept() -> None:
-    for path in PATHS:
+    for path in every_path():
         if path.wish is not Wish.END or path.is_error_unsaved:
             continue
         if path.known is Known.STORED and path.is_empty:
@@ -197,7 +203,7 @@ def test_a_log_out_is_never_kept() -> None:
 
 
 def test_nothing_is_deleted_in_a_browser_that_sent_nothing() -> None:
-    for path in PATHS:
+    for path in every_path():
         if path.row.cookie is Cookie.DELETE and path.owed is not Cookie.DELETE:
             assert path.cookie is not None
 
@@ -210,7 +216,7 @@ def test_a_session_that_nobody_looked_at_is_never_loaded_unless_it_is_wanted() -
 
 
 def test_a_new_id_always_reaches_the_browser() -> None:
-    for path in PATHS:
+    for path in every_path():
         if path.row.step in (Step.CREATE, Step.ROTATE):
             assert path.row.cookie is Cookie.SET
         if path.known is Known.STORED and path.owed is Cookie.SET:
@@ -251,7 +257,7 @@ def test_a_session_that_was_ended_here_is_not_named_to_the_browser() -> None:
 
 def test_only_a_look_is_followed_by_another_look() -> None:
     """The loop ends: each look makes known what the same row cannot ask for again."""
-    for path in PATHS:
+    for path in every_path():
         if path.row.step is Step.VERIFY:
             assert path.is_verified is False
         if path.row.step is Step.LOAD:
@@ -296,7 +302,7 @@ def test_of_several_cookies_that_in_use_is_found_before_one_is_sent_again() -> N
 
 
 def test_whether_a_session_was_ended_here_is_asked_before_its_cookie_is_sent() -> None:
-    for path in PATHS:
+    for path in every_path():
         if path.row == Plan(Step.NOTHING, Cookie.SET) and not path.is_error_unsaved:
             assert path.is_ended_here is False
 
@@ -521,7 +527,7 @@ def test_the_table_is_that_of_the_documentation(row: str) -> None:
     assert any(cell.startswith(row) for cell in cells), row
     found = [
         path
-        for path in PATHS
+        for path in every_path()
         if not path.is_error_unsaved
         and path.is_wanted is None
         and all(path.facts.get(name, value) == value for name, value in facts.items())
@@ -530,3 +536,32 @@ def test_the_table_is_that_of_the_documentation(row: str) -> None:
     assert found
     assert {path.row.step for path in found} == {step}
     assert {path.row.cookie for path in found} == {cookie}
+
+
+def test_no_two_steps_are_the_same() -> None:
+    assert len(Step) == len(Step.__members__) == 11
+
+
+def test_an_application_is_asked_before_an_unseen_cookie_is_sent_again() -> None:
+    for path in paths(known=Known.UNSEEN, is_error_unsaved=False):
+        if path.row.cookie is Cookie.SET:
+            assert "is_wanted" in path.facts
+    for path in paths(known=Known.UNSEEN, is_wanted=False):
+        assert path.row.step is Step.NOTHING or path.wish is Wish.TOUCH
+
+
+def test_what_was_changed_is_written() -> None:
+    for path in paths(known=Known.STORED, is_error_unsaved=False):
+        if path.wish >= Wish.SAVE:
+            assert path.row.step in WRITES | ENDS
+    for path in paths(known=Known.NEW, wish=Wish.SAVE, is_empty=False):
+        refused = path.is_wanted is False or path.is_error_unsaved
+        assert path.row.step is (Step.NOTHING if refused else Step.CREATE)
+
+
+def test_a_stored_session_is_asked_for_again_only_to_send_its_cookie() -> None:
+    for path in paths(known=Known.STORED, is_error_unsaved=False):
+        if path.row.step is Step.TOUCH and not path.is_touch_due:
+            assert path.row.cookie is Cookie.SET
+            assert path.is_doubtful
+            assert path.cookie is not None

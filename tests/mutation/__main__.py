@@ -53,6 +53,7 @@ _SLOW_IMPORTS = (
     "flask.testing",
     "flask_login",
     "freezegun",
+    "hypothesis",
     "itsdangerous",
     "msgpack",
     "psutil",

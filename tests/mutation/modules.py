@@ -59,12 +59,18 @@ MODULES = {
         ("test_sessions.py", "test_interface.py", *_WHOLE, "test_signals.py")
     ),
     "plan": Module(("test_plan.py",)),
-    "unit": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
+    "unit": Module(("test_unit.py",)),
     "core": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
     "loading": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
     "conflicts": Module(("test_concurrency.py", *_WHOLE)),
     "atomic": Module(("test_life_cycle.py", "test_concurrency.py")),
-    "moment": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
+    "activity": Module(("test_activity.py",)),
+    "user_limit": Module(
+        ("test_operator.py", "test_signals.py"), only=f"limit and {_MEMORY}"
+    ),
+    "ended": Module(("test_ended.py",)),
+    "unsaved": Module(("test_unsaved.py",)),
+    "moment": Module(("test_moment.py",)),
     "lifecycle": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
     "rotation": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
     "interface": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
