@@ -275,7 +275,7 @@ class SessionConfig:
     sqlalchemy: t.Any = _option(None, _anything)
     sqlalchemy_url: t.Any = _option(None, _anything)
     sqlalchemy_bind_key: str | None = _option(None, _optional(_text))
-    sqlalchemy_table: str = _option("sessions", _identifier)
+    sqlalchemy_table: str = _option("server_sessions", _identifier)
     sqlalchemy_schema: str | None = _option(None, _optional(_identifier))
     sqlalchemy_metadata: t.Any = _option(None, _anything)
     sqlalchemy_create_table: bool = _option(True, _boolean)

@@ -985,12 +985,12 @@ def test_init_creates_the_table(tmp_path: Path) -> None:
         }
     )
     text = failed(site.app, "count", code=4)
-    assert text.startswith("The table 'sessions' does not exist;")
+    assert text.startswith("The table 'server_sessions' does not exist;")
     assert "flask sessions init" in text
     for _ in range(2):
         assert printed(site.app, "init") == (
-            "The table 'sessions' and its indexes are there; what was missing was"
-            " created.\n"
+            "The table 'server_sessions' and its indexes are there; what was missing"
+            " was created.\n"
         )
         assert printed(site.app, "count") == "0\n"
 

@@ -613,7 +613,7 @@ def test_a_flask_sqlalchemy_object_is_taken_in_an_application_factory() -> None:
         ServerSession(app)
     db.init_app(app)
     ServerSession(app)
-    assert "sessions" in db.metadata.tables
+    assert "server_sessions" in db.metadata.tables
 
 
 def test_a_prefix_that_the_backend_cannot_take_is_one_of_the_problems() -> None:

@@ -1715,6 +1715,7 @@ def test_the_old_table_cannot_be_the_new_one(tmp_path: Path) -> None:
         SECRET_KEY="a secret",
         SESSION_BACKEND="sqlalchemy",
         SESSION_SQLALCHEMY_URL=f"sqlite:///{tmp_path / 'app.db'}",
+        SESSION_SQLALCHEMY_TABLE="sessions",
         SESSION_MIGRATE_FROM="flask-session",
         SESSION_MIGRATE_UNTIL=UNTIL,
     )

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 
+import flask
 import pytest
 import sqlalchemy as sa
 from flask import Flask
@@ -1685,21 +1686,59 @@ def test_a_second_create_of_the_same_record_is_refused(
     assert backend.create(KEY, record(clock)) is False
 
 
-def test_a_wrong_table_is_no_reason_to_wait(
-    url: str, make: Make, clock: FakeClock
+# What Flask-Session 0.8 keeps its sessions in.
+FLASK_SESSION_COLUMNS = {
+    "id": sa.Integer(),
+    "session_id": sa.String(255),
+    "data": sa.LargeBinary(),
+    "expiry": sa.DateTime(),
+}
+
+
+@pytest.mark.parametrize("is_there_to_create", [True, False])
+def test_a_table_with_other_columns_is_named_as_such(
+    url: str, make: Make, clock: FakeClock, is_there_to_create: bool
 ) -> None:
-    backend = make(url)
+    backend = make(url, create_table=is_there_to_create)
+    name = backend.table.name
     with engine_of(backend).connect() as connection:
-        table = sa.Table(
-            backend.table.name,
-            sa.MetaData(),
-            sa.Column("key", sa.String(99), primary_key=True),
+        columns = [sa.Column(*column) for column in FLASK_SESSION_COLUMNS.items()]
+        sa.Table(name, sa.MetaData(), *columns).create(connection)
+    operations: list[Callable[[], object]] = [
+        lambda: backend.load(KEY),
+        lambda: backend.create(KEY, record(clock)),
+        lambda: backend.touch(KEY, clock(), clock()),
+        backend.create_tables,
+    ]
+    for operation in operations:
+        with pytest.raises(BackendError) as info:
+            operation()
+        assert not isinstance(info.value, BackendUnavailableError)
+        text = str(info.value)
+        assert text.startswith(f"The table {name!r} in the {engine_of(backend).name} ")
+        assert text.endswith(
+            " is not one of this library's: it has the columns 'id', 'session_id',"
+            " 'data', 'expiry'. Choose another name in 'SESSION_SQLALCHEMY_TABLE', or"
+            " rename that table."
         )
-        table.create(connection)
-    with pytest.raises(BackendError) as info:
-        backend.load(KEY)
-    assert not isinstance(info.value, BackendUnavailableError)
-    assert "expected columns" in str(info.value)
+
+
+def test_the_table_of_flask_session_in_the_same_database_does_no_harm(
+    sqlite_url: str,
+) -> None:
+    engine = sa.create_engine(sqlite_url)
+    with engine.begin() as connection:
+        columns = [sa.Column(*column) for column in FLASK_SESSION_COLUMNS.items()]
+        sa.Table("sessions", sa.MetaData(), *columns).create(connection)
+    app = Flask("shop")
+    app.config.update(
+        SECRET_KEY="k", SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY_URL=sqlite_url
+    )
+    ServerSession(app)
+    app.add_url_rule("/", view_func=lambda: flask.session.update(n=1) or "")
+    assert app.test_client().get("/").status_code == 200
+    assert set(sa.inspect(engine).get_table_names()) == {"server_sessions", "sessions"}
+    engine.dispose()
 
 
 def test_an_exhausted_pool_is_unavailable(
