@@ -29,6 +29,7 @@ class _Before(t.NamedTuple):
     wish: Wish
     is_modified: bool
     lifetime: float | None
+    own_meta: cabc.Mapping[str, str] | None
 
     def __repr__(self) -> str:
         return "<_Before>"  # without the content of the session
@@ -51,9 +52,8 @@ class _Before(t.NamedTuple):
         is_mine = self.lifetime != self.stored.lifetime or unit.is_restarted
         now = unit.stored or self.stored
         unit.lifetime = self.lifetime if is_mine else now.lifetime
-        content = core.serializer.loads(self.content)
-        stored = self.stored
-        rebase(core, unit, current, stored.payload, stored.serializer, content)
+        unit.own_meta = self.own_meta
+        rebase(core, unit, current, self.stored, core.serializer.loads(self.content))
 
 
 def run_atomically(
@@ -69,7 +69,8 @@ def run_atomically(
     stored = unit.stored
     assert stored is not None  # noqa: S101 - for type checkers
     content = core.serializer.dumps(unit.data)
-    before = _Before(stored, content, unit.wish, unit.is_modified, unit.lifetime)
+    changes = unit.wish, unit.is_modified, unit.lifetime, unit.own_meta
+    before = _Before(stored, content, *changes)
     results: list[T] = []
 
     def run(current: Record) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import operator
 import random
 import time
 import typing as t
@@ -13,8 +14,8 @@ from .errors import ConflictError
 from .errors import RecordError
 from .errors import SerializationError
 from .merge import merge
+from .meta import own_part
 from .record import Record
-from .serializers import CodedSerializer
 from .serializers import is_same
 from .unit import Stored
 from .unit import Unit
@@ -68,10 +69,10 @@ def resolve(core: Core, unit: Unit, current: Record) -> None:
             "Another request changed the session while this one ran, and"
             " 'SESSION_CONFLICT' is 'raise'. The other request's version is kept."
         )
-    mine, lifetime = unit.data, unit.lifetime
-    rebase(core, unit, current, stored.payload, stored.serializer, mine)
+    mine, lifetime, meta = unit.data, unit.lifetime, unit.current_meta
+    rebase(core, unit, current, stored, mine)
     if policy == "overwrite":
-        unit.data, unit.lifetime = mine, lifetime
+        unit.data, unit.lifetime, unit.own_meta = mine, lifetime, meta
 
 
 def is_changed(core: Core, unit: Unit, stored: Stored) -> bool:
@@ -93,15 +94,11 @@ def rebase(
     core: Core,
     unit: Unit,
     current: Record,
-    base: bytes,
-    serializer: CodedSerializer,
+    base: Stored,
     mine: cabc.MutableMapping[str, t.Any],
 ) -> None:
-    """Put what changed from ``base`` to ``mine`` on top of another record.
-
-    :param serializer: What wrote ``base``.
-    """
-    lifetime = unit.lifetime
+    """Put what changed from ``base`` to ``mine`` on top of another record."""
+    lifetime, meta = unit.lifetime, unit.own_meta
     is_lifetime_mine = unit.stored is None or lifetime != unit.stored.lifetime
     try:
         core.adopt(unit, current)
@@ -114,7 +111,11 @@ def rebase(
         ) from error
     if is_lifetime_mine or unit.is_restarted:
         unit.lifetime = lifetime
-    is_other = unit.stored is None or base != unit.stored.payload
+    if meta is not None and not unit.is_restarted:
+        theirs = unit.current_meta
+        meta = merge(own_part(base.record.meta), meta, theirs, operator.eq)
+    unit.own_meta = meta
+    is_other = unit.stored is None or base.payload != unit.stored.payload
     if is_other and not unit.is_restarted:
         serial = core.serializer
 
@@ -122,5 +123,6 @@ def rebase(
             # As they would be stored: 1, 1.0 and True are equal to Python only.
             return is_same(serial, serial.dumps({"": a}), serial.dumps({"": b}))
 
-        mine = merge(serializer.open(base), mine, unit.data, is_equal)
+        content = base.serializer.open(base.payload)
+        mine = merge(content, mine, unit.data, is_equal)
     unit.data = mine

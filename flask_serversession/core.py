@@ -21,6 +21,8 @@ from .ids import check_id
 from .ids import generate_id
 from .ids import handle_of
 from .ids import key_of
+from .meta import MAX_SIZE
+from .meta import size_of
 from .payload import Envelope
 from .payload import Sealer
 from .record import Record
@@ -301,8 +303,22 @@ class Core:
             touched_at=touched_at,
             expires_at=expires_at,
             user=user,
-            meta=unit.meta,
+            meta=self._meta_of(unit),
         )
+
+    def _meta_of(self, unit: Unit) -> cabc.Mapping[str, str]:
+        """Return the meta of a session's record as it is now."""
+        if not (own := unit.current_meta):
+            return unit.meta
+        # What one request adds is checked when it does; together they may be too much.
+        if unit.own_meta is not None and (size := size_of(own)) > MAX_SIZE:
+            raise SerializationError(
+                f"session.meta takes {size} bytes with what another request has put"
+                f" there, and may take {MAX_SIZE}. Keep what is long in the session"
+                " itself.",
+                "session.meta",
+            )
+        return {**own, **unit.meta}
 
     def keep(
         self, unit: Unit, record: Record, payload: bytes, issued_at: float

@@ -33,6 +33,7 @@ from .moment import Moment
 from .plan import Plan
 from .plan import Step
 from .plan import plan
+from .record import NO_META
 from .record import Record
 from .rotation import Rotation
 from .rotation import create
@@ -434,6 +435,7 @@ class Lifecycle:
         if not keep_data:
             unit.data.clear()
             unit.lifetime = None
+            unit.own_meta = NO_META
             unit.is_new = True
         if unit.known is Known.STORED:
             unit.want(Wish.NEW_ID if keep_data else Wish.RESTART)

@@ -8,6 +8,7 @@ import typing as t
 from .core import Core
 from .errors import BackendUnavailableError
 from .errors import RecordError
+from .record import NO_META
 from .record import Record
 from .unit import Unit
 from .unit import Wish
@@ -120,6 +121,7 @@ class Loader:
             elif unit.wish is Wish.END:
                 unit.data.clear()
                 unit.lifetime = None
+                unit.own_meta = NO_META
 
     def take_unreadable(self, unit: Unit, error: RecordError) -> None:
         """Go on without a record that cannot be read; log it once."""

@@ -21,9 +21,9 @@ from .ids import is_key
 from .ids import key_of
 from .ids import key_of_handle
 from .interface import ServerSessionInterface
+from .meta import shown_part
 from .record import Record
 from .rotation import MAX_STEPS
-from .rotation import PREDECESSOR
 from .rotation import follow
 from .rotation import predecessor_of
 from .rotation import successor_of
@@ -48,7 +48,8 @@ class SessionInfo:
     last_seen_at: dt.datetime
     #: When it ends if it is not used, in UTC.
     expires_at: dt.datetime
-    #: What :data:`SESSION_TRACK` asks for.
+    #: What :data:`SESSION_TRACK` asks for, and what the application itself tells of
+    #: the session: its :attr:`.ServerSideSession.meta`.
     meta: cabc.Mapping[str, str]
     #: Whether it is the session of the current request.
     current: bool
@@ -113,11 +114,7 @@ class AppState:
             created_at=_utc(record.created_at),
             last_seen_at=_utc(record.touched_at),
             expires_at=_utc(record.expires_at),
-            meta={
-                name: value
-                for name, value in record.meta.items()
-                if name != PREDECESSOR
-            },
+            meta=shown_part(record.meta),
             current=key == current,
         )
 

@@ -18,6 +18,8 @@ from flask.sessions import SessionMixin
 from .config import MAX_DURATION
 from .errors import RecordError
 from .lifecycle import Lifecycle
+from .meta import Meta
+from .record import NO_META
 from .serializers.lazy import LazyMap
 from .serializers.plain import IMMUTABLE
 from .unit import PERMANENT_KEY
@@ -137,6 +139,7 @@ class ServerSideSession(SessionMixin):
         unit = self._opened()
         unit.want(Wish.END)
         unit.lifetime = None
+        unit.own_meta = NO_META
         unit.data.clear()
 
     def popitem(self) -> tuple[str, t.Any]:
@@ -294,6 +297,24 @@ class ServerSideSession(SessionMixin):
         unit = self._loaded()
         unit.lifetime = value
         unit.want(Wish.SAVE)
+
+    @property
+    def meta(self) -> Meta:
+        """What the application itself tells of the session, for lists and operators.
+
+        A mapping of text to text: what the visitor calls the device, how the user
+        logged in, the ``sid`` of an identity provider. It is kept with the session,
+        through a change of its id, and ends with its content. It is shown in
+        :attr:`.SessionInfo.meta` and by ``flask sessions``, and stored **in clear**,
+        whatever :data:`SESSION_ENCRYPTION_KEY` says. Setting or deleting a name marks
+        the session to be saved; a session of which nothing else is known is not stored
+        for it. Where two requests overlap, each name is merged by itself, as keys are.
+
+        Names and values together take 4096 bytes at most, in UTF-8. Setting more
+        raises :exc:`ValueError`, and so does a name that the library uses itself, such
+        as those of :data:`SESSION_TRACK`. What is not ``str`` raises :exc:`TypeError`.
+        """
+        return Meta(self._loaded)
 
     @property
     def user(self) -> str | None:

@@ -27,6 +27,7 @@ from .cookie import CookieState
 from .cookie import claims_permanent
 from .errors import BackendUnavailableError
 from .errors import SerializationError
+from .meta import own_part
 from .record import NO_META
 from .record import Record
 from .serializers import CodedSerializer
@@ -186,6 +187,8 @@ class Unit:
     lifetime: float | None = None
     #: What to record about the browser: see :data:`SESSION_TRACK`.
     meta: cabc.Mapping[str, str] = NO_META
+    #: What the application tells of it (``session.meta``); ``None`` for what is stored.
+    own_meta: cabc.Mapping[str, str] | None = None
     #: Whether the session was not stored before this request.
     is_new: bool = False
     wish: Wish = Wish.NOTHING
@@ -253,6 +256,13 @@ class Unit:
         return self.stored.record
 
     @property
+    def current_meta(self) -> cabc.Mapping[str, str]:
+        """What the application tells of the session now."""
+        if self.own_meta is not None:
+            return self.own_meta
+        return NO_META if self.stored is None else own_part(self.stored.record.meta)
+
+    @property
     def stored_user(self) -> str | None:
         """To whom the stored record belongs."""
         return None if self.stored is None else self.stored.record.user
@@ -267,7 +277,8 @@ class Unit:
         """
         stored = self.stored
         if stored is None or self.wish >= Wish.SAVE:
-            return "key changed", None
+            is_meta = self.own_meta is not None
+            return "meta changed" if is_meta else "key changed", None
         if self.lifetime != stored.lifetime:
             return "lifetime changed", None
         if not self.is_exposed:
@@ -294,15 +305,22 @@ class Unit:
         else:
             self.least_wish = wish
 
+    def change_meta(self, meta: cabc.Mapping[str, str]) -> None:
+        """Tell something else of the session from now on."""
+        self.own_meta = meta
+        self.want(Wish.SAVE)
+
     def forget_change(self) -> None:
         """Do not save what was changed. That a new id is wanted is no change."""
         if self.wish in (Wish.SAVE, Wish.END):
             self.wish = self.least_wish
+            self.own_meta = None
         self.is_modified = False
 
     def forget_wishes(self) -> None:
         """Want nothing any more, but to count as activity."""
         self.wish = self.least_wish
+        self.own_meta = None
         self.is_modified = False
 
     # What becomes known
@@ -315,6 +333,7 @@ class Unit:
         self.stored = None
         self.data = {}
         self.lifetime = None
+        self.own_meta = None
         self._owe_no_id()
 
     def adopt(
@@ -326,6 +345,7 @@ class Unit:
         """
         self.known = Known.STORED
         self.stored = stored
+        self.own_meta = None
         if data is not None:
             self.data = data
             self.lifetime = stored.lifetime
