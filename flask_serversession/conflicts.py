@@ -17,9 +17,12 @@ from .merge import merge
 from .meta import own_part
 from .record import Record
 from .serializers import is_same
+from .serializers.lazy import LazyMap
 from .unit import Stored
 from .unit import Unit
 from .unit import Wish
+
+_Content = cabc.MutableMapping[str, t.Any]
 
 # How often a conflict is resolved before giving up. Some request succeeds at every
 # round, so only starvation gets here.
@@ -95,7 +98,7 @@ def rebase(
     unit: Unit,
     current: Record,
     base: Stored,
-    mine: cabc.MutableMapping[str, t.Any],
+    mine: _Content,
 ) -> None:
     """Put what changed from ``base`` to ``mine`` on top of another record."""
     lifetime, meta = unit.lifetime, unit.own_meta
@@ -124,5 +127,32 @@ def rebase(
             return is_same(serial, serial.dumps({"": a}), serial.dumps({"": b}))
 
         content = base.serializer.open(base.payload)
-        mine = merge(content, mine, unit.data, is_equal)
+        mine = _merge(content, mine, unit.data, is_equal)
     unit.data = mine
+
+
+def _merge(
+    base: _Content,
+    mine: _Content,
+    theirs: _Content,
+    equal: cabc.Callable[[t.Any, t.Any], bool],
+) -> _Content:
+    """Merge, and of large sessions only what this request has touched.
+
+    :param theirs: Just loaded; what comes out may be the same object, changed.
+    """
+    if not (isinstance(mine, LazyMap) and isinstance(theirs, LazyMap)):
+        return merge(base, mine, theirs, equal)
+    touched = {key for key in (*base, *mine, *theirs) if mine.part(key) is None}
+
+    def part(version: _Content) -> dict[str, t.Any]:
+        return {key: version[key] for key in version if key in touched}
+
+    merged = merge(part(base), part(mine), part(theirs), equal)
+    for key in touched:
+        if key not in merged:
+            theirs.pop(key, None)
+    for key, value in merged.items():
+        if key not in theirs or theirs[key] is not value:
+            theirs[key] = value
+    return theirs

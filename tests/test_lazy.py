@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import typing as t
 
 import pytest
@@ -9,7 +10,9 @@ from flask import session
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flask_serversession import conflicts
 from flask_serversession.errors import RecordError
+from flask_serversession.merge import merge
 from flask_serversession.serializers import MsgpackSerializer
 from flask_serversession.serializers.lazy import LEAST_SIZE
 from flask_serversession.serializers.lazy import MOST_KEYS
@@ -216,3 +219,48 @@ def test_a_session_with_a_value_that_cannot_be_read_is_replaced(
     assert browser.read() == {}
     browser.visit(lambda: session.get("cart") or session.update(n=5))
     assert browser.read() == {"n": 5}
+
+
+@without_deadline
+@given(
+    *(
+        st.dictionaries(
+            st.sampled_from("abcd"),
+            st.one_of(st.integers(0, 2), st.lists(st.integers(0, 2), max_size=3)),
+            max_size=4,
+        )
+        for _ in range(3)
+    )
+)
+def test_merging_large_sessions_gives_what_merging_dicts_gives(
+    base: dict[str, t.Any], mine: dict[str, t.Any], theirs: dict[str, t.Any]
+) -> None:
+    large = {"large": ["x" * LEAST_SIZE]}
+    base, theirs = {**large, **base}, {**large, **theirs}
+    expected = merge(base, {**large, **mine}, theirs, operator.eq)
+    content = opened(base)[0]
+    for key in "abcd":
+        if key in mine:
+            content[key] = mine[key]
+        else:
+            content.pop(key, None)
+    found, spy = opened(theirs)
+    merged = conflicts._merge(opened(base)[0], content, found, operator.eq)
+    assert spy.bytes_read < LEAST_SIZE, "What nobody touched was not decoded."
+    assert merged == expected
+    assert {*merged} == {*expected}
+
+
+def test_two_requests_change_a_large_session_at_once() -> None:
+    site = Site({"SESSION_BACKEND": "memory"})
+    browser = Browser(site)
+    browser.set(**LARGE)
+    other = browser.twin()
+
+    def change() -> None:
+        session["n"] = 2
+        other.visit(lambda: session["cart"][0].update(n=7))
+
+    browser.visit(change)
+    assert browser.read()["n"] == 2
+    assert browser.read()["cart"][0]["n"] == 7
