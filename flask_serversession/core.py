@@ -203,8 +203,9 @@ class Core:
             return cookie is not None and cookie.is_permanent
         if PERMANENT_KEY in unit.data:
             return bool(unit.data[PERMANENT_KEY])
-        is_begun = known is Known.NEW or unit.wish >= Wish.RESTART
-        return self.config.permanent and is_begun
+        if not self.config.permanent:
+            return False
+        return known is Known.NEW or unit.wish >= Wish.RESTART  # it begins
 
     def idle_timeout(self, is_permanent: bool) -> float:
         """Return the app's idle timeout, in seconds."""
@@ -219,7 +220,11 @@ class Core:
 
     def lifetime_of(self, unit: Unit) -> float:
         """Return for how long the session lives without being used, in seconds."""
-        return unit.lifetime or self.idle_timeout(self.is_permanent(unit))
+        if unit.lifetime:
+            return unit.lifetime
+        # Most applications have one timeout for both.
+        is_one = self.config.idle_timeout is None
+        return self.idle_timeout(is_one or self.is_permanent(unit))
 
     def limit(self, expires_at: float, created_at: float) -> float:
         """Return when a session expires that would, at the latest, at a moment."""
@@ -332,23 +337,22 @@ class Core:
 
         :raises RecordError: if it cannot be read.
         """
-        envelope, serializer = self._open(unit.key, record)
-        payload, lifetime = envelope.payload, envelope.lifetime
+        envelope = self._sealer.open(record.data, unit.key)
+        payload, serializer = envelope.payload, self.serializer
+        if envelope.serializer != serializer.code:
+            serializer = _former_serializer(envelope.serializer)
         unit.adopt(
-            Stored(record, payload, serializer, lifetime, envelope.issued_at),
+            Stored(record, payload, serializer, envelope.lifetime, envelope.issued_at),
             serializer.open(payload),
         )
 
-    def _open(self, key: str, record: Record) -> tuple[Envelope, CodedSerializer]:
-        """Return what is in a record, and the serializer that wrote it."""
-        envelope = self._sealer.open(record.data, key)
-        if envelope.serializer == self.serializer.code:
-            return envelope, self.serializer
-        # Written before SESSION_SERIALIZER was changed.
-        if envelope.serializer not in BUILT_IN:
-            raise RecordError(
-                "The session was written with another serializer than"
-                " 'SESSION_SERIALIZER'.",
-                "unreadable",
-            )
-        return envelope, BUILT_IN[envelope.serializer]
+
+def _former_serializer(code: bytes) -> CodedSerializer:
+    """Return what wrote a payload before ``SESSION_SERIALIZER`` was changed."""
+    if code not in BUILT_IN:
+        raise RecordError(
+            "The session was written with another serializer than"
+            " 'SESSION_SERIALIZER'.",
+            "unreadable",
+        )
+    return BUILT_IN[code]

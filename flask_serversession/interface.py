@@ -134,9 +134,10 @@ class ServerSessionInterface(SessionInterface):
                 return None
             config: t.Any = app.config
             secrets = (secret, *(config["SECRET_KEY_FALLBACKS"] or ()))
-        if self._signer is None or self._signer[0] != secrets:
-            self._signer = (secrets, CookieSigner(secrets))
-        return self._signer[1]
+        known = self._signer
+        if known is None or known[0] != secrets:
+            known = self._signer = (secrets, CookieSigner(secrets))
+        return known[1]
 
     # The two ends of a request
 
@@ -144,13 +145,12 @@ class ServerSessionInterface(SessionInterface):
         """Make the session, without verifying its cookie or asking the backend."""
         if (signer := self.get_signer(app)) is None:
             return None
-        candidates: cabc.Sequence[str] = ()
+        unit = Unit(signer)
         header: str | None = request.environ.get("HTTP_COOKIE")
         if header is not None:
             candidates = find_values(header, self.get_cookie_name(app))
-        unit = Unit(signer)
-        if candidates:
-            unit.presented = Presented(candidates, self.core.clock())
+            if candidates:
+                unit.presented = Presented(candidates, self.core.clock())
         if is_socket_event(app, request):
             unit.phase = Phase.CLOSED
         if self.config.track:
@@ -218,10 +218,11 @@ class ServerSessionInterface(SessionInterface):
             unit.phase = Phase.ABANDONED
             raise
         unit.phase = unit.phase or Phase.CLOSED
-        if not response.is_streamed:
-            unit.is_exposed = False
-        elif unit.is_exposed:
-            self.lifecycle.unsaved.watch()
+        if unit.is_exposed:
+            if response.is_streamed:
+                self.lifecycle.unsaved.watch()
+            else:
+                unit.is_exposed = False
         if session.accessed or cookie is not Cookie.NONE:
             _vary_by_cookie(response)
         if cookie:
@@ -248,10 +249,12 @@ class ServerSessionInterface(SessionInterface):
         """
         function = getattr(self.should_set_cookie, "__func__", None)
         kind: t.Any = type(session)
-        if (
-            function is SessionInterface.should_set_cookie
-            and kind.modified is ServerSideSession.modified
-            and kind.permanent is ServerSideSession.permanent
+        if function is SessionInterface.should_set_cookie and (
+            kind is ServerSideSession
+            or (
+                kind.modified is ServerSideSession.modified
+                and kind.permanent is ServerSideSession.permanent
+            )
         ):
             return None
         # What it looks at, the view has not looked at: no page depends on it.
@@ -372,10 +375,11 @@ class ServerSessionInterface(SessionInterface):
 def _vary_by_cookie(response: Response) -> None:
     # Adding the header costs a fifth of parsing it; looking for it by "in" raises an
     # exception inside of werkzeug, which costs as much again.
-    if response.headers.getlist("Vary"):
-        response.vary.add("Cookie")
-    else:
-        response.headers.add("Vary", "Cookie")
+    for name, _ in response.headers:
+        if name.lower() == "vary":
+            response.vary.add("Cookie")
+            return
+    response.headers.add("Vary", "Cookie")
 
 
 def _context() -> tuple[t.Any, ...]:

@@ -67,7 +67,11 @@ class ServerSideSession(SessionMixin):
 
     def _loaded(self) -> Unit:
         """Return the unit with its content."""
-        unit = self._opened()
+        # As _opened() does; each look at the session pays for this.
+        unit = self._unit
+        self.accessed = True
+        if unit.phase:
+            self._lifecycle.unsaved.watch()
         if unit.known is Known.UNSEEN:
             self._lifecycle.loader.load(unit)
         return unit

@@ -142,7 +142,10 @@ class Presented:
         """Whether a cookie says, perhaps unverified, that its session is permanent."""
         if self.is_verified:
             return self.cookie is not None and self.cookie.is_permanent
-        return any(claims_permanent(value) for value in self.values)
+        for value in self.values:  # noqa: SIM110 - any() takes twice as long for one
+            if claims_permanent(value):
+                return True
+        return False
 
     @property
     def value(self) -> str:

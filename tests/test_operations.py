@@ -198,3 +198,4 @@ def test_a_request_does_the_work_that_the_page_on_performance_says(
         counted.clear()
         browser.visit(action)
         assert counted["signatures"] == 0, "It was verified lately."
+        assert counted["hashes"] == 0

@@ -138,10 +138,10 @@ class MsgpackSerializer:
         :raises RecordError: with the reason ``"unreadable"``, whatever the bytes are.
         """
         try:
-            value = _read(data)
+            value: dict[str, t.Any] = _read(data)
         except Exception as error:  # noqa: BLE001 - hostile bytes raise many things
             raise unreadable(self.name, error) from None
-        return checked_dict(self.name, value)
+        return value if type(value) is dict else checked_dict(self.name, value)
 
 
 _MARK = 1
