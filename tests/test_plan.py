@@ -549,3 +549,15 @@ def test_a_stored_session_is_asked_for_again_only_to_send_its_cookie() -> None:
             assert path.row.cookie is Cookie.SET
             assert path.is_doubtful
             assert path.cookie is not None
+
+
+def test_what_is_written_without_having_been_used_is_not_prolonged() -> None:
+    for path in paths(
+        known=Known.STORED,
+        wish=Wish.NOTHING,
+        is_permanent=True,
+        is_refreshed=False,
+        is_saved=False,
+    ):
+        if path.row.step in WRITES | {Step.EXPIRE}:
+            assert not path.row.renews

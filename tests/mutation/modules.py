@@ -27,17 +27,7 @@ class Module:
     only: str = _MEMORY
 
 
-def _files(sample: int | None = None) -> Module:
-    return Module(
-        ("backends/test_filesystem.py",),
-        sample=sample,
-        # These take seconds.
-        only="not (thousands or several_processes or race_for or only_one_process"
-        " or listing_a_user_reads or without_a_marker or lets_others_write)",
-    )
-
-
-#: By the path of the module, without folder and suffix.
+#: By the path of the module, without suffix, or of a folder of modules.
 MODULES = {
     "cookie": Module(("test_cookie.py",)),
     "record": Module(("test_record.py",)),
@@ -75,45 +65,24 @@ MODULES = {
     "rotation": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
     "interface": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
     "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
-    "backends/filesystem/backend": _files(sample=80),
-    "backends/filesystem/files": _files(sample=40),
-    "backends/filesystem/layout": _files(),
-    "backends/filesystem/locks": _files(),
-    "backends/filesystem/pruning": _files(sample=40),
-    "backends/filesystem/user_index": _files(),
-    **dict.fromkeys(
-        (
-            "backends/sqlalchemy/backend",
-            "backends/sqlalchemy/engines",
-            "backends/sqlalchemy/problems",
-            "backends/sqlalchemy/rows",
-            "backends/sqlalchemy/runner",
-            "backends/sqlalchemy/statements",
-            "backends/sqlalchemy/table",
-        ),
-        Module(
-            ("backends/test_sqlalchemy.py",),
-            sample=40,
-            only=f"{_NO_SERVERS} and not (pgbouncer or stale_connection"
-            " or what_that_user_has or uses_the_indexes)",
-        ),
+    "backends/filesystem": Module(
+        ("backends/test_filesystem.py",),
+        sample=200,
+        # These take seconds.
+        only="not (thousands or several_processes or race_for or only_one_process"
+        " or listing_a_user_reads or without_a_marker or lets_others_write)",
+    ),
+    "backends/sqlalchemy": Module(
+        ("backends/test_sqlalchemy.py",),
+        sample=200,
+        only=f"{_NO_SERVERS} and not (pgbouncer or stale_connection"
+        " or what_that_user_has or uses_the_indexes)",
     ),
     # There is no Redis without a server.
-    **dict.fromkeys(
-        (
-            "backends/redis/backend",
-            "backends/redis/pool",
-            "backends/redis/scripts",
-            "backends/redis/server",
-            "backends/redis/urls",
-            "backends/redis/user_index",
-            "backends/redis/values",
-        ),
-        Module(
-            ("backends/test_redis.py",),
-            sample=40,
-            only="valkey and not (withvalkey or what_that_user_has or all_day"
-            " or whatever_happens or interruption)",
-        ),
+    "backends/redis": Module(
+        ("backends/test_redis.py",),
+        sample=200,
+        only="valkey and not (withvalkey or what_that_user_has or all_day"
+        " or whatever_happens or interruption)",
     ),
 }
