@@ -56,7 +56,14 @@ MODULES = {
     "atomic": Module(("test_life_cycle.py", "test_concurrency.py")),
     "activity": Module(("test_activity.py",)),
     "user_limit": Module(
-        ("test_operator.py", "test_signals.py"), only=f"limit and {_MEMORY}"
+        (
+            "test_user_limit.py",
+            "test_operator.py::test_the_oldest_sessions_beyond_the_limit_are_ended",
+            "test_operator.py::test_the_current_session_is_never_the_one_to_end",
+            "test_operator.py::test_a_lower_limit_ends_several_at_the_next_log_in",
+            "test_operator.py::test_a_session_counts_once_in_the_middle_of_its_rotation",
+            "test_operator.py::test_two_who_log_in_at_once_do_not_end_each_other",
+        )
     ),
     "ended": Module(("test_ended.py",)),
     "unsaved": Module(("test_unsaved.py",)),
