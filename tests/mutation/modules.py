@@ -50,7 +50,7 @@ MODULES = {
     ),
     "plan": Module(("test_plan.py",)),
     "unit": Module(("test_unit.py",)),
-    "core": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
+    "core": Module(("test_core.py", "test_interface.py", *_WHOLE, "test_signals.py")),
     "loading": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
     "conflicts": Module(("test_concurrency.py", *_WHOLE)),
     "atomic": Module(("test_life_cycle.py", "test_concurrency.py")),
