@@ -177,6 +177,7 @@ def test_a_touch_that_fails_is_told_of_and_nothing_more(
     heard: list[tuple[t.Any, t.Any]] = []
 
     def hear(sender: object, **values: t.Any) -> None:
+        assert isinstance(values["error"], BackendUnavailableError)
         heard.append((values["operation"], values["handle"]))
 
     handle = used.core.handle_of(used.core.identify(used.browser.id).key)

@@ -150,9 +150,10 @@ class Site:
         page = client.get("/log-in").get_data(as_text=True)
         token = page.split('name="csrf_token" value="')[1].split('"')[0]
         fields = {"csrf_token": token, "name": name, "password": password}
-        client.post("/log-in", data={**fields, "remember": "yes"})
+        response = client.post("/log-in", data={**fields, "remember": "yes"})
+        assert response.status_code == 302, response.text
         self.shift = last_seen
-        client.get("/")
+        assert ">Log out<" in client.get("/").text
         self.shift = timedelta()
 
 
@@ -518,6 +519,9 @@ def test_pages_fit_on_a_phone(open_browser: Opener, width: int, scheme: str) -> 
     phone.log_in("m" * 30, "amazing grace")
     phone.go("/devices")
     assert_fits(phone, width)
+    # What was looked at was there.
+    assert "W" * 30 in phone.page.locator("main").inner_text()
+    assert phone.page.locator("main button").count() >= 2
 
 
 def assert_fits(visitor: Visitor, width: int) -> None:
@@ -559,8 +563,15 @@ def test_pictures_are_made(open_browser: Opener, site: Site, tmp_path: Path) -> 
     take_picture(desktop, folder / "example-session.png")
     desktop.go("/devices")
     take_picture(desktop, folder / "example-devices.png")
+    assert desktop.devices == [
+        "Firefox, Linux This device",
+        "Safari, iPhone",
+        "Chrome, Android",
+        "Edge, Windows",
+    ]
     desktop.go("/admin?name=grace")
     take_picture(desktop, folder / "example-admin.png")
+    assert desktop.message.startswith("grace has 2 sessions.")
     phone.go("/devices")
     take_picture(phone, folder / "example-devices-phone.png")
 

@@ -63,6 +63,7 @@ def test_what_ends_again_is_remembered_from_then_on() -> None:
     ended = remember(clock)
     ended.add("a")
     ended.add("b")
+    ended.add("d")
     clock.advance(59)
     ended.add("a")
     clock.advance(1)

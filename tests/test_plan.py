@@ -95,8 +95,12 @@ class Part:
         if name in ("is_permanent", "is_touch_due", "is_doubtful", "is_ended_here"):
             return lambda unit: self._about(unit, name)
         if name == "differs_from_cookie":
-            return lambda unit, is_permanent: self._about(unit, name)
+            return self._differs
         return self._facts.get(name)
+
+    def _differs(self, unit: object, is_permanent: object) -> t.Any:
+        assert is_permanent is self._facts.get("is_permanent")
+        return self._about(unit, "differs_from_cookie")
 
     def _about(self, unit: object, name: str) -> t.Any:
         assert isinstance(unit, Part), "The table asks about nothing."
@@ -565,3 +569,31 @@ def test_a_stored_session_is_asked_for_again_only_to_send_its_cookie() -> None:
             assert path.row.cookie is Cookie.SET
             assert path.is_doubtful
             assert path.cookie is not None
+
+
+def test_what_is_written_without_having_been_used_is_not_prolonged() -> None:
+    for path in paths(
+        known=Known.STORED,
+        wish=Wish.NOTHING,
+        is_permanent=True,
+        is_refreshed=False,
+        is_saved=False,
+    ):
+        if path.row.step in WRITES | {Step.EXPIRE}:
+            assert not path.row.renews
+
+
+def test_nothing_is_written_only_if_nothing_asks_for_it() -> None:
+    for path in paths(known=Known.STORED, is_error_unsaved=False):
+        if path.row.step in (Step.NOTHING, Step.TOUCH):
+            assert path.rotation == ""
+            assert path.resave is False
+
+
+def test_a_change_that_cannot_be_stored_fails_where_failures_are_raised() -> None:
+    for path in paths(known=Known.BROKEN, is_error_unsaved=False):
+        if path.wish < Wish.SAVE:
+            assert path.row.step is Step.NOTHING
+        elif path.wish is not Wish.END:
+            fails = path.facts["raises"] and path.failure is not None
+            assert path.row.step is (Step.FAIL if fails else Step.NOTHING)

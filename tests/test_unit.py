@@ -108,6 +108,11 @@ def test_a_session_that_is_only_permanent_is_empty(
     assert unit.was_empty is is_empty
 
 
+def test_a_session_that_is_not_stored_has_no_record() -> None:
+    with pytest.raises(RuntimeError, match=r"^The session is not stored\.$"):
+        assert Unit(SIGNER).record
+
+
 # The cookies
 
 
