@@ -36,6 +36,7 @@ from .moment import is_public
 from .moment import is_targeted
 from .sessions import NullServerSession
 from .sessions import ServerSideSession
+from .sessions import is_visitors
 from .sessions import remember
 from .sessions import unit_of
 from .socketio import is_socket_event
@@ -179,6 +180,7 @@ class ServerSessionInterface(SessionInterface):
         :raises SessionTooLargeError: if it is larger than ``SESSION_MAX_SIZE``.
         :raises ConflictError: if ``SESSION_CONFLICT`` asks for it.
         :raises SessionLostError: if ``SESSION_ON_LOST`` asks for it.
+        :raises BackendUnavailableError: in a test client's ``session_transaction()``.
         """
         if type(session) is not self.session_class and not isinstance(
             session, ServerSideSession
@@ -197,17 +199,17 @@ class ServerSessionInterface(SessionInterface):
         failure = unit.failure
         try:
             if failure is not None and failure is sys.exc_info()[1]:
-                # Met by an after_request function or an error handler: what those
-                # raise, Flask answers with a 500 and brings here.
+                # An after_request function or error handler met it: Flask's 500.
                 unit.phase = Phase.CLOSED
                 _answer_unavailable(app, response, failure)
-                _vary_by_cookie(response)
                 return
             cookie = self._settle(app, session, unit, response)
             if unit.is_new and unit.known is Known.STORED:
                 self._cleanup()
         except BackendUnavailableError as error:
             unit.phase = Phase.CLOSED
+            if not is_visitors(session):
+                raise
             # An error page is the application's answer to a failure it was told of.
             if failure is None or response.status_code < 500:
                 _answer_unavailable(app, response, error)
@@ -238,7 +240,10 @@ class ServerSessionInterface(SessionInterface):
             unit.phase = Phase.ABANDONED
         elif unit.presented.values or unit.known is Known.NEW:
             moment.is_wanted = self._is_wanted(app, session)
-        return self.lifecycle.settle(unit, moment)
+        cookie = self.lifecycle.settle(unit, moment)
+        if unit.failure is not None and not is_visitors(session):
+            raise unit.failure  # whatever SESSION_ON_BACKEND_ERROR keeps from visitors
+        return cookie
 
     def _is_wanted(self, app: Flask, session: SessionMixin) -> bool | None:
         """Ask ``should_set_cookie()`` if an application has its own, else ``None``.
@@ -410,3 +415,4 @@ def _answer_unavailable(
     response.status = answer.status
     response.headers.clear()
     response.headers.extend(answer.headers)
+    _vary_by_cookie(response)

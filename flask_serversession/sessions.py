@@ -422,6 +422,16 @@ def accessed_unit() -> Unit | None:
     return unit_of(session)
 
 
+def is_visitors(session: SessionMixin) -> bool:
+    """Whether it is what the view has, and not a second one of the same request.
+
+    The test client's ``session_transaction()`` opens and saves one.
+    """
+    flasks: t.Any = flask_session
+    views: object = flasks._get_current_object() if has_request_context() else session
+    return views is session or not isinstance(views, ServerSideSession)
+
+
 def remember(session: ServerSideSession, request: Request) -> ServerSideSession:
     """Keep a session with the request it was opened for, and return it."""
     setattr(request, _OPENED, session)

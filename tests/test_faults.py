@@ -650,6 +650,47 @@ def test_a_trapped_http_exception_propagates_in_testing(operation: str) -> None:
     assert info.value.operation == operation
 
 
+@pytest.mark.parametrize("on_error", ["raise", "ignore"])
+@pytest.mark.parametrize("operation", ["load", "create", "replace", "delete"])
+def test_a_session_transaction_raises_when_its_store_fails(
+    operation: str, on_error: str
+) -> None:
+    site = Site({"SESSION_BACKEND": "memory"}, SESSION_ON_BACKEND_ERROR=on_error)
+    site.app.register_error_handler(503, lambda error: pytest.fail("No visitor."))
+    browser = site.browser() if operation == "create" else start(site)
+    with (
+        pytest.raises(BackendUnavailableError) as info,
+        site.backend.failing(operation),
+        browser.client.session_transaction() as content,
+    ):
+        content.clear() if operation == "delete" else content.update(n=2)
+    assert info.value.operation == operation
+    assert browser.read().get("n") == (None if operation == "create" else 1)
+
+
+def test_a_session_transaction_raises_what_was_swallowed_in_it() -> None:
+    site = Site({"SESSION_BACKEND": "memory"})
+    browser = start(site)
+    with (
+        site.backend.failing("load"),
+        pytest.raises(BackendUnavailableError),
+        browser.client.session_transaction() as content,
+        contextlib.suppress(BackendUnavailableError),
+    ):
+        content["n"] = 2
+
+
+def test_a_session_transaction_does_not_mind_a_touch_that_fails() -> None:
+    site = Site({"SESSION_BACKEND": "memory"})
+    browser = start(site)
+    t.cast(FakeClock, site.clock).advance(LATER)
+    with (
+        site.backend.failing("touch"),
+        browser.client.session_transaction() as content,
+    ):
+        assert content["n"] == 1
+
+
 # -- "ignore"
 
 
