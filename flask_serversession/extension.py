@@ -143,8 +143,13 @@ class ServerSession:
     def find(self, handle: str) -> SessionInfo | None:
         """Return what is known of a session of the current application.
 
-        :param handle: Its :attr:`.ServerSideSession.handle`.
+        :param handle: Its :attr:`.ServerSideSession.handle`, or the first eight digits
+            of it or more. Only the whole handle costs one record; to find a session by
+            its first digits, all are gone through.
         :return: ``None`` if there is no such session.
+        :raises LookupError: if several sessions begin with these digits.
+        :raises NotSupportedError: if there are only the first digits, and the backend
+            cannot enumerate sessions.
         """
         return operator.find(_current_state(), handle)
 
@@ -161,8 +166,9 @@ class ServerSession:
         A request of it that is running at this moment cannot bring it back. If its
         id was rotated within the last seconds, it is ended under its new id.
 
-        :param handle: Its :attr:`.ServerSideSession.handle`.
+        :param handle: As for :meth:`find`.
         :return: ``False`` if there was no such session.
+        :raises LookupError: as :meth:`find`, and so is :exc:`NotSupportedError`.
         :raises RecordError: if a later version of the library wrote the record.
         """
         return operator.revoke(_current_state(), handle)
@@ -178,6 +184,25 @@ class ServerSession:
             records; the others are ended.
         """
         return operator.revoke_user(_current_state(), user, except_current)
+
+    def revoke_all(
+        self,
+        except_current: bool = False,
+        progress: cabc.Callable[[int], None] | None = None,
+    ) -> int:
+        """End all sessions of the current application, whoever has them.
+
+        Goes through all of them, and again until none is left, so that one whose id
+        is changed at this moment is ended too. Those of other applications in the
+        same store stay. So does what a later version of the library has written,
+        which does not count as a session here.
+
+        :param except_current: Leave the session of the current request alone.
+        :param progress: Called now and then with how many were ended since.
+        :return: How many were ended.
+        :raises NotSupportedError: if the backend cannot enumerate them.
+        """
+        return operator.revoke_all(_current_state(), except_current, progress)
 
     def count(self) -> int:
         """Return the number of live sessions of the current application.

@@ -249,6 +249,8 @@ def test_the_help_needs_no_backend() -> None:
         ["show"],
         ["revoke"],
         ["revoke", FIRST_HANDLE, "--user", "ada"],
+        ["revoke", "--all", "--user", "ada"],
+        ["revoke", FIRST_HANDLE, "--all"],
         ["show", "1234567"],
         ["show", "not-a-handle"],
         ["show", FIRST_HANDLE + "0"],
@@ -646,6 +648,55 @@ def test_ending_one_session_asks_nothing(site: Site) -> None:
     assert printed(site.app, "revoke", "--user", "ada") == (
         "Ended 1 session of 'ada'.\n"
     )
+
+
+def test_revoke_ends_all_sessions(site_anywhere: Site) -> None:
+    site = site_anywhere
+    if Capability.ITERATE not in site.backend.capabilities:
+        text = failed(site.app, "revoke", "--all", "--yes", code=3)
+        assert "does not support 'iterate'" in text
+        return
+    browsers = [log_in(site), log_in(site), log_in(site, "bob")]
+    result = run(site.app, "revoke", "--all", input="n\n")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("End 3 sessions, of everybody? [y/N]:")
+    assert result.stderr.endswith("Error: No session was ended.\n")
+    assert all(browser.read() for browser in browsers)
+    assert printed(site.app, "revoke", "--all", "--yes") == "Ended 3 sessions.\n"
+    assert not any(browser.read() for browser in browsers)
+    for option in ([], ["-y"]):
+        text = failed(site.app, "revoke", "--all", *option, code=1)
+        assert text == "There are no live sessions."
+
+
+def test_ending_all_sessions_asks_even_if_there_is_one(site: Site) -> None:
+    log_in(site)
+    result = run(site.app, "revoke", "--all", input="y\n")
+    assert result.stderr.startswith("End 1 session, of everybody? [y/N]:")
+    assert result.stdout.endswith("Ended 1 session.\n")
+
+
+def test_what_an_application_tells_of_a_session_is_shown() -> None:
+    site = make_site(
+        SESSION_ID_GENERATOR=make_ids(FIRST, SECOND), SESSION_TRACK=("remote_addr",)
+    )
+    browser = log_in(site)
+    meta = {"name": "laptop\x1b[2J", "b\nc": "李小龍"}
+    browser.visit(lambda: typed_session.meta.update(meta))
+    advance(site, 1)
+    site.browser().set(n=1)
+    lines = printed(site.app, "list").splitlines()
+    assert lines[0].endswith(
+        "EXPIRES (UTC)     META                             ADDRESS"
+    )
+    assert lines[1].split()[-2:] == ["-", "127.0.0.1"]
+    assert "  b\\nc=李小龍, name=laptop\\x1b[2J  127.0.0.1" in lines[2]
+    shown = printed(site.app, "show", FIRST_HANDLE).splitlines()
+    assert shown[-2:] == ["Meta b\\nc  李小龍", "Meta name   laptop\\x1b[2J"]
+    assert read(site.app, "show", FIRST_HANDLE)["meta"] == {
+        **meta,
+        "remote_addr": "127.0.0.1",
+    }
 
 
 @pytest.mark.parametrize("user", ["", "7", "a'b", "--ada", "李小龍"])
