@@ -15,7 +15,6 @@ from .ended import EndedSessions
 from .errors import BackendError
 from .errors import BackendUnavailableError
 from .errors import RecordError
-from .errors import SerializationError
 from .errors import SessionTooLargeError
 from .ids import check_id
 from .ids import generate_id
@@ -35,6 +34,9 @@ from .unit import Known
 from .unit import Stored
 from .unit import Unit
 from .unit import Wish
+from .unit import is_unused
+from .users import find_user
+from .users import stored_name
 
 if t.TYPE_CHECKING:
     from blinker import NamedSignal
@@ -44,9 +46,6 @@ P = t.ParamSpec("P")
 T = t.TypeVar("T")
 
 logger = logging.getLogger("flask_serversession")
-
-# The user is kept in columns and index names; longer ones are somebody's mistake.
-_MAX_USER = 255
 
 
 class Core:
@@ -168,9 +167,19 @@ class Core:
         return self.identify(id)
 
     def user_of(self, data: cabc.Mapping[str, t.Any]) -> str | None:
-        """Return whom a session's content belongs to."""
-        user = data.get(self.config.user_key)
-        return None if user is None else str(user)
+        """Return whom a session's content belongs to, as its record has it."""
+        user = self.user_text_of(data)
+        return None if user is None else stored_name(user)
+
+    def user_text_of(self, data: cabc.Mapping[str, t.Any]) -> str | None:
+        """Return whom a session's content belongs to, as the application has it.
+
+        :raises SerializationError: if that cannot be told.
+        """
+        user_key = self.config.user_key
+        if callable(user_key) and is_unused(data):
+            return None  # a function cannot keep anybody from logging out
+        return find_user(data, user_key)
 
     def handle(self, unit: Unit) -> str:
         """Return the public form of the session's key."""
@@ -283,13 +292,6 @@ class Core:
         :param renews: ``False`` leaves the times of a stored session as they are.
         """
         user = self.user_of(unit.data)
-        if user is not None and len(user) > _MAX_USER:
-            key = self.config.user_key
-            raise SerializationError(
-                f"flask.session[{key!r}] is longer than {_MAX_USER} characters; keep"
-                " the user's id there.",
-                f"session[{key!r}]",
-            )
         touched_at, stored = now, unit.stored
         if renews or stored is None:
             expires_at = self.limit(now + self.lifetime_of(unit), created_at)

@@ -135,8 +135,9 @@ class ServerSession:
 
         Costs what that user has, not what the store holds.
 
-        :param user: What the sessions hold under :data:`SESSION_USER_KEY`.
+        :param user: What :data:`SESSION_USER_KEY` finds in the sessions.
         :raises NotSupportedError: if the backend keeps no index of users.
+        :raises ValueError: for ``None``: nobody is no user.
         """
         return operator.sessions_of(_current_state(), user)
 
@@ -176,12 +177,13 @@ class ServerSession:
     def revoke_user(self, user: object, except_current: bool = False) -> int:
         """End the sessions of a user of the current application, everywhere.
 
-        :param user: What the sessions hold under :data:`SESSION_USER_KEY`.
+        :param user: What :data:`SESSION_USER_KEY` finds in the sessions.
         :param except_current: Leave the session of the current request alone.
         :return: How many were ended.
         :raises NotSupportedError: if the backend keeps no index of users.
         :raises RecordError: if a later version of the library wrote one of the
             records; the others are ended.
+        :raises ValueError: for ``None``: nobody is no user.
         """
         return operator.revoke_user(_current_state(), user, except_current)
 

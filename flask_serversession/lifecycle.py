@@ -26,6 +26,7 @@ from .errors import BackendError
 from .errors import BackendUnavailableError
 from .errors import ConflictError
 from .errors import RecordError
+from .errors import SerializationError
 from .errors import ServerSessionError
 from .errors import SessionLostError
 from .loading import Loader
@@ -196,7 +197,7 @@ class Lifecycle:
         if unit.is_atomic:
             change = ("atomic() was called", change[1])
         config, rotation = core.config, ""
-        if config.regenerate_on_login and core.user_of(unit.data) != stored.record.user:
+        if config.regenerate_on_login and self._has_other_user(unit, bool(change[0])):
             rotation = "the user changed"
         elif (
             config.renewal_interval is not None
@@ -209,6 +210,14 @@ class Lifecycle:
             rotation = "it was begun"
         moment.rotation = rotation
         return change
+
+    def _has_other_user(self, unit: Unit, is_changed: bool) -> bool:
+        try:
+            return self.core.user_of(unit.data) != unit.stored_user
+        except SerializationError:
+            if is_changed:
+                raise
+            return False  # it was stored under other settings, and is only read
 
     # The steps
 

@@ -34,6 +34,7 @@ from .sessions import opened_session
 from .sessions import unit_of
 from .takeover import Takeover
 from .unit import Known
+from .users import stored_name_of
 
 T = t.TypeVar("T")
 
@@ -51,7 +52,8 @@ class SessionInfo:
 
     #: Its public name, for :meth:`ServerSession.revoke` and ``open``.
     handle: str
-    #: Whom it belongs to, ``None`` if nobody.
+    #: Whom it belongs to, ``None`` if nobody. ``sha256:`` and a hash for a user whose
+    #: name has more than 255 characters.
     user: str | None
     #: When it began, in UTC.
     created_at: dt.datetime
@@ -81,15 +83,15 @@ class AppState:
         return is_key(key, self.config.key_prefix)
 
     def keys_of_user(self, user: object) -> list[str]:
-        """Return the keys of a user's live sessions; nobody (``None``) has none.
+        """Return the keys of a user's live sessions.
 
         :raises NotSupportedError: if the backend keeps no index of users.
+        :raises ValueError: for ``None``, which is nobody.
         """
         if Capability.USER_INDEX not in self.backend.capabilities:
             raise NotSupportedError(self.backend.name, "keys_of_user")
-        if user is None:
-            return []
-        return [key for key in self.backend.keys_of_user(str(user)) if self.is_own(key)]
+        keys = self.backend.keys_of_user(stored_name_of(user))
+        return [key for key in keys if self.is_own(key)]
 
     def send_destroyed(self, key: str, user: str | None) -> None:
         """Send the signal that a session was ended."""
@@ -244,7 +246,8 @@ def revoke_user(state: AppState, user: object, except_current: bool) -> int:
         records = state.backend.load_many(keys) if current is not None else {}
         prefix = state.config.key_prefix
         moving = {key: predecessor_of(records[key], prefix) for key in records}
-        return {key: _Listed(str(user), moving.get(key)) for key in keys}
+        name = stored_name_of(user)
+        return {key: _Listed(name, moving.get(key)) for key in keys}
 
     return _end_all(state, find, current)
 

@@ -322,11 +322,13 @@ class ServerSideSession(SessionMixin):
 
     @property
     def user(self) -> str | None:
-        """Whom the session belongs to: what it holds under :data:`SESSION_USER_KEY`.
+        """Whom the session belongs to: what :data:`SESSION_USER_KEY` finds in it.
 
         As text, whatever type is kept there; ``None`` if nobody is logged in.
+
+        :raises SerializationError: if a container is kept there.
         """
-        return self._lifecycle.core.user_of(self._loaded().data)
+        return self._lifecycle.core.user_text_of(self._loaded().data)
 
     # What it can do
 

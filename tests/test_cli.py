@@ -401,8 +401,8 @@ def test_list_says_when_there_is_nothing(site: Site) -> None:
     assert read(site.app, "list") == {"sessions": []}
     for user, shown in (("a\x1bb", r"'a\x1bb'"), ("", "''")):
         assert printed(site.app, "list", "--user", user) == (
-            f"There are no live sessions of {shown}. A user is called what the session"
-            " holds under '_user_id', which may be a number.\n"
+            f"There are no live sessions of {shown}. A user is called what"
+            " 'SESSION_USER_KEY' finds in the session, which may be a number.\n"
         )
 
 
@@ -617,8 +617,8 @@ def test_revoke_ends_all_sessions_of_a_user(site_anywhere: Site) -> None:
     assert other.read()["n"] == 1
     for option in ([], ["-y"]):
         assert failed(site.app, "revoke", "--user", "ada", *option, code=1) == (
-            "There are no live sessions of 'ada'. A user is called what the session"
-            " holds under '_user_id', which may be a number."
+            "There are no live sessions of 'ada'. A user is called what"
+            " 'SESSION_USER_KEY' finds in the session, which may be a number."
         )
 
 
@@ -1123,43 +1123,43 @@ def test_info_prints_backend_and_settings() -> None:
     )
     assert settings == textwrap.dedent(
         """\
-        SETTING                       VALUE                  ORIGIN
-        SECRET_KEY                    (1 secret, not shown)  app.config
-        SECRET_KEY_FALLBACKS          None                   default
-        PERMANENT_SESSION_LIFETIME    31 days, 0:00:00       default
-        SESSION_REFRESH_EACH_REQUEST  True                   default
-        SESSION_COOKIE_NAME           'session'              default
-        SESSION_COOKIE_DOMAIN         None                   default
-        SESSION_COOKIE_PATH           None                   default
-        SESSION_COOKIE_HTTPONLY       True                   default
-        SESSION_COOKIE_SECURE         True                   app.config
-        SESSION_COOKIE_SAMESITE       'Lax'                  app.config
-        SESSION_COOKIE_PARTITIONED    False                  default
-        SESSION_BACKEND               'memory'               app.config
-        SESSION_KEY_PREFIX            'session:'             default
-        SESSION_SERIALIZER            'msgpack'              default
-        SESSION_ENCRYPTION_KEY        None                   default
-        SESSION_MAX_SIZE              1048576                default
-        SESSION_SECRET                None                   default
-        SESSION_ID_GENERATOR          None                   default
-        SESSION_RESAVE                False                  default
-        SESSION_SAVE_UNINITIALIZED    False                  default
-        SESSION_SAVE_ON_ERROR         True                   default
-        SESSION_PERMANENT             False                  default
-        SESSION_CONFLICT              'merge'                default
-        SESSION_ON_LOST               'drop'                 default
-        SESSION_ON_BACKEND_ERROR      'raise'                default
-        SESSION_IDLE_TIMEOUT          1:00:00                app.config
-        SESSION_ABSOLUTE_TIMEOUT      None                   default
-        SESSION_RENEWAL_INTERVAL      None                   default
-        SESSION_ROTATION_GRACE        0:00:10                default
-        SESSION_TOUCH_INTERVAL        0:01:00                default
-        SESSION_CLEANUP_INTERVAL      0:05:00                default
-        SESSION_CLEANUP_BATCH         500                    default
-        SESSION_USER_KEY              '_user_id'             default
-        SESSION_REGENERATE_ON_LOGIN   True                   default
-        SESSION_MAX_PER_USER          None                   default
-        SESSION_TRACK                 []                     default
+        SETTING                       VALUE                    ORIGIN
+        SECRET_KEY                    (1 secret, not shown)    app.config
+        SECRET_KEY_FALLBACKS          None                     default
+        PERMANENT_SESSION_LIFETIME    31 days, 0:00:00         default
+        SESSION_REFRESH_EACH_REQUEST  True                     default
+        SESSION_COOKIE_NAME           'session'                default
+        SESSION_COOKIE_DOMAIN         None                     default
+        SESSION_COOKIE_PATH           None                     default
+        SESSION_COOKIE_HTTPONLY       True                     default
+        SESSION_COOKIE_SECURE         True                     app.config
+        SESSION_COOKIE_SAMESITE       'Lax'                    app.config
+        SESSION_COOKIE_PARTITIONED    False                    default
+        SESSION_BACKEND               'memory'                 app.config
+        SESSION_KEY_PREFIX            'session:'               default
+        SESSION_SERIALIZER            'msgpack'                default
+        SESSION_ENCRYPTION_KEY        None                     default
+        SESSION_MAX_SIZE              1048576                  default
+        SESSION_SECRET                None                     default
+        SESSION_ID_GENERATOR          None                     default
+        SESSION_RESAVE                False                    default
+        SESSION_SAVE_UNINITIALIZED    False                    default
+        SESSION_SAVE_ON_ERROR         True                     default
+        SESSION_PERMANENT             False                    default
+        SESSION_CONFLICT              'merge'                  default
+        SESSION_ON_LOST               'drop'                   default
+        SESSION_ON_BACKEND_ERROR      'raise'                  default
+        SESSION_IDLE_TIMEOUT          1:00:00                  app.config
+        SESSION_ABSOLUTE_TIMEOUT      None                     default
+        SESSION_RENEWAL_INTERVAL      None                     default
+        SESSION_ROTATION_GRACE        0:00:10                  default
+        SESSION_TOUCH_INTERVAL        0:01:00                  default
+        SESSION_CLEANUP_INTERVAL      0:05:00                  default
+        SESSION_CLEANUP_BATCH         500                      default
+        SESSION_USER_KEY              ['_user_id', 'user_id']  default
+        SESSION_REGENERATE_ON_LOGIN   True                     default
+        SESSION_MAX_PER_USER          None                     default
+        SESSION_TRACK                 []                       default
         """
     )
 

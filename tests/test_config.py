@@ -161,7 +161,9 @@ def test_the_defaults_are_the_documented_ones() -> None:
         ),
         (
             {"SESSION_USER_KEY": ""},
-            "'SESSION_USER_KEY' is ''; expected a str that is not empty.",
+            "'SESSION_USER_KEY' is ''; expected a key of the session, a list of keys,"
+            " or a function that is not async and takes the session and returns the"
+            " user's id or None.",
         ),
         (
             {"SESSION_SQLALCHEMY_TABLE": "a-b"},
@@ -421,6 +423,8 @@ def test_sessions_may_be_taken_over_from_one_kind_or_several() -> None:
         ("SESSION_MAX_SIZE", 1.5),
         ("SESSION_MAX_PER_USER", 0),
         ("SESSION_USER_KEY", 5),
+        ("SESSION_USER_KEY", []),
+        ("SESSION_USER_KEY", ["user", 5]),
         ("SESSION_SECRET", []),
         ("SESSION_SECRET", ""),
         ("SESSION_SECRET", {"a"}),

@@ -168,8 +168,8 @@ def count(as_json: bool) -> None:
 def list_(user: str | None, limit: int | None, full: bool, as_json: bool) -> None:
     """List live sessions, those that were seen last first.
 
-    The user is what the application keeps under SESSION_USER_KEY; with Flask-Login
-    that is the user's id. Addresses and user agents are listed if SESSION_TRACK asks
+    The user is what SESSION_USER_KEY finds in the session; with Flask-Login that is
+    the user's id. Addresses and user agents are listed if SESSION_TRACK asks
     for them. A narrow terminal gets fewer columns; --full prints them all.
 
     With --user this costs what that user has; without, all sessions are read.
@@ -204,10 +204,9 @@ def list_(user: str | None, limit: int | None, full: bool, as_json: bool) -> Non
 
 
 def _none_of(user: str) -> str:
-    key = _state().config.user_key
     return (
-        f"There are no live sessions of {user!r}. A user is called what the session"
-        f" holds under {key!r}, which may be a number."
+        f"There are no live sessions of {user!r}. A user is called what"
+        " 'SESSION_USER_KEY' finds in the session, which may be a number."
     )
 
 

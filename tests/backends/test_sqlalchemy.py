@@ -2003,3 +2003,26 @@ def test_a_new_sqlite_file_is_for_its_owner_alone(tmp_path: Path) -> None:
     backend.close()
     assert set(modes.values()) == {0o600}
     assert "sessions.db" in modes
+
+
+def test_users_whom_the_collation_of_a_table_finds_equal_are_told_apart(
+    request: pytest.FixtureRequest, make: Make, clock: FakeClock
+) -> None:
+    url = get_url(request, "mariadb")
+    backend = make(url)
+    backend.create_tables()
+    name = backend.table.name
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        # As in a table that somebody has made, or converted, by hand.
+        connection.execute(
+            sa.text(
+                f"ALTER TABLE {name} MODIFY `user` VARCHAR(255)"
+                " CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci"
+            )
+        )
+    users = ["ada", "ADA", "Ada", "\xe4da", "ada "]
+    for number, user in enumerate(users):
+        assert backend.create(f"key {number}", record(clock, user=user))
+    for number, user in enumerate(users):
+        assert backend.keys_of_user(user) == [f"key {number}"]

@@ -257,14 +257,18 @@ class SQLAlchemyBackend(Backend):
 
     def keys_of_user(self, user: str) -> list[str]:
         """Return the keys of all live records of a user, tombstones left out."""
-        given = {"user_": to_user_column(user)}
+        column = to_user_column(user)
+        given = {"user_": column}
         rows = self._run("keys_of_user", self._statements.keys_of_user, given).rows
         now = self._clock()
         return [
             self._from_column(row.key)
             for row in rows
+            # In a table that was made without ours, the collation may find other
+            # users equal: those whose case differs, for one.
+            if row.user == column
             # A moment that makes no sense has perhaps not passed; so it is listed.
-            if not (isinstance(row.expires_at, float) and row.expires_at <= now)
+            and not (isinstance(row.expires_at, float) and row.expires_at <= now)
         ]
 
     def iterate(self) -> t.Iterator[tuple[str, Record]]:
