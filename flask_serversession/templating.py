@@ -9,6 +9,7 @@ import typing as t
 import flask
 
 from .sessions import ServerSideSession
+from .sessions import unit_of
 
 # What Flask's own session, a dict, has as attributes: as there, they come before a key
 # of the same name.
@@ -45,6 +46,10 @@ class TemplateSession:
         if _is_added(name, type(found)):
             with contextlib.suppress(AttributeError):
                 return getattr(session, name)
+        if name == "time_left":
+            time_left = found.time_left  # which is no look at the content
+            if name not in unit_of(found).data:
+                return time_left
         if name in session:
             return session[name]
         if name in _OURS:
