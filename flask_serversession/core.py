@@ -15,6 +15,7 @@ from .ended import EndedSessions
 from .errors import BackendError
 from .errors import BackendUnavailableError
 from .errors import RecordError
+from .errors import SerializationError
 from .errors import SessionTooLargeError
 from .ids import check_id
 from .ids import generate_id
@@ -204,6 +205,11 @@ class Core:
 
     # Time-outs
 
+    @property
+    def is_refreshed(self) -> bool:
+        """``SESSION_REFRESH_EACH_REQUEST``: whether use renews a permanent session."""
+        return bool(self._app_config["SESSION_REFRESH_EACH_REQUEST"])
+
     def is_permanent(self, unit: Unit) -> bool:
         """Whether the session outlives the browser."""
         known = unit.known
@@ -239,6 +245,14 @@ class Core:
         """Return when a session expires that would, at the latest, at a moment."""
         limit = self.config.absolute_timeout
         return expires_at if limit is None else min(expires_at, created_at + limit)
+
+    def renewed(self, unit: Unit) -> float:
+        """Return when the session expires if it is used now and never again."""
+        now, stored = self.clock(), unit.stored
+        created_at = now
+        if stored is not None and not unit.is_restarted:
+            created_at = stored.record.created_at
+        return self.limit(now + self.lifetime_of(unit), created_at)
 
     def is_touch_due(self, now: float, touched_at: float, lifetime: float) -> bool:
         """Whether activity has to be recorded again.

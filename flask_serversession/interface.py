@@ -233,7 +233,7 @@ class ServerSessionInterface(SessionInterface):
     def _settle(
         self, app: Flask, session: SessionMixin, unit: Unit, response: Response
     ) -> Cookie:
-        moment = EndOfRequest(self.core, app, response)
+        moment = EndOfRequest(self.core, response)
         if not self.config.save_on_error:
             moment.is_error_unsaved = response.status_code >= 500
         if moment.is_error_unsaved:
@@ -263,11 +263,17 @@ class ServerSessionInterface(SessionInterface):
         ):
             return None
         # What it looks at, the view has not looked at: no page depends on it.
-        accessed = session.accessed
+        unit = unit_of(t.cast("ServerSideSession", session))
+        accessed, was_passive, was_glanced = (
+            session.accessed,
+            unit.is_passive,
+            unit.is_glanced,
+        )
         try:
             return self.should_set_cookie(app, session)
         finally:
             session.accessed = accessed
+            unit.is_passive, unit.is_glanced = was_passive, was_glanced
 
     # The cookie
 

@@ -30,7 +30,9 @@ from .errors import SerializationError
 from .errors import ServerSessionError
 from .errors import SessionLostError
 from .loading import Loader
+from .moment import Ahead
 from .moment import Moment
+from .moment import is_doubtful
 from .plan import Plan
 from .plan import Step
 from .plan import plan
@@ -56,6 +58,10 @@ Resolve = cabc.Callable[[Record], None]
 
 logger = logging.getLogger("flask_serversession")
 
+
+# After these a session lives for its whole lifetime, if their row says that they renew.
+_RENEWING = frozenset({Step.CREATE, Step.TOUCH, Step.REPLACE, Step.ROTATE})
+_ENDING = frozenset({Step.EXPIRE, Step.DELETE})
 
 _UNCHANGED: tuple[str, bytes | None] = ("", None)
 
@@ -201,8 +207,9 @@ class Lifecycle:
             rotation = "the user changed"
         elif (
             config.renewal_interval is not None
-            # The browser cannot be told any more; the next request will do.
+            # The browser is not told, or cannot be any more; the next request will do.
             and not unit.phase
+            and not unit.is_passive
             and core.clock() - stored.issued_at >= config.renewal_interval
         ):
             rotation = "it is as old as 'SESSION_RENEWAL_INTERVAL'"
@@ -250,6 +257,8 @@ class Lifecycle:
     def _replace(
         self, unit: Unit, row: Plan, moment: Moment, attempts: _Attempts
     ) -> Outcome:
+        if not row.renews and (outcome := self._look_again(unit, attempts)) is not None:
+            return outcome
         core, before = self.core, unit.stored
         assert before is not None  # noqa: S101 - for type checkers
         stored, issued_at = before.record, before.issued_at
@@ -301,6 +310,28 @@ class Lifecycle:
                 return self._conflict(unit, result.current, attempts)
             log_out_successor(core, unit, result.current)
         return self._give_up(unit, attempts)
+
+    def _look_again(self, unit: Unit, attempts: _Attempts) -> Outcome | None:
+        """Learn when the session was used while this request ran.
+
+        A write that renews nothing would undo what another request has recorded by a
+        touch, which is no change of the record's version.
+
+        :return: What came in the way, if anything did.
+        """
+        core, stored = self.core, unit.stored
+        if stored is None or not is_doubtful(core, unit):
+            return None
+        try:
+            record = core.ask(unit, "load", core.backend.load, unit.key)
+        except RecordError:
+            record = None
+        if record is None or record.is_tombstone:
+            return self._give_up(unit, attempts)
+        if record.version != stored.record.version:
+            return self._conflict(unit, record, attempts)
+        unit.stored = stored._replace(record=record)
+        return None
 
     def _rotate(
         self, unit: Unit, row: Plan, moment: Moment, attempts: _Attempts
@@ -534,8 +565,28 @@ class Lifecycle:
         if plan(unit, moment).step is not Step.ROTATE:
             self.settle(unit, moment)
 
+    def time_left(self, unit: Unit) -> float:
+        """Return for how many seconds the session lives if it is not used again.
+
+        What this request does to it counts, as far as it is known.
+        """
+        core = self.core
+        if unit.known is Known.UNSEEN:
+            self.loader.load(unit)
+            if unit.wish is Wish.NOTHING and not unit.is_passive:
+                unit.is_passive = unit.is_glanced = True
+        expires_at = unit.record.expires_at if unit.known is Known.STORED else 0.0
+        if not unit.phase:
+            row = plan(unit, Ahead(core))
+            if row.renews and row.step in _RENEWING:
+                expires_at = core.renewed(unit)
+            elif row.step in _ENDING:
+                expires_at = 0.0
+        return max(0.0, expires_at - core.clock())
+
     def touch(self, unit: Unit) -> None:
         """Count as activity: at the end of the request, or now if that has passed."""
+        unit.be_active(True)
         unit.want(Wish.TOUCH)
         if unit.is_closed and unit.known in (Known.UNSEEN, Known.STORED):
             moment = Moment(self.core, is_end=True)

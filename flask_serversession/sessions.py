@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import datetime as dt
+import functools
 import inspect
 import typing as t
 from copy import deepcopy
@@ -27,6 +28,7 @@ from .unit import Known
 from .unit import Unit
 from .unit import Wish
 
+P = t.ParamSpec("P")
 T = t.TypeVar("T")
 
 # The attribute of a request that names the session opened for it. Not in its environ,
@@ -74,6 +76,8 @@ class ServerSideSession(SessionMixin):
             self._lifecycle.unsaved.watch()
         if unit.known is Known.UNSEEN:
             self._lifecycle.loader.load(unit)
+        elif unit.is_glanced:
+            unit.be_active(True)
         return unit
 
     # The mapping
@@ -269,6 +273,17 @@ class ServerSideSession(SessionMixin):
         return _utc(self._lifecycle.core.times(self._loaded())[1])
 
     @property
+    def time_left(self) -> dt.timedelta:
+        """How long the session lives if it is not used any more; never negative.
+
+        To ask for it is no activity: a request that asks for nothing else of its
+        session is :meth:`passive`. In a request that counts as activity, it is what is
+        left from then on. Zero if there is no session, and if it has ended.
+        """
+        self.accessed = True
+        return dt.timedelta(seconds=self._lifecycle.time_left(self._unit))
+
+    @property
     def lifetime(self) -> dt.timedelta | None:
         """How long this session lives without being used; ``None`` for the app's.
 
@@ -374,8 +389,21 @@ class ServerSideSession(SessionMixin):
         self._lifecycle.save(self._unit)
 
     def touch(self) -> None:
-        """Count this request as activity, even if it does not look at the session."""
+        """Count this request as activity, even if it does not look at the session.
+
+        Also after :meth:`passive`: the last call of the two counts.
+        """
         self._lifecycle.touch(self._unit)
+
+    def passive(self) -> None:
+        """Do not count this request as activity, whatever it reads and changes.
+
+        The session ends when it would have without the request, and its cookie is not
+        sent again. What the request changes is saved all the same. Does not load the
+        session. For requests that a page makes by itself; as a decorator of views,
+        :func:`flask_serversession.passive`.
+        """
+        self._unit.be_active(False)
 
     def atomic(self, function: cabc.Callable[[ServerSideSession], T]) -> T:
         """Run ``function(session)`` on the freshest copy and save the result.
@@ -401,6 +429,41 @@ class NullServerSession(NullSession):
     """What there is without a secret: Flask's, which can be read but not changed."""
 
     regenerate = destroy = reload = save = touch = atomic = NullSession.clear
+    #: No session is left.
+    time_left = dt.timedelta()
+
+    def passive(self) -> None:
+        """Do nothing: there is nothing that could be renewed."""
+
+
+def passive(view: cabc.Callable[P, T]) -> cabc.Callable[P, T]:
+    """Decorate a view, so that its requests do not count as activity.
+
+    As if each began with :meth:`.ServerSideSession.passive`, but a request that does
+    not look at its session still gets no ``Vary: Cookie``. Write it below
+    ``@app.route``. The view may be a coroutine function.
+    """
+    if inspect.iscoroutinefunction(view):
+
+        @functools.wraps(view)
+        async def wait(*args: P.args, **kwargs: P.kwargs) -> t.Any:
+            _be_passive()
+            return await t.cast("cabc.Awaitable[t.Any]", view(*args, **kwargs))
+
+        return t.cast("cabc.Callable[P, T]", wait)
+
+    @functools.wraps(view)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        _be_passive()
+        return view(*args, **kwargs)
+
+    return run
+
+
+def _be_passive() -> None:
+    session = opened_session()
+    if session is not None:  # there is none without a secret
+        session.passive()
 
 
 def unit_of(session: ServerSideSession) -> Unit:

@@ -11,6 +11,7 @@ import typing as t
 import flask
 
 from .sessions import ServerSideSession
+from .sessions import unit_of
 
 # What Flask's own session, a dict, has as attributes: as there, they come before a key
 # of the same name.
@@ -48,8 +49,12 @@ class TemplateSession:
         if _is_added(name, type(found)):
             with contextlib.suppress(AttributeError):
                 return getattr(session, name)
+        if name == "time_left":
+            time_left = found.time_left  # which is no look at the content
+            if name not in unit_of(found).data:
+                return time_left
         # Jinja goes on to the key then. Its filter "attr" must not, as with Flask.
-        if name in _OURS and name not in session:
+        elif name in _OURS and name not in session:
             return getattr(session, name)
         raise AttributeError(name)
 

@@ -201,6 +201,11 @@ class Unit:
     is_modified: bool = False
     #: A value that can change in place was handed out.
     is_exposed: bool = False
+    #: The request is no activity: it neither renews the session nor sends its cookie
+    #: again.
+    is_passive: bool = False
+    #: Only its time was asked for, which is passive until its content is looked at.
+    is_glanced: bool = False
     #: It was stored by this request, by ``save()`` for example.
     is_saved: bool = False
     #: A function of ``atomic()`` is running.
@@ -312,6 +317,11 @@ class Unit:
         """Tell something else of the session from now on."""
         self.own_meta = meta
         self.want(Wish.SAVE)
+
+    def be_active(self, is_active: bool) -> None:
+        """Decide whether this request counts as activity. The last call counts."""
+        self.is_passive = not is_active
+        self.is_glanced = False
 
     def forget_change(self) -> None:
         """Do not save what was changed. That a new id is wanted is no change."""
