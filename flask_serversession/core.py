@@ -169,6 +169,11 @@ class Core:
         user = data.get(self.config.user_key)
         return None if user is None else str(user)
 
+    def is_user_key(self, key: object) -> bool:
+        """Whether a session's content says under a key whom it belongs to."""
+        user_key: t.Any = self.config.user_key
+        return key == user_key or (isinstance(user_key, tuple) and key in user_key)
+
     def handle(self, unit: Unit) -> str:
         """Return the public form of the session's key."""
         if unit.identity is None and unit.known is Known.NEW:

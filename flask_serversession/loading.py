@@ -8,7 +8,9 @@ import typing as t
 from .core import Core
 from .errors import BackendUnavailableError
 from .errors import RecordError
+from .logouts import LogOuts
 from .record import Record
+from .unit import Known
 from .unit import Unit
 from .unit import Wish
 
@@ -22,11 +24,15 @@ class Loader:
     """Makes known what a request did not know of its session yet. Thread-safe.
 
     :param takeover: Takes over the sessions of other kinds; ``None`` if none are.
+    :param log_outs: Hears of log-outs that change nothing in a session.
     """
 
-    def __init__(self, core: Core, takeover: Takeover | None = None) -> None:
+    def __init__(
+        self, core: Core, takeover: Takeover | None, log_outs: LogOuts
+    ) -> None:
         self.core = core
         self._takeover = takeover
+        self._log_outs = log_outs
         self._reported: dict[str, None] = {}
 
     def verify(self, unit: Unit) -> None:
@@ -53,6 +59,13 @@ class Loader:
 
     def load(self, unit: Unit) -> None:
         """Find out what is stored. Afterwards the session is not ``UNSEEN``."""
+        try:
+            self._load(unit)
+        finally:
+            if unit.known >= Known.GONE:
+                self._log_outs.watch()
+
+    def _load(self, unit: Unit) -> None:
         presented, core = unit.presented, self.core
         if not presented.is_verified:
             self.verify(unit)

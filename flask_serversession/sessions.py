@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from .config import MAX_DURATION
 from .lifecycle import Lifecycle
+from .logouts import note_removal
 from .unit import PERMANENT_KEY
 from .unit import Known
 from .unit import Unit
@@ -110,11 +111,15 @@ class ServerSideSession(SessionMixin):
         unit = self._loaded()
         unit.data[key] = value
         unit.want(Wish.SAVE)
+        if value is None and unit.known >= Known.GONE:
+            note_removal(self._lifecycle.core, unit, key)
 
     def __delitem__(self, key: str) -> None:
         unit = self._loaded()
         del unit.data[key]
         unit.want(Wish.SAVE)
+        if unit.known >= Known.GONE:
+            note_removal(self._lifecycle.core, unit, key)
 
     def __iter__(self) -> cabc.Iterator[str]:
         return iter(self._loaded().data)
@@ -144,6 +149,17 @@ class ServerSideSession(SessionMixin):
         unit.want(Wish.END)
         unit.lifetime = None
         unit.data.clear()
+
+    def pop(self, key: str, *default: t.Any) -> t.Any:
+        """Remove a key, and return its value; the default if it is not there.
+
+        Taking the user out of a session that another request has given a new id, or
+        that cannot be read, logs out: it ends that session, or raises.
+        """
+        unit = self._loaded()
+        if unit.known >= Known.GONE and key not in unit.data:
+            note_removal(self._lifecycle.core, unit, key)
+        return super().pop(key, *default)
 
     def popitem(self) -> tuple[str, t.Any]:
         """Remove the last key, and give it and its value."""

@@ -8,7 +8,9 @@ import typing as t
 
 # Equal ones of these may still be written differently: 0.0 and -0.0, 1.0 and 1.00, one
 # moment in two time zones.
-_TOLD_BY_REPR: frozenset[object] = frozenset({float, decimal.Decimal, dt.datetime, dt.time})
+_TOLD_BY_REPR: frozenset[object] = frozenset(
+    {float, decimal.Decimal, dt.datetime, dt.time}
+)
 
 
 def is_exactly(one: t.Any, other: t.Any) -> bool:
