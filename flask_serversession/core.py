@@ -315,16 +315,19 @@ class Core:
         serializer, lifetime = self.serializer, unit.lifetime
         unit.adopt(Stored(record, payload, serializer, lifetime, issued_at))
 
-    def adopt(self, unit: Unit, record: Record) -> None:
+    def adopt(self, unit: Unit, record: Record, is_first_look: bool = False) -> bool:
         """Go on with a record that was loaded.
 
+        :param is_first_look: As for :meth:`.Unit.adopt`.
+        :return: Whether it was adopted.
         :raises RecordError: if it cannot be read.
         """
         envelope, serializer = self._open(unit.key, record)
         payload, lifetime = envelope.payload, envelope.lifetime
-        unit.adopt(
+        return unit.adopt(
             Stored(record, payload, serializer, lifetime, envelope.issued_at),
             serializer.loads(payload),
+            is_first_look,
         )
 
     def _open(self, key: str, record: Record) -> tuple[Envelope, CodedSerializer]:

@@ -64,9 +64,10 @@ class ServerSideSession(SessionMixin):
     A change inside a value (``session["cart"]["n"] += 1``) is found and saved
     without ``session.modified = True``.
 
-    Not for use by several threads at once, like everything that belongs to one
-    request. Every method that reads or writes raises
-    :exc:`.BackendUnavailableError` if the backend does not answer.
+    Not to be changed by several threads at once, like everything that belongs to one
+    request. A thread or greenlet that only reads beside the view, in a context of
+    Flask's ``copy_current_request_context``, undoes nothing. Every method that reads or
+    writes raises :exc:`.BackendUnavailableError` if the backend does not answer.
     """
 
     #: Whether the request looked at the session; decides about ``Vary: Cookie``.
