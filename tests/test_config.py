@@ -13,7 +13,9 @@ import types
 import typing as t
 from pathlib import Path
 
+import psycopg
 import pytest
+import sqlalchemy as sa
 from cachelib import SimpleCache
 from flask import Flask
 
@@ -626,6 +628,35 @@ def test_a_prefix_that_the_backend_cannot_take_is_one_of_the_problems() -> None:
 def test_a_cache_that_evicts_live_sessions_is_warned_of() -> None:
     with pytest.warns(ConfigurationWarning, match="threshold"):
         state_of(SESSION_BACKEND="cachelib", SESSION_CACHELIB=SimpleCache())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg2://me@localhost/d",
+        "postgresql+psycopg://me@localhost/d",
+        "mysql+mysqlconnector://me@localhost/d",
+        "mysql+mariadbconnector://me@localhost/d",
+    ],
+)
+def test_a_driver_that_waits_without_limit_is_warned_of(url: str) -> None:
+    # Versions only: nothing is connected at the start.
+    driver = types.SimpleNamespace(
+        __version__="3.2.9" if "psycopg:" in url else "2.9.10",
+        paramstyle="pyformat",
+        adapters=psycopg.adapters,
+    )
+    engine = sa.create_engine(url, module=driver, _initialize=False)
+    with pytest.warns(ConfigurationWarning, match="Use psycopg 3.2.11") as caught:
+        state_of(SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY=engine)
+    assert repr(engine.dialect.driver) in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql+psycopg://me@localhost/d", "mysql+pymysql://me@localhost/d"]
+)
+def test_a_driver_that_gives_up_is_not_warned_of(url: str) -> None:
+    state_of(SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY_URL=url)
 
 
 def test_the_memory_backend_says_once_that_it_is_for_one_process(

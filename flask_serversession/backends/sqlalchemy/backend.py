@@ -153,6 +153,8 @@ class SQLAlchemyBackend(Backend):
         )
         self._run = self._runner.run
         self._engine = self._runner.engine
+        #: What an operator has to know at the start; ``None`` if nothing.
+        self.warning = engines.driver_warning(self._engine)
         if self._runner.is_owner:
             weakref.finalize(self, engine.dispose)
 
