@@ -295,7 +295,9 @@ class Core:
             issued_at=issued_at,
         )
         return Record(
-            data=self._sealer.seal(envelope, identity.key),
+            data=self._sealer.seal(
+                envelope, identity.key, created_at=created_at, user=user
+            ),
             version=version,
             created_at=created_at,
             touched_at=touched_at,
@@ -325,7 +327,9 @@ class Core:
 
     def _open(self, key: str, record: Record) -> tuple[Envelope, CodedSerializer]:
         """Return what is in a record, and the serializer that wrote it."""
-        envelope = self._sealer.open(record.data, key)
+        envelope = self._sealer.open(
+            record.data, key, created_at=record.created_at, user=record.user
+        )
         if envelope.serializer == self.serializer.code:
             return envelope, self.serializer
         # Written before SESSION_SERIALIZER was changed.
