@@ -323,7 +323,9 @@ class Core:
             issued_at=issued_at,
         )
         return Record(
-            data=self._sealer.seal(envelope, identity.key),
+            data=self._sealer.seal(
+                envelope, identity.key, created_at=created_at, user=user
+            ),
             version=version,
             created_at=created_at,
             touched_at=touched_at,
@@ -360,7 +362,9 @@ class Core:
         :return: Whether it was adopted.
         :raises RecordError: if it cannot be read.
         """
-        envelope = self._sealer.open(record.data, unit.key)
+        envelope = self._sealer.open(
+            record.data, unit.key, created_at=record.created_at, user=record.user
+        )
         payload, serializer = envelope.payload, self.serializer
         if envelope.serializer != serializer.code:
             serializer = _former_serializer(envelope.serializer)
