@@ -79,7 +79,7 @@ MODULES = {
     "unsaved": Module(("test_unsaved.py",)),
     "moment": Module(("test_moment.py",)),
     "lifecycle": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
-    "rotation": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
+    "rotation": Module(("test_rotation.py",)),
     "interface": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
     "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
     "backends/filesystem": Module(
