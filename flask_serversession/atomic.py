@@ -9,6 +9,8 @@ from .conflicts import rebase
 from .core import Core
 from .errors import RecordError
 from .record import Record
+from .serializers import CodedSerializer
+from .serializers import is_same
 from .unit import Known
 from .unit import Stored
 from .unit import Unit
@@ -27,14 +29,22 @@ class _Before(t.NamedTuple):
     wish: Wish
     is_modified: bool
     lifetime: float | None
+    own_meta: cabc.Mapping[str, str] | None
 
     def __repr__(self) -> str:
         return "<_Before>"  # without the content of the session
 
-    @property
-    def is_changed(self) -> bool:
-        """Whether the request had changed something already."""
-        return self.wish >= Wish.SAVE or self.content != self.stored.payload
+    def is_changed(self, serializer: CodedSerializer) -> bool:
+        """Whether the request had changed something already.
+
+        :param serializer: What wrote the content.
+        """
+        stored = self.stored
+        return (
+            self.wish >= Wish.SAVE
+            or serializer is not stored.serializer
+            or not is_same(serializer, self.content, stored.payload)
+        )
 
     def restore(self, core: Core, unit: Unit, current: Record) -> None:
         """Put what the request had changed on top of a record."""
@@ -42,9 +52,8 @@ class _Before(t.NamedTuple):
         is_mine = self.lifetime != self.stored.lifetime or unit.is_restarted
         now = unit.stored or self.stored
         unit.lifetime = self.lifetime if is_mine else now.lifetime
-        content = core.serializer.loads(self.content)
-        stored = self.stored
-        rebase(core, unit, current, stored.payload, stored.serializer, content)
+        unit.own_meta = self.own_meta
+        rebase(core, unit, current, self.stored, core.serializer.loads(self.content))
 
 
 def run_atomically(
@@ -60,7 +69,8 @@ def run_atomically(
     stored = unit.stored
     assert stored is not None  # noqa: S101 - for type checkers
     content = core.serializer.dumps(unit.data)
-    before = _Before(stored, content, unit.wish, unit.is_modified, unit.lifetime)
+    changes = unit.wish, unit.is_modified, unit.lifetime, unit.own_meta
+    before = _Before(stored, content, *changes)
     results: list[T] = []
 
     def run(current: Record) -> None:
@@ -85,7 +95,7 @@ def run_atomically(
     except BaseException:
         if unit.known is Known.STORED:
             before.restore(core, unit, unit.record)
-            if before.is_changed or unit.failure is not None:
+            if before.is_changed(core.serializer) or unit.failure is not None:
                 unit.wish = max(unit.wish, Wish.SAVE)
         raise
     return results[0]

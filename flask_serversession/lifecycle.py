@@ -22,15 +22,21 @@ from .atomic import run_atomically
 from .backends.base import Conflict
 from .backends.base import Replaced
 from .core import Core
+from .errors import BackendError
 from .errors import BackendUnavailableError
+from .errors import ConflictError
 from .errors import RecordError
+from .errors import SerializationError
 from .errors import ServerSessionError
 from .errors import SessionLostError
 from .loading import Loader
+from .moment import Ahead
 from .moment import Moment
+from .moment import is_doubtful
 from .plan import Plan
 from .plan import Step
 from .plan import plan
+from .record import NO_META
 from .record import Record
 from .rotation import Rotation
 from .rotation import create
@@ -52,6 +58,10 @@ Resolve = cabc.Callable[[Record], None]
 
 logger = logging.getLogger("flask_serversession")
 
+
+# After these a session lives for its whole lifetime, if their row says that they renew.
+_RENEWING = frozenset({Step.CREATE, Step.TOUCH, Step.REPLACE, Step.ROTATE})
+_ENDING = frozenset({Step.EXPIRE, Step.DELETE})
 
 _UNCHANGED: tuple[str, bytes | None] = ("", None)
 
@@ -193,12 +203,13 @@ class Lifecycle:
         if unit.is_atomic:
             change = ("atomic() was called", change[1])
         config, rotation = core.config, ""
-        if config.regenerate_on_login and core.user_of(unit.data) != stored.record.user:
+        if config.regenerate_on_login and self._has_other_user(unit, bool(change[0])):
             rotation = "the user changed"
         elif (
             config.renewal_interval is not None
-            # The browser cannot be told any more; the next request will do.
+            # The browser is not told, or cannot be any more; the next request will do.
             and not unit.phase
+            and not unit.is_passive
             and core.clock() - stored.issued_at >= config.renewal_interval
         ):
             rotation = "it is as old as 'SESSION_RENEWAL_INTERVAL'"
@@ -206,6 +217,14 @@ class Lifecycle:
             rotation = "it was begun"
         moment.rotation = rotation
         return change
+
+    def _has_other_user(self, unit: Unit, is_changed: bool) -> bool:
+        try:
+            return self.core.user_of(unit.data) != unit.stored_user
+        except SerializationError:
+            if is_changed:
+                raise
+            return False  # it was stored under other settings, and is only read
 
     # The steps
 
@@ -238,6 +257,8 @@ class Lifecycle:
     def _replace(
         self, unit: Unit, row: Plan, moment: Moment, attempts: _Attempts
     ) -> Outcome:
+        if not row.renews and (outcome := self._look_again(unit, attempts)) is not None:
+            return outcome
         core, before = self.core, unit.stored
         assert before is not None  # noqa: S101 - for type checkers
         stored, issued_at = before.record, before.issued_at
@@ -282,9 +303,35 @@ class Lifecycle:
             return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
         if isinstance(result, Conflict):
             if not result.current.is_tombstone:
+                if not attempts.reason:
+                    # SESSION_RESAVE writes again what was only read, and another
+                    # request has just done that.
+                    return Outcome.DONE
                 return self._conflict(unit, result.current, attempts)
             log_out_successor(core, unit, result.current)
         return self._give_up(unit, attempts)
+
+    def _look_again(self, unit: Unit, attempts: _Attempts) -> Outcome | None:
+        """Learn when the session was used while this request ran.
+
+        A write that renews nothing would undo what another request has recorded by a
+        touch, which is no change of the record's version.
+
+        :return: What came in the way, if anything did.
+        """
+        core, stored = self.core, unit.stored
+        if stored is None or not is_doubtful(core, unit):
+            return None
+        try:
+            record = core.ask(unit, "load", core.backend.load, unit.key)
+        except RecordError:
+            record = None
+        if record is None or record.is_tombstone:
+            return self._give_up(unit, attempts)
+        if record.version != stored.record.version:
+            return self._conflict(unit, record, attempts)
+        unit.stored = stored._replace(record=record)
+        return None
 
     def _rotate(
         self, unit: Unit, row: Plan, moment: Moment, attempts: _Attempts
@@ -334,13 +381,18 @@ class Lifecycle:
         :param current: What was in the way.
         """
         attempts.conflicts += 1
-        found = conflicts.wait(self.core, unit, current, attempts.conflicts)
-        if found is None:
-            return self._give_up(unit, attempts)
-        if attempts.resolve is None:
-            conflicts.resolve(self.core, unit, found)
-        else:
-            attempts.resolve(found)
+        try:
+            found = conflicts.wait(self.core, unit, current, attempts.conflicts)
+            if found is None:
+                return self._give_up(unit, attempts)
+            if attempts.resolve is None:
+                conflicts.resolve(self.core, unit, found)
+            else:
+                attempts.resolve(found)
+        except (BackendError, ConflictError) as error:
+            if attempts.reason or isinstance(error, BackendUnavailableError):
+                raise
+            return Outcome.LOST  # it was only read, and its id can be renewed later
         if unit.known is not Known.STORED:  # atomic()'s function ended it
             return Outcome.LOST
         return Outcome.AGAIN
@@ -423,6 +475,7 @@ class Lifecycle:
         if not keep_data:
             unit.data.clear()
             unit.lifetime = None
+            unit.own_meta = NO_META
             unit.is_new = True
         if unit.known is Known.STORED:
             unit.want(Wish.NEW_ID if keep_data else Wish.RESTART)
@@ -512,8 +565,28 @@ class Lifecycle:
         if plan(unit, moment).step is not Step.ROTATE:
             self.settle(unit, moment)
 
+    def time_left(self, unit: Unit) -> float:
+        """Return for how many seconds the session lives if it is not used again.
+
+        What this request does to it counts, as far as it is known.
+        """
+        core = self.core
+        if unit.known is Known.UNSEEN:
+            self.loader.load(unit)
+            if unit.wish is Wish.NOTHING and not unit.is_passive:
+                unit.is_passive = unit.is_glanced = True
+        expires_at = unit.record.expires_at if unit.known is Known.STORED else 0.0
+        if not unit.phase:
+            row = plan(unit, Ahead(core))
+            if row.renews and row.step in _RENEWING:
+                expires_at = core.renewed(unit)
+            elif row.step in _ENDING:
+                expires_at = 0.0
+        return max(0.0, expires_at - core.clock())
+
     def touch(self, unit: Unit) -> None:
         """Count as activity: at the end of the request, or now if that has passed."""
+        unit.be_active(True)
         unit.want(Wish.TOUCH)
         if unit.is_closed and unit.known in (Known.UNSEEN, Known.STORED):
             moment = Moment(self.core, is_end=True)

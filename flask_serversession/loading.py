@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import typing as t
 
+from .cookie import REMEMBERED
 from .core import Core
 from .errors import BackendUnavailableError
 from .errors import RecordError
+from .record import NO_META
 from .record import Record
 from .unit import Unit
 from .unit import Wish
@@ -28,6 +31,8 @@ class Loader:
         self.core = core
         self._takeover = takeover
         self._reported: dict[str, None] = {}
+        # As verified cookies are remembered, so are the keys of their ids.
+        self._identify = functools.lru_cache(REMEMBERED)(core.identify)
 
     def verify(self, unit: Unit) -> None:
         """Find the cookie that verifies. Asks nothing of the backend."""
@@ -48,7 +53,7 @@ class Loader:
         if cookie is None:
             return False
         unit.presented.cookie = cookie
-        unit.identity = self.core.identify(cookie.id)
+        unit.identity = self._identify(cookie.id)
         return True
 
     def load(self, unit: Unit) -> None:
@@ -120,6 +125,7 @@ class Loader:
             elif unit.wish is Wish.END:
                 unit.data.clear()
                 unit.lifetime = None
+                unit.own_meta = NO_META
 
     def take_unreadable(self, unit: Unit, error: RecordError) -> None:
         """Go on without a record that cannot be read; log it once."""

@@ -18,10 +18,10 @@ def merge(
 
     For each key by itself, the first rule that applies:
 
-    1.  Only one side changed it, or both to the same: that side's, or no key if it was
-        removed there.
+    1.  Only one side changed it: that side's, or no key if it was removed there.
     2.  Both sides hold a list and only appended to the list in ``base`` (none counts
         as an empty one): the base, what they appended, then what this side appended.
+        Two that append the same have appended it twice.
     3.  One side removed a list or put another list in its place, the other only
         appended to it: what the one has now, then what the other appended. That is
         how a flash message survives when it is added while another request shows the
@@ -57,12 +57,10 @@ def merge(
 def _merge_value(
     base: t.Any, mine: t.Any, theirs: t.Any, equal: t.Callable[[t.Any, t.Any], bool]
 ) -> t.Any:
-    if _is_same(theirs, mine, equal):
+    if _is_same(theirs, base, equal):
         return mine  # which somebody may hold on to, and change in place
     if _is_same(mine, base, equal):
         return theirs
-    if _is_same(theirs, base, equal):
-        return mine
     start: t.Any = [] if base is _ABSENT else base
     if _is_list(start):
         my_tail = _tail(start, mine, equal)

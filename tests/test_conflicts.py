@@ -1,253 +1,200 @@
-"""What is waited for, and how two versions of one session are brought together."""
+"""What becomes of two versions of one session, under each ``SESSION_CONFLICT``."""
 
 from __future__ import annotations
 
-import dataclasses
-import types
+import itertools
+import json
 import typing as t
 
 import pytest
+from flask import session as flask_session
 
-from flask_serversession import BackendError
-from flask_serversession import BackendUnavailableError
 from flask_serversession import ConflictError
-from flask_serversession import RecordError
-from flask_serversession.conflicts import rebase
-from flask_serversession.conflicts import resolve
-from flask_serversession.conflicts import wait
-from flask_serversession.core import Core
-from flask_serversession.record import TOMBSTONE_DATA
-from flask_serversession.record import Record
-from flask_serversession.serializers import serializer_for
-from flask_serversession.signals import backend_failed
-from flask_serversession.unit import Identity
-from flask_serversession.unit import Unit
-from flask_serversession.unit import Wish
+from flask_serversession import session
+from flask_serversession import session_lost
+from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.testing import FakeClock
 
+from .site import Browser
 from .site import Site
+from .site import cookie_of
 
-IDENTITY = Identity("the id", "the key")
-
-
-class Meeting:
-    """A request that has loaded a session, which another one has changed since."""
-
-    def __init__(self, base: dict[str, t.Any], **settings: t.Any) -> None:
-        self.site = Site({"SESSION_BACKEND": "memory"}, **settings)
-        self.core: Core = self.site.state.interface.core
-        self.record = self.write(base)
-        self.site.backend.create(IDENTITY.key, self.record)
-        self.unit = self._new_unit()
-        self.core.adopt(self.unit, self.record)
-
-    def _new_unit(self) -> Unit:
-        signer = self.site.state.interface.get_signer(self.site.app)
-        assert signer is not None
-        unit = Unit(signer)
-        unit.identity = IDENTITY
-        return unit
-
-    def write(self, data: dict[str, t.Any], lifetime: float | None = None) -> Record:
-        """Give the record of a content."""
-        unit, now = self._new_unit(), self.core.clock()
-        unit.data, unit.lifetime = data, lifetime
-        payload = self.core.dumps(unit)
-        return self.core.make_record(unit, IDENTITY, payload, now, now, now)
-
-    def store(self, record: Record) -> None:
-        self.site.backend.delete(IDENTITY.key)
-        self.site.backend.create(IDENTITY.key, record)
+POLICIES = ("merge", "overwrite", "raise")
 
 
-# Waiting
+class Encrypting:
+    """Writes other bytes each time, as a cipher does."""
+
+    def __init__(self) -> None:
+        self._nonces = itertools.count()
+
+    def dumps(self, data: dict[str, t.Any]) -> bytes:
+        return b"%d;%s" % (next(self._nonces), json.dumps(data).encode())
+
+    def loads(self, data: bytes) -> dict[str, t.Any]:
+        return t.cast("dict[str, t.Any]", json.loads(data.partition(b";")[2]))
 
 
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Give for how long somebody has paused, which takes no time."""
-    pauses: list[float] = []
-    waiting = types.SimpleNamespace(sleep=pauses.append)
-    longest = types.SimpleNamespace(uniform=lambda least, most: (least, most))
-    monkeypatch.setattr("flask_serversession.conflicts.time", waiting)
-    monkeypatch.setattr("flask_serversession.conflicts.random", longest)
-    return pauses
+def make_site(**settings: t.Any) -> Site:
+    clock = FakeClock()
+    return Site({"SESSION_BACKEND": MemoryBackend(clock)}, clock, **settings)
 
 
-def test_the_first_conflict_is_resolved_at_once(pauses: list[float]) -> None:
-    meeting = Meeting({"n": 1})
-    current = meeting.write({"n": 2})
-    with meeting.site.backend.counting() as calls:
-        assert wait(meeting.core, meeting.unit, current, 1) is current
-    assert calls == {}
-    assert pauses == []
+def start(site: Site, **values: t.Any) -> Browser:
+    browser = site.browser()
+    browser.set(**values)
+    return browser
 
 
-def test_later_ones_pause_longer_and_longer_and_look_again(
-    pauses: list[t.Any],
+def advance(site: Site, seconds: float) -> None:
+    t.cast(FakeClock, site.clock).advance(seconds)
+
+
+def look() -> None:
+    assert flask_session["cart"] == ["pen"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_renewal_takes_along_what_another_request_has_stored(policy: str) -> None:
+    site = make_site(SESSION_CONFLICT=policy, SESSION_RENEWAL_INTERVAL=60)
+    browser = start(site, cart=["pen"])
+    advance(site, 50)
+    other = browser.twin()
+    was = browser.cookie
+
+    def read() -> None:
+        look()
+        other.set(ink=1)
+        advance(site, 60)
+
+    assert cookie_of(browser.visit(read), site) == "set"
+    assert browser.cookie != was
+    assert browser.read() == {"cart": ["pen"], "ink": 1}
+    assert site.backend.count() == 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_resave_that_meets_another_write_writes_nothing(policy: str) -> None:
+    site = make_site(SESSION_CONFLICT=policy, SESSION_RESAVE=True)
+    browser = start(site, cart=["pen"])
+    other = browser.twin()
+
+    def read() -> None:
+        look()
+        other.set(ink=1)
+
+    with site.backend.counting() as calls:
+        assert cookie_of(browser.visit(read), site) == "none"
+    assert calls["replace"] == 2  # the other's, and one that was refused
+    assert browser.read() == {"cart": ["pen"], "ink": 1}
+
+
+@pytest.mark.parametrize("policy", ["overwrite", "raise"])
+def test_a_new_id_alone_is_in_conflict_with_nothing(policy: str) -> None:
+    site = make_site(SESSION_CONFLICT=policy)
+    browser = start(site, cart=["pen"])
+    other = browser.twin()
+
+    def regenerate() -> None:
+        session.regenerate()
+        other.set(ink=1)
+
+    assert browser.visit(regenerate).status_code == 200
+    assert browser.read() == {"cart": ["pen"], "ink": 1}
+
+
+@pytest.mark.parametrize("policy", ["overwrite", "raise"])
+def test_a_new_id_and_a_change_are_in_conflict(policy: str) -> None:
+    site = make_site(SESSION_CONFLICT=policy)
+    browser = start(site, cart=["pen"])
+    other = browser.twin()
+
+    def regenerate() -> None:
+        session.regenerate()
+        flask_session["cart"].append("ruler")
+        other.set(ink=1)
+
+    if policy == "raise":
+        with pytest.raises(ConflictError):
+            browser.visit(regenerate)
+        assert browser.read() == {"cart": ["pen"], "ink": 1}
+    else:
+        browser.visit(regenerate)
+        assert browser.read() == {"cart": ["pen", "ruler"]}
+    assert site.backend.count() == 1
+
+
+def test_a_renewal_that_is_always_overtaken_is_left_to_the_next_request() -> None:
+    site = make_site(SESSION_RENEWAL_INTERVAL=60)
+    browser = start(site, cart=["pen"])
+    advance(site, 70)
+    core = site.state.interface.core
+    inner = site.backend.backend
+
+    def overtake() -> None:
+        key = core.identify(browser.id).key
+        record = inner.load(key)
+        assert record is not None
+        inner.replace(key, record, record.version)
+
+    site.backend.before["replace"] = overtake
+    lost: list[object] = []
+    with session_lost.connected_to(lambda *_, **__: lost.append(1), site.app):
+        response = browser.visit(look)
+    site.backend.before.clear()
+    assert (response.status_code, cookie_of(response, site)) == (200, "none")
+    assert not lost
+    assert inner.count() == 1  # what was begun is taken back
+    assert cookie_of(browser.visit(look), site) == "set"
+
+    site.backend.before["replace"] = overtake
+    with pytest.raises(ConflictError):
+        browser.set(n=1)
+
+
+@pytest.mark.parametrize("serializer", ["msgpack", "json", Encrypting()])
+def test_changes_of_different_keys_survive_with_every_serializer(
+    serializer: t.Any,
 ) -> None:
-    meeting = Meeting({"n": 1})
-    current = meeting.write({"n": 2})
-    for conflicts in range(2, 100):
-        found = wait(meeting.core, meeting.unit, current, conflicts)
-        assert found == meeting.site.backend.load(IDENTITY.key)
-    assert pauses[:5] == [(0, 0.004), (0, 0.008), (0, 0.016), (0, 0.032), (0, 0.05)]
-    assert set(pauses[5:]) == {(0, 0.05)}
-    assert len(pauses) == 98
+    site = make_site(SESSION_SERIALIZER=serializer)
+    browser = start(site, a="old", b="old", flashes=[], one=1)
+    other = browser.twin()
 
-
-def test_after_a_hundred_it_is_an_error(pauses: list[float]) -> None:
-    meeting = Meeting({"n": 1})
-    for conflicts in (100, 101):
-        with pytest.raises(ConflictError) as caught:
-            wait(meeting.core, meeting.unit, meeting.record, conflicts)
-        assert str(caught.value) == (
-            f"The session was changed by other requests {conflicts} times in a row"
-            " while this one tried to save it. Write less often to one session."
+    def change() -> None:
+        flask_session["a"] = "new"
+        flask_session["flashes"].append("mine")
+        other.visit(
+            lambda: (
+                flask_session.update(b="new", one=True),
+                flask_session["flashes"].append("theirs"),
+            )
         )
-    assert pauses == []
+
+    browser.visit(change)
+    found = browser.read()
+    assert found == {"a": "new", "b": "new", "flashes": ["theirs", "mine"], "one": 1}
+    assert found["one"] is True
 
 
-def test_what_is_gone_after_the_pause_is_not_merged(pauses: list[float]) -> None:
-    meeting = Meeting({"n": 1})
-    tombstone = dataclasses.replace(meeting.record, data=TOMBSTONE_DATA)
-    meeting.store(tombstone)
-    assert wait(meeting.core, meeting.unit, meeting.record, 2) is None
-    meeting.site.backend.delete(IDENTITY.key)
-    assert wait(meeting.core, meeting.unit, meeting.record, 2) is None
-    error = RecordError("It is damaged.", "damaged")
-    with meeting.site.backend.failing("load", error=error):
-        assert wait(meeting.core, meeting.unit, meeting.record, 2) is None
+def test_what_was_only_read_is_not_saved_with_any_serializer() -> None:
+    site = make_site(SESSION_SERIALIZER=Encrypting())
+    browser = start(site, cart=["pen"])
+    assert browser.costs(look) == ({"load": 1}, "none")
+    costs = browser.costs(lambda: flask_session["cart"].append("ink"))
+    assert costs == ({"load": 1, "replace": 1}, "none")
 
 
-def test_an_engine_that_fails_after_the_pause_is_told_of(pauses: list[float]) -> None:
-    meeting = Meeting({"n": 1})
-    heard: list[str] = []
+def test_atomic_that_fails_saves_nothing_with_any_serializer() -> None:
+    site = make_site(SESSION_SERIALIZER=Encrypting())
+    browser = start(site, cart=["pen"])
 
-    def hear(sender: object, **values: t.Any) -> None:
-        heard.append(values["operation"])
+    def fail(own: t.Any) -> None:
+        own["cart"].append("ink")
+        raise ValueError("on purpose")
 
-    with (
-        meeting.site.backend.failing("load"),
-        backend_failed.connected_to(hear, meeting.site.app),
-        pytest.raises(BackendUnavailableError) as caught,
-    ):
-        wait(meeting.core, meeting.unit, meeting.record, 2)
-    assert heard == ["load"]
-    assert meeting.unit.failure is caught.value
+    def act() -> None:
+        with pytest.raises(ValueError, match="on purpose"):
+            session.atomic(fail)
 
-
-# Bringing together
-
-
-def test_both_changes_survive_and_the_later_record_is_gone_on_with() -> None:
-    meeting = Meeting({"n": 1, "items": ["a"], "gone": 1})
-    unit = meeting.unit
-    unit.data.update(mine=1)
-    unit.data["items"].append("b")
-    current = meeting.write({"n": 1, "items": ["a", "c"], "theirs": 1})
-    resolve(meeting.core, unit, current)
-    assert unit.data == {"n": 1, "items": ["a", "c", "b"], "mine": 1, "theirs": 1}
-    assert unit.record is current
-
-
-def test_what_python_holds_for_equal_and_the_store_does_not_was_changed() -> None:
-    meeting = Meeting({"n": 1})
-    meeting.unit.data["n"] = True
-    resolve(meeting.core, meeting.unit, meeting.write({"n": 1, "theirs": 1}))
-    assert meeting.unit.data["n"] is True
-    assert meeting.unit.data["theirs"] == 1
-
-
-def test_a_key_that_only_the_other_has_changed_is_the_others() -> None:
-    meeting = Meeting({"n": {"a": 1}})
-    resolve(meeting.core, meeting.unit, meeting.write({"n": {"a": 2}}))
-    assert meeting.unit.data == {"n": {"a": 2}}
-
-
-@pytest.mark.parametrize("mine", [None, 5.0])
-@pytest.mark.parametrize("theirs", [None, 9.0])
-def test_a_lifetime_is_mine_if_i_have_changed_it(
-    mine: float | None, theirs: float | None
-) -> None:
-    meeting = Meeting({"n": 1})
-    meeting.unit.lifetime = mine
-    resolve(meeting.core, meeting.unit, meeting.write({"n": 1}, theirs))
-    assert meeting.unit.lifetime == (theirs if mine is None else mine)
-
-
-def test_whoever_starts_over_takes_nothing_along() -> None:
-    meeting = Meeting({"n": 1})
-    unit = meeting.unit
-    unit.want(Wish.RESTART)
-    unit.data = {"mine": 1}
-    resolve(meeting.core, unit, meeting.write({"n": 1, "theirs": 1}, 9.0))
-    assert unit.data == {"mine": 1}
-    assert unit.lifetime is None
-
-
-def test_the_policy_may_be_to_overwrite() -> None:
-    meeting = Meeting({"n": 1}, SESSION_CONFLICT="overwrite")
-    unit = meeting.unit
-    unit.data["mine"] = 1
-    current = meeting.write({"n": 1, "theirs": 1}, 9.0)
-    resolve(meeting.core, unit, current)
-    assert unit.data == {"n": 1, "mine": 1}
-    assert unit.lifetime is None
-    assert unit.record is current
-
-
-def test_the_policy_may_be_to_raise() -> None:
-    meeting = Meeting({"n": 1}, SESSION_CONFLICT="raise")
-    meeting.unit.data["mine"] = 1
-    with pytest.raises(ConflictError) as caught:
-        resolve(meeting.core, meeting.unit, meeting.write({"theirs": 1}))
-    assert str(caught.value) == (
-        "Another request changed the session while this one ran, and"
-        " 'SESSION_CONFLICT' is 'raise'. The other request's version is kept."
-    )
-    assert meeting.unit.data == {"n": 1, "mine": 1}
-
-
-def test_what_the_former_serializer_wrote_is_compared_with() -> None:
-    meeting = Meeting({"n": 1})
-    unit, json = meeting.unit, serializer_for("json")
-    base = json.dumps({"n": 1, "gone": 1})
-    current = meeting.write({"n": 1, "gone": 1, "theirs": 1})
-    rebase(meeting.core, unit, current, base, json, {"n": 2})
-    assert unit.data == {"n": 2, "theirs": 1}
-
-
-def test_what_is_put_on_top_of_what_it_came_from_stays_as_it_is() -> None:
-    meeting = Meeting({"items": ["a"]})
-    unit = meeting.unit
-    assert unit.stored is not None
-    base, mine = unit.stored.payload, {"items": ["b"]}
-    rebase(meeting.core, unit, meeting.record, base, meeting.core.serializer, mine)
-    assert unit.data is mine
-
-
-def test_a_new_session_keeps_its_own_lifetime() -> None:
-    meeting = Meeting({"n": 1})
-    unit = meeting._new_unit()
-    unit.lifetime = 5.0
-    serializer = meeting.core.serializer
-    current = meeting.write({"n": 1}, 9.0)
-    unit.stored = None
-    base = serializer.dumps({})
-    rebase(meeting.core, unit, current, base, serializer, {"mine": 1})
-    assert unit.lifetime == 5
-    assert unit.data == {"n": 1, "mine": 1}
-
-
-def test_what_cannot_be_read_is_not_overwritten() -> None:
-    meeting = Meeting({"n": 1})
-    broken = dataclasses.replace(meeting.record, data=b"broken")
-    with pytest.raises(BackendError) as caught:
-        resolve(meeting.core, meeting.unit, broken)
-    assert str(caught.value) == (
-        "The session was overwritten meanwhile with something that cannot be read:"
-        f" {caught.value.__cause__}"
-    )
-    assert isinstance(caught.value.__cause__, RecordError)
-    assert caught.value.backend == meeting.site.backend.name
-    assert caught.value.operation == "replace"
+    assert browser.costs(act) == ({"load": 2}, "none")
+    assert browser.read() == {"cart": ["pen"]}

@@ -55,7 +55,19 @@ def test_my_change_wins_over_their_removal() -> None:
 
 
 def test_both_changed_to_the_same_is_no_conflict() -> None:
-    assert merged({"a": [1]}, {"a": [1, 2]}, {"a": [1, 2]}) == {"a": [1, 2]}
+    assert merged({"a": 1}, {"a": 2}, {"a": 2}) == {"a": 2}
+    assert merged({"a": [1]}, {"a": [2]}, {"a": [2]}) == {"a": [2]}
+    assert merged({"a": 1, "f": [1]}, {}, {}) == {}
+
+
+def test_two_equal_appends_are_two() -> None:
+    assert merged({"a": [1]}, {"a": [1, 2]}, {"a": [1, 2]}) == {"a": [1, 2, 2]}
+    assert merged({}, {"a": ["saved"]}, {"a": ["saved"]}) == {"a": ["saved", "saved"]}
+
+
+def test_what_nobody_changed_is_mine_to_hold_on_to() -> None:
+    mine = {"a": [1]}
+    assert merged({"a": [1]}, mine, {"a": [1]})["a"] is mine["a"]
 
 
 def test_lists_that_both_appended_to_get_both_tails_theirs_first() -> None:
@@ -136,9 +148,12 @@ values = st.one_of(
 versions = st.dictionaries(keys, values)
 
 
+# The laws of merging, as docs/session.rst states them.
+
+
 @without_deadline
 @given(versions, versions)
-def test_an_unchanged_side_leaves_the_other(
+def test_identity_an_unchanged_side_leaves_the_other(
     base: dict[str, t.Any], changed: dict[str, t.Any]
 ) -> None:
     assert merged(base, changed, base) == changed
@@ -146,12 +161,44 @@ def test_an_unchanged_side_leaves_the_other(
     assert list(merged(base, base, changed)) == list(changed)
 
 
+@st.composite
+def without_conflict(draw: st.DrawFn) -> tuple[dict[str, t.Any], ...]:
+    """Draw a base, and two versions that changed different keys of it."""
+    base, mine, theirs = draw(versions), {}, {}
+    for key in {*"abcd"}:
+        old = {key: base[key]} if key in base else {}
+        new = draw(st.one_of(st.just({}), values.map(lambda value, k=key: {k: value})))
+        is_mine = draw(st.booleans())
+        mine.update(new if is_mine else old)
+        theirs.update(old if is_mine else new)
+    return base, mine, theirs
+
+
+@without_deadline
+@given(without_conflict())
+def test_without_a_conflict_the_order_of_the_sides_does_not_matter(
+    sides: tuple[dict[str, t.Any], ...],
+) -> None:
+    base, mine, theirs = sides
+    result = merged(base, mine, theirs)
+    assert result == merged(base, theirs, mine)
+    for key in {*base, *mine, *theirs}:
+        changed = mine if mine.get(key, "-") != base.get(key, "-") else theirs
+        assert result.get(key, "-") == changed.get(key, "-")
+
+
 @without_deadline
 @given(versions, versions)
-def test_the_same_change_on_both_sides_is_that_change(
+def test_the_same_change_on_both_sides_is_that_change_unless_it_appends(
     base: dict[str, t.Any], changed: dict[str, t.Any]
 ) -> None:
-    assert merged(base, changed, copy.deepcopy(changed)) == changed
+    expected = dict(changed)
+    for key, value in changed.items():
+        old = base.get(key, [])
+        are_lists = isinstance(old, list) and isinstance(value, list)
+        if are_lists and value[: len(old)] == old:
+            expected[key] = value + value[len(old) :]
+    assert merged(base, changed, copy.deepcopy(changed)) == expected
 
 
 @without_deadline
@@ -182,15 +229,33 @@ def test_no_changed_key_is_lost_and_none_comes_back(
 
 @without_deadline
 @given(
-    st.lists(st.integers()),
-    st.lists(st.integers(), min_size=1),
-    st.lists(st.integers(), min_size=1),
+    st.lists(st.integers(0, 3)),
+    st.lists(st.integers(0, 3)),
+    st.lists(st.integers(0, 3)),
 )
-def test_appended_items_all_survive_in_order(
+def test_no_append_is_lost_or_doubled_and_all_are_in_order(
     base: list[int], mine: list[int], theirs: list[int]
 ) -> None:
     result = merged({"f": base}, {"f": base + mine}, {"f": base + theirs})
-    if mine == theirs:
-        assert result == {"f": base + mine}
-    else:
-        assert result == {"f": base + theirs + mine}
+    assert result == {"f": base + theirs + mine}
+
+
+@without_deadline
+@given(versions, versions)
+def test_a_removed_key_stays_removed_unless_the_other_side_changed_it(
+    base: dict[str, t.Any], changed: dict[str, t.Any]
+) -> None:
+    for key in base:
+        removed = {k: value for k, value in base.items() if k != key}
+        here, there = merged(base, removed, changed), merged(base, changed, removed)
+        if changed.get(key, "-") == base[key] or key not in changed:
+            assert key not in here
+            assert key not in there
+            continue
+        old, new = base[key], changed[key]
+        if isinstance(old, list) and isinstance(new, list) and new[: len(old)] == old:
+            # What was appended meanwhile is no part of what was removed.
+            assert here[key] == there[key] == new[len(old) :]
+        else:
+            assert key not in here
+            assert there[key] == new

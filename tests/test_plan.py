@@ -232,7 +232,7 @@ def test_the_cookie_goes_out_whenever_flask_says_so() -> None:
     for path in paths(known=Known.STORED, is_wanted=None, is_error_unsaved=False):
         if path.row.step in ENDS or path.is_ended_here or path.failure is not None:
             continue
-        if path.is_public:
+        if path.is_public or path.is_passive:
             continue
         if path.is_modified or (path.is_permanent and path.is_refreshed):
             assert path.row.cookie is Cookie.SET
@@ -276,10 +276,42 @@ def test_a_failed_backend_is_not_passed_over_in_silence() -> None:
 
 def test_what_counts_as_activity_is_what_the_documentation_says() -> None:
     for path in paths(known=Known.STORED):
-        if not path.row.renews:
+        if not path.row.renews and not path.is_passive:
             assert path.wish is Wish.NOTHING
             assert not path.is_refreshed
             assert path.is_permanent
+
+
+def test_a_passive_request_renews_nothing() -> None:
+    for path in paths(is_passive=True):
+        if path.known is Known.UNSEEN:
+            assert path.row == Plan(Step.NOTHING)
+        elif path.row.step is Step.TOUCH:
+            # It only asks whether the session is there whose cookie has to be sent.
+            assert not path.row.renews
+            assert path.differs_from_cookie
+        elif path.row.step is Step.REPLACE:
+            assert not path.row.renews
+
+
+def test_a_passive_request_sends_its_cookie_only_if_it_would_be_lost() -> None:
+    for path in paths(known=Known.STORED, is_passive=True):
+        if path.row.cookie is Cookie.SET and path.owed is not Cookie.SET:
+            is_told = path.is_saved or path.wish >= Wish.SAVE
+            is_changed = is_told and path.differs_from_cookie
+            assert path.cookie is None or path.row.step is Step.ROTATE or is_changed
+
+
+def test_what_a_passive_request_changes_is_saved_as_always() -> None:
+    for path in paths(known=Known.STORED, is_passive=True, is_error_unsaved=False):
+        if path.wish >= Wish.SAVE:
+            assert path.row.step in WRITES | ENDS
+
+
+def test_a_new_id_renews_the_session_whoever_asked_for_it() -> None:
+    for path in paths(is_passive=True):
+        if path.row.step is Step.ROTATE:
+            assert path.row.renews
 
 
 def test_a_log_out_that_nobody_looked_at_names_what_it_ends() -> None:
@@ -332,17 +364,35 @@ def test_a_browser_without_a_cookie_is_told_what_was_stored() -> None:
 
 def test_resaving_writes_what_was_only_read() -> None:
     for path in paths(known=Known.STORED, resave=True, is_error_unsaved=False):
-        assert path.row.step in WRITES | ENDS
+        assert path.row.step in WRITES | ENDS or path.is_saved
+
+
+def test_what_save_has_written_is_not_resaved() -> None:
+    for path in paths(known=Known.STORED, is_saved=True, rotation=""):
+        if path.wish < Wish.SAVE:
+            assert path.row.step not in WRITES | ENDS
+
+
+def test_a_restart_is_stored_where_every_visitor_gets_a_session() -> None:
+    for path in paths(
+        known=Known.STORED,
+        wish=Wish.RESTART,
+        save_uninitialized=True,
+        is_error_unsaved=False,
+    ):
+        assert path.row.step is Step.ROTATE
 
 
 def test_to_ask_whether_a_session_is_there_does_not_prolong_it() -> None:
     for path in paths(known=Known.STORED, is_doubtful=True):
         is_unused = path.is_permanent and not path.is_refreshed and not path.wish
-        assert path.row.renews is not is_unused
+        assert path.row.renews is not (is_unused or path.is_passive)
 
 
 def test_a_session_that_was_stored_meanwhile_counts_as_used() -> None:
-    for path in paths(known=Known.STORED, is_saved=True, is_permanent=True):
+    for path in paths(
+        known=Known.STORED, is_saved=True, is_permanent=True, is_passive=False
+    ):
         if path.is_wanted is None and path.failure is None and not path.is_ended_here:
             is_kept_back = path.row.step in ENDS or path.is_public
             assert path.row.cookie is Cookie.SET or is_kept_back
@@ -410,7 +460,9 @@ def test_one_cookie_is_not_asked_about_unless_a_touch_is_due() -> None:
 
 
 def test_an_application_that_wants_the_cookie_is_heard() -> None:
-    for path in paths(known=Known.STORED, is_wanted=True, failure=None):
+    for path in paths(
+        known=Known.STORED, is_wanted=True, failure=None, is_passive=False
+    ):
         if path.row.step in (Step.NOTHING, Step.TOUCH, Step.REPLACE):
             is_kept_back = path.is_ended_here or path.is_public
             assert path.row.cookie is Cookie.SET or is_kept_back
@@ -420,7 +472,9 @@ def test_an_application_that_wants_the_cookie_is_heard() -> None:
 
 
 def test_what_was_changed_counts_as_used_whatever_the_settings_say() -> None:
-    for path in paths(known=Known.STORED, wish=Wish.SAVE, is_error_unsaved=False):
+    for path in paths(
+        known=Known.STORED, wish=Wish.SAVE, is_error_unsaved=False, is_passive=False
+    ):
         assert path.row.renews
 
 

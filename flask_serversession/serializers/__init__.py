@@ -23,6 +23,7 @@ from ..errors import ConfigurationError
 from ..errors import RecordError
 from ..errors import SerializationError
 from .code_runners import refuse_code_runner
+from .comparing import is_exactly
 from .json import JSONSerializer as JSONSerializer
 from .msgpack import MsgpackSerializer as MsgpackSerializer
 from .wording import checked_dict
@@ -35,9 +36,9 @@ from .wording import with_article
 class Serializer(t.Protocol):
     """What :data:`SESSION_SERIALIZER` takes: two functions that undo each other.
 
-    ``dumps`` should write equal content as equal bytes; where it does not, a session
-    that was only read may be saved again. Both may be called from several threads at
-    once.
+    ``dumps`` should write equal content as equal bytes. Where it does not, as an
+    encrypting one, what it wrote is read back to be compared, which takes time. Both
+    may be called from several threads at once.
     """
 
     def dumps(self, data: dict[str, t.Any], /) -> bytes:
@@ -60,7 +61,7 @@ class CodedSerializer(t.Protocol):
     #: One byte, stored with each payload: which serializer wrote it.
     code: bytes
 
-    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+    def dumps(self, data: t.MutableMapping[str, t.Any], /) -> bytes:
         """Write the content of a session.
 
         :raises SerializationError: if it holds something that cannot be written.
@@ -71,6 +72,13 @@ class CodedSerializer(t.Protocol):
         """Read what :meth:`dumps` wrote.
 
         :raises RecordError: with the reason ``"unreadable"``, whatever the bytes are.
+        """
+        ...
+
+    def open(self, data: bytes, /) -> t.MutableMapping[str, t.Any]:
+        """Read the same, perhaps only what is looked at.
+
+        :raises RecordError: as :meth:`loads`, then or when a value is looked at.
         """
         ...
 
@@ -90,14 +98,16 @@ class CustomSerializer:
         #: The module's or the class's name.
         self.name: str = getattr(serializer, "__name__", type(serializer).__name__)
 
-    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+    def dumps(self, data: t.MutableMapping[str, t.Any], /) -> bytes:
         """Write the content of a session.
 
         :raises SerializationError: whatever the serializer raised, or if it gave
             something else than bytes.
         """
         try:
-            written: object = self._serializer.dumps(data)
+            written: object = self._serializer.dumps(
+                data if type(data) is dict else dict(data)
+            )
         except SerializationError:
             raise
         except Exception as error:
@@ -126,12 +136,27 @@ class CustomSerializer:
             raise unreadable(self.name, error) from error
         return checked_dict(self.name, value)
 
+    open = loads
+
 
 #: The built-in serializers, by code.
 BUILT_IN: t.Mapping[bytes, CodedSerializer] = {
     MsgpackSerializer.code: MsgpackSerializer(),
     JSONSerializer.code: JSONSerializer(),
 }
+
+
+def is_same(serializer: CodedSerializer, one: bytes, other: bytes) -> bool:
+    """Whether a serializer wrote the same content twice.
+
+    :raises RecordError: as :meth:`CodedSerializer.loads`.
+    """
+    if one == other:
+        return True
+    # The built-in ones write equal content as equal bytes.
+    return serializer.code not in BUILT_IN and is_exactly(
+        serializer.loads(one), serializer.loads(other)
+    )
 
 
 def serializer_for(value: str | Serializer) -> CodedSerializer:

@@ -52,7 +52,7 @@ MODULES = {
     "unit": Module(("test_unit.py",)),
     "core": Module(("test_core.py", "test_interface.py", *_WHOLE, "test_signals.py")),
     "loading": Module(("test_loading.py",)),
-    "conflicts": Module(("test_conflicts.py",)),
+    "conflicts": Module(("test_conflict_steps.py",)),
     "atomic": Module(
         (
             *_WHOLE,
