@@ -8,7 +8,10 @@ import typing as t
 from .conflicts import rebase
 from .core import Core
 from .errors import RecordError
+from .logouts import changes_user
+from .logouts import refuse_newer
 from .record import Record
+from .rotation import log_out_successor
 from .serializers import CodedSerializer
 from .serializers import is_same
 from .unit import Known
@@ -56,16 +59,39 @@ class _Before(t.NamedTuple):
         rebase(core, unit, current, self.stored, core.serializer.loads(self.content))
 
 
-def run_atomically(
+def run(
+    core: Core,
+    unit: Unit,
+    function: cabc.Callable[[], T],
+    write: cabc.Callable[[Unit, Resolve | None], None],
+) -> T:
+    """Run the function on the freshest copy, save the session, and return the result.
+
+    :param write: Writes the unit; gets what brings in another request's version.
+    :raises BackendUnavailableError: without running it, if the session cannot be read.
+    """
+    if unit.is_atomic:  # a part of what the outer one saves, and repeats
+        return function()
+    if unit.failure is not None and unit.known is Known.BROKEN:
+        raise unit.failure
+    unit.is_atomic = True
+    try:
+        if unit.known is Known.STORED:
+            return _run_on_stored(core, unit, function, write)
+        result = _run_on_unstored(core, unit, function)
+        write(unit, None)
+        return result
+    finally:
+        unit.is_atomic = False
+
+
+def _run_on_stored(
     core: Core,
     unit: Unit,
     function: cabc.Callable[[], T],
     write: cabc.Callable[[Unit, Resolve], None],
 ) -> T:
-    """Run the function on the freshest copy of a stored session, and save it.
-
-    :param write: Writes the unit; gets what brings in another request's version.
-    """
+    """Run the function on the freshest copy of a stored session, and save it."""
     stored = unit.stored
     assert stored is not None  # noqa: S101 - for type checkers
     content = core.serializer.dumps(unit.data)
@@ -81,9 +107,14 @@ def run_atomically(
 
     try:
         current = core.ask(unit, "load", core.backend.load, unit.key)
-    except RecordError:
+    except RecordError as error:
+        if error.reason == "newer" and changes_user(core, unit):
+            raise refuse_newer(core, unit) from error
         current = None
     if current is None or current.is_tombstone:
+        if current is not None:
+            # Somebody logged out before this, and meant the session of this moment.
+            log_out_successor(core, unit, current)
         unit.data.clear()
         unit.lose()
         unit.wish = max(unit.wish, Wish.SAVE)
@@ -99,3 +130,20 @@ def run_atomically(
                 unit.wish = max(unit.wish, Wish.SAVE)
         raise
     return results[0]
+
+
+def _run_on_unstored(core: Core, unit: Unit, function: cabc.Callable[[], T]) -> T:
+    """Run the function on a session that has no stored copy yet, or none any more.
+
+    What it changed before it raised is undone, as in a stored one.
+    """
+    known, wish, is_modified = unit.known, unit.wish, unit.is_modified
+    content, lifetime = core.serializer.dumps(unit.data), unit.lifetime
+    try:
+        return function()
+    except BaseException:
+        if unit.known is known and unit.failure is None:
+            unit.data = core.serializer.loads(content)
+            unit.lifetime = lifetime
+            unit.wish, unit.is_modified = max(wish, unit.least_wish), is_modified
+        raise

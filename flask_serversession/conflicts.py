@@ -37,6 +37,7 @@ def wait(core: Core, unit: Unit, current: Record, conflicts: int) -> Record | No
     :param current: What was in the way.
     :param conflicts: How many there were in a row.
     :raises ConflictError: after a hundred.
+    :raises RecordError: if what is stored then cannot be read.
     """
     if conflicts >= _MAX_TRIES:
         raise ConflictError(
@@ -49,11 +50,7 @@ def wait(core: Core, unit: Unit, current: Record, conflicts: int) -> Record | No
     pause = min(_MAX_PAUSE, 0.001 * 2**conflicts)
     time.sleep(random.uniform(0, pause))  # noqa: S311
     # The others went on meanwhile, so what was in the way is of no use any more.
-    try:
-        record = core.ask(unit, "load", core.backend.load, unit.key)
-    except RecordError:
-        return None
-    return None if record is None or record.is_tombstone else record
+    return core.ask(unit, "load", core.backend.load, unit.key)
 
 
 def resolve(core: Core, unit: Unit, current: Record) -> None:

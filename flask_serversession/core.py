@@ -182,6 +182,11 @@ class Core:
             return None  # a function cannot keep anybody from logging out
         return find_user(data, user_key)
 
+    def is_user_key(self, key: object) -> bool:
+        """Whether a session's content says under a key whom it belongs to."""
+        user_key = self.config.user_key
+        return not callable(user_key) and key in user_key
+
     def handle(self, unit: Unit) -> str:
         """Return the public form of the session's key."""
         if unit.identity is None and unit.known is Known.NEW:
@@ -348,18 +353,21 @@ class Core:
         serializer, lifetime = self.serializer, unit.lifetime
         unit.adopt(Stored(record, payload, serializer, lifetime, issued_at))
 
-    def adopt(self, unit: Unit, record: Record) -> None:
+    def adopt(self, unit: Unit, record: Record, is_first_look: bool = False) -> bool:
         """Go on with a record that was loaded.
 
+        :param is_first_look: As for :meth:`.Unit.adopt`.
+        :return: Whether it was adopted.
         :raises RecordError: if it cannot be read.
         """
         envelope = self._sealer.open(record.data, unit.key)
         payload, serializer = envelope.payload, self.serializer
         if envelope.serializer != serializer.code:
             serializer = _former_serializer(envelope.serializer)
-        unit.adopt(
+        return unit.adopt(
             Stored(record, payload, serializer, envelope.lifetime, envelope.issued_at),
             serializer.open(payload),
+            is_first_look,
         )
 
 

@@ -26,6 +26,7 @@ from .errors import ConfigurationError
 from .errors import ServerSessionError
 from .interface import ServerSessionInterface
 from .lifecycle import Lifecycle
+from .logouts import LogOuts
 from .operator import AppState
 from .operator import SessionInfo as SessionInfo
 from .sessions import accessed_unit
@@ -112,7 +113,8 @@ class ServerSession:
             warnings.warn(warning, ConfigurationWarning, stacklevel=3)
         _warn_of_backend(app, backend)
         unsaved = UnsavedChanges(core, accessed_unit)
-        lifecycle = Lifecycle(core, takeover, unsaved)
+        log_outs = LogOuts(core, accessed_unit)
+        lifecycle = Lifecycle(core, takeover, unsaved, log_outs)
         interface = self.interface_class(config, lifecycle, Cleanup(config, backend))
         app.extensions[_KEY] = AppState(config, backend, interface, takeover)
         app.session_interface = interface

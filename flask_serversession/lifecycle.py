@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections.abc as cabc
 import contextlib
 import dataclasses
-import enum
 import logging
 import typing as t
 
@@ -18,7 +17,10 @@ from . import conflicts
 from . import signals
 from .activity import touch_stored
 from .activity import touch_unseen
-from .atomic import run_atomically
+from .atomic import run
+from .attempts import Attempts
+from .attempts import Outcome
+from .attempts import Resolve
 from .backends.base import Conflict
 from .backends.base import Replaced
 from .core import Core
@@ -30,6 +32,9 @@ from .errors import SerializationError
 from .errors import ServerSessionError
 from .errors import SessionLostError
 from .loading import Loader
+from .logouts import LogOuts
+from .logouts import changes_user
+from .logouts import refuse_newer
 from .moment import Ahead
 from .moment import Moment
 from .moment import is_doubtful
@@ -41,6 +46,7 @@ from .record import Record
 from .rotation import Rotation
 from .rotation import create
 from .rotation import delete_successor
+from .rotation import is_somebody_left
 from .rotation import log_out_successor
 from .unit import PERMANENT_KEY
 from .unit import Cookie
@@ -54,7 +60,6 @@ if t.TYPE_CHECKING:
     from .takeover import Takeover
 
 T = t.TypeVar("T")
-Resolve = cabc.Callable[[Record], None]
 
 logger = logging.getLogger("flask_serversession")
 
@@ -66,55 +71,26 @@ _ENDING = frozenset({Step.EXPIRE, Step.DELETE})
 _UNCHANGED: tuple[str, bytes | None] = ("", None)
 
 
-class Outcome(enum.IntEnum):
-    """What became of a step."""
-
-    #: It was done.
-    DONE = 0
-    #: Something was learnt, or another request was in the way: plan again.
-    AGAIN = 1
-    #: The session is gone, or nobody can tell: the browser is told nothing.
-    LOST = 2
-
-
-class _Attempts:
-    """What one call of settle() carries from one attempt to the next.
-
-    :param resolve: Brings in what another request has stored; ``None`` for a merge.
-    """
-
-    #: The change of the id, once one was begun.
-    rotation: Rotation | None = None
-    conflicts: int = 0
-    #: Why the session is written, for the log.
-    reason: str = ""
-    #: The content as the look for changes has serialized it.
-    encoded: bytes | None = None
-
-    def __init__(self, resolve: Resolve | None) -> None:
-        self.resolve = resolve
-
-    @property
-    def is_rotation_pending(self) -> bool:
-        """Whether the session is stored under a new id that nobody was told yet."""
-        return self.rotation is not None and self.rotation.pending is not None
-
-
 class Lifecycle:
     """What sessions ask for, and what becomes of them. Thread-safe.
 
     :param takeover: Takes over the sessions of other kinds; ``None`` if none are.
     :param unsaved: Warns of changes that are not saved.
+    :param log_outs: Hears of log-outs that change nothing in a session.
     """
 
     def __init__(
-        self, core: Core, takeover: Takeover | None, unsaved: UnsavedChanges
+        self,
+        core: Core,
+        takeover: Takeover | None,
+        unsaved: UnsavedChanges,
+        log_outs: LogOuts,
     ) -> None:
         self.core = core
-        self.loader = Loader(core, takeover)
+        self.loader = Loader(core, takeover, log_outs)
         self.unsaved = unsaved
         self._act: dict[
-            Step, cabc.Callable[[Unit, Plan, Moment, _Attempts], Outcome]
+            Step, cabc.Callable[[Unit, Plan, Moment, Attempts], Outcome]
         ] = {
             Step.TOUCH: self._touch,
             Step.CREATE: self._create,
@@ -162,7 +138,7 @@ class Lifecycle:
         resolve: Resolve | None,
     ) -> Cookie:
         """Do what the table says, and ask it again after each conflict."""
-        attempts = _Attempts(resolve)
+        attempts = Attempts(resolve)
         try:
             while True:
                 attempts.reason, attempts.encoded = change
@@ -183,7 +159,7 @@ class Lifecycle:
                 attempts.rotation.take_back()
 
     def _find_change(
-        self, unit: Unit, moment: Moment, attempts: _Attempts | None
+        self, unit: Unit, moment: Moment, attempts: Attempts | None
     ) -> tuple[str, bytes | None]:
         """Find out once why a stored session has to be written, and get a new id.
 
@@ -255,7 +231,7 @@ class Lifecycle:
         return Outcome.DONE
 
     def _replace(
-        self, unit: Unit, row: Plan, moment: Moment, attempts: _Attempts
+        self, unit: Unit, row: Plan, moment: Moment, attempts: Attempts
     ) -> Outcome:
         if not row.renews and (outcome := self._look_again(unit, attempts)) is not None:
             return outcome
@@ -283,8 +259,8 @@ class Lifecycle:
             result = core.ask(
                 unit, "replace", core.backend.replace, unit.key, record, stored.version
             )
-        except RecordError:
-            return self._give_up(unit, attempts)
+        except RecordError as error:
+            return self._give_up(unit, attempts, error)
         if isinstance(result, Conflict) and result.current.data == record.data:
             # No two writes are alike: an acknowledgement was lost, and a driver that
             # asked again met what it had already written.
@@ -308,10 +284,10 @@ class Lifecycle:
                     # request has just done that.
                     return Outcome.DONE
                 return self._conflict(unit, result.current, attempts)
-            log_out_successor(core, unit, result.current)
+            return self._follow(unit, attempts, result.current)
         return self._give_up(unit, attempts)
 
-    def _look_again(self, unit: Unit, attempts: _Attempts) -> Outcome | None:
+    def _look_again(self, unit: Unit, attempts: Attempts) -> Outcome | None:
         """Learn when the session was used while this request ran.
 
         A write that renews nothing would undo what another request has recorded by a
@@ -334,7 +310,7 @@ class Lifecycle:
         return None
 
     def _rotate(
-        self, unit: Unit, row: Plan, moment: Moment, attempts: _Attempts
+        self, unit: Unit, row: Plan, moment: Moment, attempts: Attempts
     ) -> Outcome:
         user, key = unit.stored_user, unit.key
         reason = moment.rotation
@@ -346,7 +322,10 @@ class Lifecycle:
             reason = "regenerate() was called"
         if attempts.rotation is None:
             attempts.rotation = Rotation(self.core, unit)
-        result = attempts.rotation.attempt(reason, row.renews, attempts.encoded)
+        try:
+            result = attempts.rotation.attempt(reason, row.renews, attempts.encoded)
+        except RecordError as error:
+            return self._give_up(unit, attempts, error)
         if isinstance(result, Record):
             return self._conflict(unit, result, attempts)
         if not result:
@@ -370,12 +349,11 @@ class Lifecycle:
                 self._delete_current(unit)
 
     def _fail(self, unit: Unit, *_: t.Any) -> Outcome:
-        assert unit.failure is not None  # noqa: S101 - for type checkers
-        raise unit.failure
+        raise unit.failure or refuse_newer(self.core, unit)
 
     # Conflicts
 
-    def _conflict(self, unit: Unit, current: Record, attempts: _Attempts) -> Outcome:
+    def _conflict(self, unit: Unit, current: Record, attempts: Attempts) -> Outcome:
         """Bring in what another request has stored.
 
         :param current: What was in the way.
@@ -385,10 +363,14 @@ class Lifecycle:
             found = conflicts.wait(self.core, unit, current, attempts.conflicts)
             if found is None:
                 return self._give_up(unit, attempts)
+            if found.is_tombstone:
+                return self._follow(unit, attempts, found)
             if attempts.resolve is None:
                 conflicts.resolve(self.core, unit, found)
             else:
                 attempts.resolve(found)
+        except RecordError as error:
+            return self._give_up(unit, attempts, error)
         except (BackendError, ConflictError) as error:
             if attempts.reason or isinstance(error, BackendUnavailableError):
                 raise
@@ -397,11 +379,27 @@ class Lifecycle:
             return Outcome.LOST
         return Outcome.AGAIN
 
-    def _give_up(self, unit: Unit, attempts: _Attempts) -> Outcome:
-        """Drop what could not be written, since the session is gone."""
+    def _follow(self, unit: Unit, attempts: Attempts, tombstone: Record) -> Outcome:
+        """Give up, since the session has another id now; a log-out follows it."""
+        try:
+            log_out_successor(self.core, unit, tombstone)
+        except RecordError as error:
+            return self._give_up(unit, attempts, error)
+        return self._give_up(unit, attempts)
+
+    def _give_up(
+        self, unit: Unit, attempts: Attempts, error: RecordError | None = None
+    ) -> Outcome:
+        """Drop what could not be written, since the session is gone.
+
+        :param error: Why what is stored now cannot be read.
+        """
         # First: whoever is told of the loss must not find a successor in the store.
         if attempts.rotation is not None:
             attempts.rotation.take_back()
+        is_newer = error is not None and error.reason == "newer"
+        if is_newer and changes_user(self.core, unit):
+            raise refuse_newer(self.core, unit) from error
         return self._lose(unit, bool(attempts.reason))
 
     # Telling
@@ -446,11 +444,17 @@ class Lifecycle:
             record = core.ask(unit, "load", core.backend.load, unit.key)
         except RecordError as error:
             self.loader.take_unreadable(unit, error)
+            if unit.known is Known.BROKEN:
+                raise refuse_newer(core, unit) from error
             return False
         if record is None:
             self.loader.begin_instead(unit, "unknown")
             return False
-        delete_successor(core, unit, record)
+        try:
+            delete_successor(core, unit, record)
+        except RecordError as error:
+            if error.reason == "newer":
+                raise refuse_newer(core, unit) from error
         unit.lose()
         return False
 
@@ -480,6 +484,12 @@ class Lifecycle:
         if unit.known is Known.STORED:
             unit.want(Wish.NEW_ID if keep_data else Wish.RESTART)
             return
+        if not keep_data and (
+            unit.known is Known.BROKEN
+            or (unit.known is Known.GONE and is_somebody_left(self.core, unit))
+        ):
+            unit.want(Wish.END)  # whoever starts over is logged out
+            return
         unit.want(Wish.SAVE)
         if unit.known is Known.NEW:
             unit.identity = None
@@ -496,6 +506,8 @@ class Lifecycle:
             # neither, should the view go on.
             unit.want(Wish.END)
             raise unit.failure
+        if unit.known is Known.BROKEN:
+            raise refuse_newer(self.core, unit)
         unit.data.clear()
         unit.forget_wishes()
         unit.is_exposed = False
@@ -544,9 +556,9 @@ class Lifecycle:
         moment = Moment(self.core)
         if unit.known is Known.NEW and not unit.is_empty:
             unit.want(Wish.SAVE)
-        elif unit.failure is not None and unit.known is Known.BROKEN and moment.raises:
+        elif (failure := unit.failure) is not None and unit.known is Known.BROKEN:
             # Said here, and not again at the end of a request that changed nothing.
-            raise unit.failure
+            raise failure
         self.settle(unit, moment, resolve)
 
     def save_event(self, unit: Unit) -> None:
@@ -596,14 +608,4 @@ class Lifecycle:
 
     def atomic(self, unit: Unit, function: cabc.Callable[[], T]) -> T:
         """Run the function on the freshest copy and save it."""
-        if unit.is_atomic:  # a part of what the outer one saves, and repeats
-            return function()
-        unit.is_atomic = True
-        try:
-            if unit.known is Known.STORED:
-                return run_atomically(self.core, unit, function, self.write)
-            result = function()
-            self.write(unit, None)
-            return result
-        finally:
-            unit.is_atomic = False
+        return run(self.core, unit, function, self.write)

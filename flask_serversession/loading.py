@@ -10,8 +10,11 @@ from .cookie import REMEMBERED
 from .core import Core
 from .errors import BackendUnavailableError
 from .errors import RecordError
+from .logouts import LogOuts
 from .record import NO_META
 from .record import Record
+from .unit import Identity
+from .unit import Known
 from .unit import Unit
 from .unit import Wish
 
@@ -25,11 +28,15 @@ class Loader:
     """Makes known what a request did not know of its session yet. Thread-safe.
 
     :param takeover: Takes over the sessions of other kinds; ``None`` if none are.
+    :param log_outs: Hears of log-outs that change nothing in a session.
     """
 
-    def __init__(self, core: Core, takeover: Takeover | None = None) -> None:
+    def __init__(
+        self, core: Core, takeover: Takeover | None, log_outs: LogOuts
+    ) -> None:
         self.core = core
         self._takeover = takeover
+        self._log_outs = log_outs
         self._reported: dict[str, None] = {}
         # As verified cookies are remembered, so are the keys of their ids.
         self._identify = functools.lru_cache(REMEMBERED)(core.identify)
@@ -37,12 +44,14 @@ class Loader:
     def verify(self, unit: Unit) -> None:
         """Find the cookie that verifies. Asks nothing of the backend."""
         presented = unit.presented
-        if presented.is_verified:
+        if presented.is_verified or self.verify_next(unit):
             return
-        if self.verify_next(unit) or not presented.values:
+        if presented.is_verified or not presented.values:
+            presented.is_verified = True  # perhaps by another thread of the request
             return
         if self._takeover is not None:
             presented.claim = self._takeover.recognize(presented.values)
+        presented.is_verified = True
         if presented.claim is None:
             self.core.reject("", "forged")
 
@@ -52,27 +61,38 @@ class Loader:
         cookie = unit.presented.verify_next(unit.signer, id)
         if cookie is None:
             return False
-        unit.presented.cookie = cookie
         unit.identity = self._identify(cookie.id)
+        unit.presented.cookie = cookie
+        unit.presented.is_verified = True  # last, as other threads go by it
         return True
 
     def load(self, unit: Unit) -> None:
         """Find out what is stored. Afterwards the session is not ``UNSEEN``."""
+        try:
+            self._load(unit)
+        finally:
+            if unit.known >= Known.GONE:
+                self._log_outs.watch()
+
+    def _load(self, unit: Unit) -> None:
         presented, core = unit.presented, self.core
         if not presented.is_verified:
             self.verify(unit)
         if presented.claim is not None and self._takeover is not None:
             self._take_over(unit, self._takeover)
             return
-        if unit.identity is None:
-            unit.begin()
+        identity = unit.identity
+        if identity is None:
+            unit.begin_empty()
             return
         opened_at, presented.seen_at = presented.seen_at, core.clock()
         try:
-            record = core.backend.load(unit.identity.key)
+            record = core.backend.load(identity.key)
             if len(presented.values) > 1 and (record is None or record.is_tombstone):
-                record = self._load_next(unit, record)
+                record = self._load_next(unit, identity, record)
         except BackendUnavailableError as error:
+            if unit.known is not Known.UNSEEN:
+                return
             # Whatever else this request does with its session, it does not wait for
             # the backend again, so that an error page can still be rendered.
             unit.fail(error)
@@ -80,8 +100,13 @@ class Loader:
             if core.config.on_backend_error == "raise":
                 raise
         except RecordError as error:
-            self.take_unreadable(unit, error)
+            if unit.known is Known.UNSEEN:
+                self.take_unreadable(unit, error)
         else:
+            if unit.known is not Known.UNSEEN:
+                # Another thread or greenlet of this request has looked at the same
+                # time, and was faster. What it has found may be changed by now.
+                return
             if record is None and core.ended.has(unit.key, since=opened_at):
                 # Another request has ended it while this one had yet to look. It may
                 # have begun another one, whose cookie this one must not replace.
@@ -90,7 +115,9 @@ class Loader:
             else:
                 self.take(unit, record)
 
-    def _load_next(self, unit: Unit, record: Record | None) -> Record | None:
+    def _load_next(
+        self, unit: Unit, identity: Identity, record: Record | None
+    ) -> Record | None:
         """Look behind the cookie of a session that is gone for that of a live one.
 
         A browser goes on sending one that was left on another path or domain, before
@@ -98,12 +125,19 @@ class Loader:
 
         :return: The live one's record; else the given one, and the unit is as before.
         """
-        first = unit.cookie, unit.identity
-        while self.verify_next(unit):
-            found = self.core.backend.load(unit.key)
-            if found is not None and not found.is_tombstone:
+        presented, core = unit.presented, self.core
+        for number, cookie in presented.candidates(unit.signer, identity.id):
+            other = core.identify(cookie.id)
+            is_chosen = True
+            try:
+                found = core.backend.load(other.key)
+                is_chosen = found is not None and not found.is_tombstone
+            finally:
+                if is_chosen and unit.known is Known.UNSEEN:
+                    presented.select(number, cookie)
+                    unit.identity = other
+            if is_chosen:
                 return found
-        unit.presented.cookie, unit.identity = first
         return record
 
     def take(self, unit: Unit, record: Record | None) -> None:
@@ -116,7 +150,8 @@ class Loader:
             core.reject(unit.key, "rotated")
         else:
             try:
-                core.adopt(unit, record)
+                if not core.adopt(unit, record, is_first_look=True):
+                    return
             except RecordError as error:
                 self.take_unreadable(unit, error)
                 return

@@ -232,10 +232,13 @@ def _gone(unit: Unit, moment: Moment) -> Plan:
 
 
 def _broken(unit: Unit, moment: Moment) -> Plan:
-    # Logging out must not look as if it had worked, nor must a change that was made
-    # although the failure was raised.
-    is_unheard = unit.wish is Wish.END or (unit.wish >= Wish.SAVE and moment.raises)
-    return FAIL if unit.failure is not None and is_unheard else NOTHING
+    # Logging out must not look as if it had worked, ...
+    if unit.wish is Wish.END:
+        return FAIL
+    # ... nor must what is stored, unless it is a newer version's: its visitors have an
+    # empty session that is not saved, until all workers have that version.
+    is_unsaved = unit.wish >= Wish.SAVE and (moment.raises or not unit.is_empty)
+    return FAIL if unit.failure is not None and is_unsaved else NOTHING
 
 
 _ROWS: tuple[t.Callable[[Unit, Moment], Plan], ...] = (

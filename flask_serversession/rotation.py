@@ -21,13 +21,13 @@ from .errors import BackendUnavailableError
 from .errors import RecordError
 from .errors import ServerSessionError
 from .ids import key_of_handle
+from .logouts import logs_out
 from .record import TOMBSTONE_DATA
 from .record import Record
 from .unit import PERMANENT_KEY
 from .unit import Cookie
 from .unit import Identity
 from .unit import Unit
-from .unit import Wish
 
 logger = logging.getLogger("flask_serversession")
 
@@ -121,6 +121,7 @@ class Rotation:
 
         :return: Whether it came off, or the record of another request that was in
             the way.
+        :raises RecordError: if what is stored now cannot be read.
         :raises ServerSessionError: if the response was sent already.
         """
         core, unit = self._core, self._unit
@@ -212,17 +213,14 @@ class Rotation:
         tombstone = make_tombstone(
             core.clock(), core.clock() + core.config.rotation_grace, meta
         )
-        try:
-            result = core.ask(
-                unit,
-                "replace",
-                core.backend.replace,
-                unit.key,
-                tombstone,
-                old_record.version,
-            )
-        except RecordError:
-            return False
+        result = core.ask(
+            unit,
+            "replace",
+            core.backend.replace,
+            unit.key,
+            tombstone,
+            old_record.version,
+        )
         if isinstance(result, Conflict):
             if not result.current.is_tombstone:
                 return result.current
@@ -282,8 +280,24 @@ def delete_successor(core: Core, unit: Unit, tombstone: Record) -> None:
         tombstone = found
 
 
+def is_somebody_left(core: Core, unit: Unit) -> bool:
+    """Whether the same user is logged in under the id that a session has now."""
+    key = unit.key
+    for _ in range(MAX_STEPS):
+        try:
+            record = core.ask(unit, "load", core.backend.load, key)
+        except RecordError:
+            return True  # nobody can tell, and the log-out will say so
+        if record is None or not record.is_tombstone:
+            return record is not None and record.user is not None
+        successor = successor_of(record, core.config.key_prefix)
+        if successor is None or not record.meta.get(SAME_USER):
+            return False
+        key = successor
+    return True
+
+
 def log_out_successor(core: Core, unit: Unit, tombstone: Record) -> None:
     """End the successor, if the change that cannot be saved any more is a log-out."""
-    has_nobody = unit.is_restarted or core.user_of(unit.data) is None
-    if unit.wish is Wish.END or (unit.stored_user is not None and has_nobody):
+    if logs_out(core, unit):
         delete_successor(core, unit, tombstone)

@@ -19,6 +19,7 @@ from flask.sessions import SessionMixin
 from .config import MAX_DURATION
 from .errors import RecordError
 from .lifecycle import Lifecycle
+from .logouts import note_removal
 from .meta import Meta
 from .record import NO_META
 from .serializers.lazy import LazyMap
@@ -47,9 +48,10 @@ class ServerSideSession(SessionMixin):
     A change inside a value (``session["cart"]["n"] += 1``) is found and saved
     without ``session.modified = True``.
 
-    Not for use by several threads at once, like everything that belongs to one
-    request. Every method that reads or writes raises
-    :exc:`.BackendUnavailableError` if the backend does not answer.
+    Not to be changed by several threads at once, like everything that belongs to one
+    request. A thread or greenlet that only reads beside the view, in a context of
+    Flask's ``copy_current_request_context``, undoes nothing. Every method that reads or
+    writes raises :exc:`.BackendUnavailableError` if the backend does not answer.
     """
 
     #: Whether the request looked at the session; decides about ``Vary: Cookie``.
@@ -105,11 +107,15 @@ class ServerSideSession(SessionMixin):
         unit = self._loaded()
         unit.data[key] = value
         unit.want(Wish.SAVE)
+        if value is None and unit.known >= Known.GONE:
+            note_removal(self._lifecycle.core, unit, key)
 
     def __delitem__(self, key: str) -> None:
         unit = self._loaded()
         del unit.data[key]
         unit.want(Wish.SAVE)
+        if unit.known >= Known.GONE:
+            note_removal(self._lifecycle.core, unit, key)
 
     def __iter__(self) -> cabc.Iterator[str]:
         unit = self._loaded()
@@ -149,6 +155,17 @@ class ServerSideSession(SessionMixin):
         unit.lifetime = None
         unit.own_meta = NO_META
         unit.data.clear()
+
+    def pop(self, key: str, *default: t.Any) -> t.Any:
+        """Remove a key, and return its value; the default if it is not there.
+
+        Taking the user out of a session that another request has given a new id, or
+        that cannot be read, logs out: it ends that session, or raises.
+        """
+        unit = self._loaded()
+        if unit.known >= Known.GONE and key not in unit.data:
+            note_removal(self._lifecycle.core, unit, key)
+        return super().pop(key, *default)
 
     def popitem(self) -> tuple[str, t.Any]:
         """Remove the last key, and give it and its value."""

@@ -11,8 +11,8 @@ classes below are its parts:
 -   :class:`Cookie`: what earlier steps of this request owe the browser;
 -   :class:`Phase`: whether the response has begun.
 
-Only :meth:`Unit.begin`, :meth:`Unit.adopt`, :meth:`Unit.lose` and :meth:`Unit.fail`
-set :attr:`Unit.known`.
+Only :meth:`Unit.begin`, :meth:`Unit.begin_empty`, :meth:`Unit.adopt`, :meth:`Unit.lose`
+and :meth:`Unit.fail` set :attr:`Unit.known`.
 """
 
 from __future__ import annotations
@@ -157,13 +157,29 @@ class Presented:
 
         :return: It, which is not yet the one that counts; ``None`` if there is none.
         """
-        self.is_verified = True
-        for value in self.values[self._tried : MAX_CANDIDATES]:
-            self._tried += 1
+        for number, cookie in self.candidates(signer, id):
+            self._tried = number
+            return cookie
+        self._tried = len(self.values)
+        return None
+
+    def candidates(
+        self, signer: CookieSigner, id: str
+    ) -> cabc.Iterator[tuple[int, CookieState]]:
+        """Go through the cookies that verify and have another id, and keep nothing.
+
+        :return: With the number of each, for :meth:`select`.
+        """
+        values = self.values[self._tried : MAX_CANDIDATES]
+        for number, value in enumerate(values, self._tried + 1):
             cookie = signer.verify(value)
             if cookie is not None and cookie.id != id:
-                return cookie
-        return None
+                yield number, cookie
+
+    def select(self, number: int, cookie: CookieState) -> None:
+        """Let one of the candidates be the cookie that counts."""
+        self._tried = number
+        self.cookie = cookie
 
 
 _NOTHING_PRESENTED = Presented((), 0.0)
@@ -349,24 +365,43 @@ class Unit:
         self.own_meta = None
         self._owe_no_id()
 
+    def begin_empty(self) -> None:
+        """The browser has sent nothing. Sets nothing that another thread changes."""
+        self.is_new = True
+        self.known = Known.NEW
+
     def adopt(
-        self, stored: Stored, data: cabc.MutableMapping[str, t.Any] | None = None
-    ) -> None:
+        self,
+        stored: Stored,
+        data: cabc.MutableMapping[str, t.Any] | None = None,
+        is_first_look: bool = False,
+    ) -> bool:
         """There is this record: it was loaded, or this request has just stored it.
 
         :param data: What was loaded; ``None`` if it was stored, and so is there.
+        :param is_first_look: Leave what another thread or greenlet of the request has
+            loaded meanwhile, and perhaps changed.
+        :return: Whether it was adopted.
         """
+        if data is not None:
+            # Nothing is called from here on, so no other thread comes in between.
+            if is_first_look and self.known is not Known.UNSEEN:
+                return False
+            self.data = data
+            self.lifetime = stored.lifetime
+            self.own_meta = None
+            self.stored = stored
+            # Last: another thread that sees it takes the content for loaded.
+            self.known = Known.STORED
+            return True
         self.known = Known.STORED
         self.stored = stored
         self.own_meta = None
-        if data is not None:
-            self.data = data
-            self.lifetime = stored.lifetime
-            return
         self.is_saved = True
         self.wish = self.least_wish
         # Somebody may hold on to a list that is in there now.
         self.is_exposed = True
+        return True
 
     def lose(self) -> None:
         """Another request has ended the session, or given it another id."""

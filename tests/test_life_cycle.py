@@ -442,3 +442,67 @@ def test_a_new_session_that_cannot_be_stored_keeps_its_name() -> None:
     with site.backend.failing("create"):
         site.browser().visit(view)
     assert len({*names}) == 1
+
+
+@pytest.mark.parametrize("is_begun", [False, True], ids=["empty", "written to"])
+def test_atomic_that_raises_undoes_its_changes_of_a_new_session_too(
+    is_begun: bool,
+) -> None:
+    site = make_site()
+    browser = site.browser()
+
+    def buy(own: t.Any) -> None:
+        own["coins"] = own.get("coins", 10) - 30
+        own.setdefault("log", []).append("bought")
+        own.lifetime = 100
+        own.permanent = True
+        raise ValueError("too expensive")
+
+    def act() -> str:
+        if is_begun:
+            session["log"] = ["seen"]
+        with pytest.raises(ValueError, match="too expensive"):
+            typed_session.atomic(buy)
+        assert session.modified is is_begun
+        return f"{dict(session)} {typed_session.lifetime}"
+
+    expected: dict[str, t.Any] = {"log": ["seen"]} if is_begun else {}
+    response = browser.visit(act)
+    assert response.text == f"{expected} None"
+    assert cookie_of(response, site) == ("set" if is_begun else "none")
+    assert browser.read() == expected
+
+
+def test_atomic_on_a_new_session_whose_failure_is_hidden_is_no_success() -> None:
+    site = make_site()
+    browser = site.browser()
+
+    def act() -> str:
+        with pytest.raises(BackendUnavailableError):
+            typed_session.atomic(lambda own: own.update(n=1))
+        return "stored"
+
+    with site.backend.failing("create"):
+        assert browser.visit(act).status_code == 503
+    assert site.backend.count() == 0
+
+
+def test_atomic_that_raises_undoes_its_changes_of_a_session_that_is_gone() -> None:
+    site = make_site()
+    browser = site.browser()
+    browser.set(_user_id="ada")
+    late = browser.twin()
+    browser.visit(lambda: typed_session.regenerate())
+
+    def log_out(own: t.Any) -> None:
+        own["n"] = 1
+        own.pop("_user_id", None)
+        raise ValueError("on purpose")
+
+    def act() -> str:
+        with pytest.raises(ValueError, match="on purpose"):
+            typed_session.atomic(log_out)
+        return str(dict(session))
+
+    assert late.visit(act).text == "{}"
+    assert browser.read() == {"_user_id": "ada"}

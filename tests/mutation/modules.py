@@ -51,7 +51,7 @@ MODULES = {
     "plan": Module(("test_plan.py",)),
     "unit": Module(("test_unit.py",)),
     "core": Module(("test_core.py", "test_interface.py", *_WHOLE, "test_signals.py")),
-    "loading": Module(("test_loading.py",)),
+    "loading": Module(("test_loader.py",)),
     "conflicts": Module(("test_conflict_steps.py",)),
     "atomic": Module(
         (

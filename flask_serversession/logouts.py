@@ -1,0 +1,79 @@
+"""What is a log-out, and what keeps one from looking as if it had worked."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import sys
+import typing as t
+
+from .core import Core
+from .errors import BackendUnavailableError
+from .unit import Known
+from .unit import Unit
+from .unit import Wish
+
+
+def logs_out(core: Core, unit: Unit) -> bool:
+    """Whether nobody is logged in to a session afterwards who was before."""
+    if unit.stored_user is None:
+        return unit.wish is Wish.END
+    return unit.is_restarted or core.user_of(unit.data) is None
+
+
+def changes_user(core: Core, unit: Unit) -> bool:
+    """Whether whoever was logged in to a session is not afterwards."""
+    is_other = core.user_of(unit.data) not in (None, unit.stored_user)
+    return logs_out(core, unit) or (unit.stored_user is not None and is_other)
+
+
+def note_removal(core: Core, unit: Unit, key: object) -> None:
+    """Take the removal of the user for the log-out that it is meant to be.
+
+    :param unit: Of a session that is gone, or cannot be read: there is nobody in it.
+    """
+    if core.is_user_key(key):
+        unit.want(Wish.END)
+
+
+def refuse_newer(core: Core, unit: Unit) -> BackendUnavailableError:
+    """Return why a log-out fails that only a newer version could carry out."""
+    error = BackendUnavailableError(
+        "The session was written by a newer version of the library, and this one"
+        " cannot end it. Try again: a worker that was updated can.",
+        backend=core.backend.name,
+        operation="delete",
+    )
+    unit.want(Wish.END)
+    unit.fail(error)
+    return error
+
+
+class LogOuts:
+    """Hears of log-outs that leave no trace in a session. Thread-safe.
+
+    Flask-Login's ``logout_user()`` removes the keys that it finds, which are none where
+    another request has given the session a new id, or where it cannot be read. It
+    sends a signal all the same.
+
+    :param find: Returns what the session of the current request knows, if it was
+        accessed.
+    """
+
+    def __init__(self, core: Core, find: cabc.Callable[[], Unit | None]) -> None:
+        self._core = core
+        self._find = find
+        self._is_watching = False
+
+    def watch(self) -> None:
+        """Begin to listen, if Flask-Login is in use."""
+        if self._is_watching:
+            return
+        flask_login: t.Any = sys.modules.get("flask_login")
+        if flask_login is not None:
+            self._is_watching = True
+            flask_login.user_logged_out.connect(self._end, self._core.app)
+
+    def _end(self, app: object, **_: t.Any) -> None:
+        unit = self._find()
+        if unit is not None and unit.known >= Known.GONE:
+            unit.want(Wish.END)

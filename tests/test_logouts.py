@@ -1,0 +1,278 @@
+"""A log-out is one, or is not answered with a success, however it is spelled."""
+
+from __future__ import annotations
+
+import typing as t
+
+import flask
+import flask_login
+import pytest
+from flask import session as flask_session
+
+from flask_serversession import BackendUnavailableError
+from flask_serversession import RecordError
+from flask_serversession import session
+from flask_serversession.backends.base import Backend
+from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.record import Record
+from flask_serversession.testing import FakeClock
+
+from .site import Action
+from .site import Browser
+from .site import Site
+from .site import cookie_of
+
+
+def pop_in_atomic() -> None:
+    session.atomic(lambda own: own.pop("_user_id", None))
+
+
+def pop_and_count() -> None:
+    flask_session.pop("_user_id", None)
+    session.atomic(lambda own: own.update(n=1))
+
+
+def restart() -> None:
+    session.regenerate(keep_data=False)
+
+
+def remember_nobody() -> None:
+    flask_session["_user_id"] = None
+
+
+#: How applications log out.
+LOG_OUTS: dict[str, Action] = {
+    "clear": lambda: flask_session.clear(),
+    "destroy": lambda: session.destroy(),
+    "clear and destroy": lambda: (flask_session.clear(), session.destroy()),
+    "clear and flash": lambda: (flask_session.clear(), flask.flash("Good bye.")),
+    "pop": lambda: flask_session.pop("_user_id", None),
+    "none": remember_nobody,
+    "update": lambda: flask_session.update(_user_id=None),
+    "start over": restart,
+    "logout_user": lambda: flask_login.logout_user(),
+    "atomic, clear": lambda: session.atomic(lambda own: own.clear()),
+    "atomic, destroy": lambda: session.atomic(lambda own: own.destroy()),
+    "atomic, pop": pop_in_atomic,
+    "pop, atomic": pop_and_count,
+}
+log_outs = pytest.mark.parametrize("log_out", LOG_OUTS.values(), ids=[*LOG_OUTS])
+is_looked_at = pytest.mark.parametrize("looks", [False, True], ids=["", "looked at"])
+
+
+class NewerBackend(MemoryBackend):
+    """Holds what a newer version has written, under the keys that it is told."""
+
+    newer: t.Collection[str] = ()
+
+    def _check(self, key: str) -> None:
+        if key in self.newer:
+            raise RecordError("The record has format 2; this version knows 1.", "newer")
+
+    def load(self, key: str) -> Record | None:
+        self._check(key)
+        return super().load(key)
+
+    def replace(self, key: str, record: Record, expected: int) -> t.Any:
+        self._check(key)
+        return super().replace(key, record, expected)
+
+    def delete(self, key: str) -> bool:
+        self._check(key)
+        return super().delete(key)
+
+
+def make_site(backend: Backend | None = None, **settings: t.Any) -> Site:
+    clock = FakeClock()
+    site = Site({"SESSION_BACKEND": backend or MemoryBackend(clock)}, clock, **settings)
+    manager = flask_login.LoginManager(site.app)
+    manager.user_loader(lambda id: flask_login.UserMixin())
+    return site
+
+
+def start(site: Site) -> Browser:
+    browser = site.browser()
+    browser.set(_user_id="ada", n=0)
+    return browser
+
+
+def then(log_out: Action, looks: bool, meanwhile: Action = lambda: None) -> Action:
+    def act() -> str:
+        if looks:
+            assert flask_session.get("n") in (0, None)
+        meanwhile()
+        log_out()
+        return "You are logged out."
+
+    return act
+
+
+@log_outs
+@is_looked_at
+@pytest.mark.parametrize("when", ["before", "in between"])
+def test_a_log_out_at_a_newer_record_is_no_success(
+    log_out: Action, looks: bool, when: str
+) -> None:
+    backend = NewerBackend(FakeClock())
+    site = make_site(backend)
+    browser = start(site)
+
+    def appear() -> None:
+        backend.newer = [key for key, _ in backend.iterate()]
+
+    if when == "before":
+        appear()
+    response = browser.visit(then(log_out, looks, appear))
+    assert (response.status_code, cookie_of(response, site)) == (503, "none")
+    assert "Retry-After" in response.headers
+    backend.newer = ()
+    assert browser.read() == {"_user_id": "ada", "n": 0}
+    assert backend.count() == 1
+
+
+def test_a_view_that_hides_it_does_not_answer_success_either() -> None:
+    backend = NewerBackend(FakeClock())
+    site = make_site(backend)
+    browser = start(site)
+    backend.newer = [key for key, _ in backend.iterate()]
+
+    def destroy() -> str:
+        for _ in range(2):
+            with pytest.raises(BackendUnavailableError, match="newer version"):
+                session.destroy()
+        return "You are logged out."
+
+    assert browser.visit(destroy).status_code == 503
+
+
+@log_outs
+@is_looked_at
+def test_a_log_out_by_an_old_id_ends_the_session_under_its_new_one(
+    log_out: Action, looks: bool
+) -> None:
+    site = make_site()
+    browser = start(site)
+    late = browser.twin()
+    browser.visit(lambda: session.regenerate())
+    response = late.visit(then(log_out, looks))
+    assert (response.status_code, cookie_of(response, site)) == (200, "none")
+    assert browser.read() == {}
+    assert site.backend.count() == 0
+
+
+@log_outs
+@is_looked_at
+def test_a_log_out_while_the_id_changes_ends_the_session_under_its_new_one(
+    log_out: Action, looks: bool
+) -> None:
+    site = make_site()
+    browser = start(site)
+    late = browser.twin()
+
+    def regenerate() -> None:
+        browser.visit(lambda: session.regenerate())
+
+    response = late.visit(then(log_out, looks, regenerate))
+    assert response.status_code == 200
+    assert browser.read() == {}
+    assert site.backend.count() == 0
+
+
+@log_outs
+def test_a_log_out_that_met_many_changes_and_then_a_new_id_is_one(
+    log_out: Action,
+) -> None:
+    site = make_site()
+    browser = start(site)
+    late = browser.twin()
+    turns = iter(range(10))
+
+    def come_in() -> None:
+        if next(turns) < 3:
+            browser.visit(
+                lambda: session.atomic(lambda own: own.update(n=own["n"] + 1))
+            )
+        else:
+            del site.backend.before["replace"]
+            browser.visit(lambda: session.regenerate())
+
+    site.backend.before["replace"] = come_in
+    late.visit(then(log_out, True))
+    site.backend.before.clear()
+    assert browser.read() == {}
+    assert site.backend.count() == 0
+
+
+@log_outs
+def test_the_old_id_has_no_say_in_the_session_of_another_user(log_out: Action) -> None:
+    site = make_site()
+    browser = start(site)
+    late = browser.twin()
+    browser.set(_user_id="grace")
+    late.visit(then(log_out, True))
+    assert browser.read() == {"_user_id": "grace", "n": 0}
+
+
+@log_outs
+@pytest.mark.parametrize("policy", ["raise", "ignore"])
+@is_looked_at
+def test_a_log_out_while_the_backend_is_down_is_no_success(
+    log_out: Action, policy: str, looks: bool
+) -> None:
+    # Flask-Login looks at the session after each request, and fails there.
+    site = make_site(SESSION_ON_BACKEND_ERROR=policy, PROPAGATE_EXCEPTIONS=False)
+    browser = start(site)
+    with site.backend.failing():
+        response = browser.visit(then(log_out, looks))
+    assert (response.status_code, cookie_of(response, site)) == (503, "none")
+    assert browser.read() == {"_user_id": "ada", "n": 0}
+
+
+@log_outs
+def test_a_log_out_after_a_loss_ends_the_session_under_its_new_id(
+    log_out: Action,
+) -> None:
+    site = make_site()
+    browser = start(site)
+    late = browser.twin()
+
+    def lose() -> None:
+        flask_session["m"] = 1
+        browser.visit(lambda: session.regenerate())
+        session.save()
+
+    late.visit(then(log_out, True, lose))
+    assert browser.read() == {}
+    assert site.backend.count() == 0
+
+
+@pytest.mark.parametrize("lose", ["save", "reload", "atomic"])
+def test_what_is_written_after_a_loss_is_no_log_out(lose: str) -> None:
+    site = make_site()
+    browser = start(site)
+    late = browser.twin()
+
+    def act() -> None:
+        flask_session["m"] = 1
+        browser.visit(lambda: session.regenerate())
+        if lose == "atomic":
+            session.atomic(lambda own: own.update(k=1))
+        else:
+            getattr(session, lose)()
+        flask_session["m"] = 2
+
+    late.visit(act)
+    assert browser.read() == {"_user_id": "ada", "n": 0}
+
+
+def test_taking_out_what_is_not_there_is_no_log_out() -> None:
+    site = make_site()
+    browser = start(site)
+    late = browser.twin()
+    browser.visit(lambda: session.regenerate())
+    late.visit(lambda: flask_session.pop("next", None))
+    assert browser.read() == {"_user_id": "ada", "n": 0}
+    with pytest.raises(KeyError):
+        late.visit(lambda: flask_session.pop("next"))
+    assert site.browser().visit(lambda: flask_session.pop("_user_id", 1)).text == "1"
+    assert browser.visit(lambda: flask_session.pop("n")).text == "0"
