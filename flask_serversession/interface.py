@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 import typing as t
+import warnings
 
 from flask import Flask
 from flask import Request
@@ -23,7 +24,9 @@ from flask.sessions import NullSession
 from flask.sessions import SessionInterface
 from flask.sessions import SessionMixin
 
+from .config import ConfigurationWarning
 from .config import SessionConfig
+from .config import find_late_keys
 from .cookie import CookieSigner
 from .cookie import CookieState
 from .cookie import delete_cookie
@@ -135,8 +138,22 @@ class ServerSessionInterface(SessionInterface):
             config: t.Any = app.config
             secrets = (secret, *(config["SECRET_KEY_FALLBACKS"] or ()))
         if self._signer is None or self._signer[0] != secrets:
+            is_first = self._signer is None
             self._signer = (secrets, CookieSigner(secrets))
+            if is_first:  # here, it costs the other requests nothing
+                self._warn_of_late_settings(app)
         return self._signer[1]
+
+    def _warn_of_late_settings(self, app: Flask) -> None:
+        if keys := find_late_keys(app.config, self.config):
+            names = ", ".join(map(repr, keys))
+            warnings.warn(
+                "These settings were set or changed after ServerSession(app) or"
+                f" init_app(app) had read them, and are not in force: {names}. Set them"
+                " before.",
+                ConfigurationWarning,
+                stacklevel=2,
+            )
 
     # The two ends of a request
 
