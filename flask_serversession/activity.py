@@ -1,16 +1,72 @@
-"""Records that a session was used, without reading or writing what is in it."""
+"""Records that a session was used, and tells how long it lives if it is not."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import typing as t
 
 from .core import Core
 from .errors import BackendError
+from .errors import RecordError
 from .loading import Loader
+from .moment import Ahead
+from .moment import is_doubtful
+from .plan import Step
+from .plan import plan
+from .record import Record
+from .unit import Known
 from .unit import Unit
+from .unit import Wish
 
 logger = logging.getLogger("flask_serversession")
+
+# After these a session lives for its whole lifetime, if their row says that they renew.
+_RENEWING = frozenset({Step.CREATE, Step.TOUCH, Step.REPLACE, Step.ROTATE})
+_ENDING = frozenset({Step.EXPIRE, Step.DELETE})
+
+
+def time_left(core: Core, loader: Loader, unit: Unit) -> float:
+    """Return for how many seconds a session lives if it is not used again.
+
+    What this request does to it counts, as far as it is known. To ask is no activity.
+    """
+    if unit.known is Known.UNSEEN:
+        loader.load(unit)
+        if unit.wish is Wish.NOTHING and not unit.is_passive:
+            unit.is_passive = unit.is_glanced = True
+    expires_at = unit.record.expires_at if unit.known is Known.STORED else 0.0
+    if not unit.phase:
+        row = plan(unit, Ahead(core))
+        if row.renews and row.step in _RENEWING:
+            expires_at = core.renewed(unit)
+        elif row.step in _ENDING:
+            expires_at = 0.0
+    return max(0.0, expires_at - core.clock())
+
+
+def look_again(core: Core, unit: Unit) -> Record | t.Literal[True] | None:
+    """Learn when a session was used while this request ran, before it is written.
+
+    A write that renews nothing would undo what another request has recorded by a
+    touch, which is no change of the record's version.
+
+    :return: ``True`` if nothing is in the way; otherwise what is stored now, or
+        ``None`` if the session is gone.
+    """
+    stored = unit.stored
+    if stored is None or not is_doubtful(core, unit):
+        return True
+    try:
+        record = core.ask(unit, "load", core.backend.load, unit.key)
+    except RecordError:
+        return None
+    if record is None or record.is_tombstone:
+        return None
+    if record.version != stored.record.version:
+        return record
+    unit.stored = stored._replace(record=record)
+    return True
 
 
 def touch_stored(core: Core, unit: Unit, renews: bool) -> bool:

@@ -392,6 +392,31 @@ def read_config(app: Flask, problems: Problems) -> SessionConfig:
     return SessionConfig(**values)
 
 
+def find_late_keys(given: cabc.Mapping[str, t.Any], config: SessionConfig) -> list[str]:
+    """Return the keys whose value in ``app.config`` is not the one in force.
+
+    They were set, changed or removed after :func:`read_config`.
+    """
+    return [
+        f"SESSION_{field.name.upper()}"
+        for field in dataclasses.fields(config)
+        if not _is_in_force(given, field, getattr(config, field.name))
+    ]
+
+
+def _is_in_force(
+    given: cabc.Mapping[str, t.Any], field: dataclasses.Field[t.Any], value: t.Any
+) -> bool:
+    key = f"SESSION_{field.name.upper()}"
+    if key not in given:
+        return value is field.default or bool(value == field.default)
+    try:
+        now = field.metadata["parser"](given[key])
+        return now is value or bool(now == value)
+    except Exception:  # noqa: BLE001 - refused, or an object with a == of its own
+        return False
+
+
 def suggest(value: object, allowed: cabc.Iterable[str], end: str = ".") -> str:
     """Return the end of a sentence about a wrong value, with a suggestion if any."""
     matches = difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=0.75)

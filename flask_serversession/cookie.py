@@ -249,6 +249,13 @@ def find_values(header: str, name: str) -> list[str]:
     return values
 
 
+def is_well_formed(value: str) -> bool:
+    """Whether a cookie looks like one of ours, whatever its signature is worth."""
+    id, _, rest = value[:_MAX_LENGTH].partition(".")
+    state, _, signature = rest.partition(".")
+    return bool(id and signature and _STATE.fullmatch(state))
+
+
 def claims_permanent(value: str) -> bool:
     """Whether a cookie says, unverified, that its session is permanent.
 

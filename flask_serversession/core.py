@@ -11,7 +11,9 @@ import weakref
 from . import signals
 from .backends.base import Backend
 from .config import SessionConfig
+from .cookie import CookieState
 from .ended import EndedSessions
+from .ended import Reason
 from .errors import BackendError
 from .errors import BackendUnavailableError
 from .errors import RecordError
@@ -129,14 +131,14 @@ class Core:
 
     # Signals
 
-    def reject(self, key: str, reason: str) -> None:
+    def reject(self, key: str, reason: str, **more: str) -> None:
         """Send the signal that a cookie was not accepted."""
-        self.send(signals.session_rejected, key, None, reason=reason)
+        self.send(signals.session_rejected, key, None, reason=reason, **more)
 
-    def send_destroyed(self, key: str, user: str | None) -> None:
+    def send_destroyed(self, key: str, user: str | None, reason: Reason) -> None:
         """Send the signal that a session was ended."""
-        self.ended.add(key)
-        self.send(signals.session_destroyed, key, user)
+        self.ended.add(key, reason)
+        self.send(signals.session_destroyed, key, user, reason=reason)
 
     def send(
         self, signal: NamedSignal, key: str, user: str | None, **values: t.Any
@@ -271,6 +273,12 @@ class Core:
         """Whether a session has reached its absolute timeout."""
         limit = self.config.absolute_timeout
         return limit is not None and self.clock() >= record.created_at + limit
+
+    def has_expired(self, cookie: CookieState) -> bool:
+        """Whether a session has ended by itself, as far as its cookie tells."""
+        lifetime = cookie.lifetime or self.idle_timeout(cookie.is_permanent)
+        expires_at = self.limit(cookie.touched_at + lifetime, cookie.created_at)
+        return self.clock() >= expires_at
 
     def is_idle(self, unit: Unit) -> bool:
         """Whether the session was unused for longer than its own lifetime.

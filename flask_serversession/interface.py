@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 import typing as t
+import warnings
 
 from flask import Flask
 from flask import Request
@@ -23,7 +24,9 @@ from flask.sessions import NullSession
 from flask.sessions import SessionInterface
 from flask.sessions import SessionMixin
 
+from .config import ConfigurationWarning
 from .config import SessionConfig
+from .config import find_late_keys
 from .cookie import CookieSigner
 from .cookie import CookieState
 from .cookie import delete_cookie
@@ -137,8 +140,22 @@ class ServerSessionInterface(SessionInterface):
             secrets = (secret, *(config["SECRET_KEY_FALLBACKS"] or ()))
         known = self._signer
         if known is None or known[0] != secrets:
+            is_first = known is None
             known = self._signer = (secrets, CookieSigner(secrets))
+            if is_first:  # here, it costs the other requests nothing
+                self._warn_of_late_settings(app)
         return known[1]
+
+    def _warn_of_late_settings(self, app: Flask) -> None:
+        if keys := find_late_keys(app.config, self.config):
+            names = ", ".join(map(repr, keys))
+            warnings.warn(
+                "These settings were set or changed after ServerSession(app) or"
+                f" init_app(app) had read them, and are not in force: {names}. Set them"
+                " before.",
+                ConfigurationWarning,
+                stacklevel=2,
+            )
 
     # The two ends of a request
 

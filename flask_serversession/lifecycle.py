@@ -15,6 +15,8 @@ import typing as t
 
 from . import conflicts
 from . import signals
+from .activity import look_again
+from .activity import time_left
 from .activity import touch_stored
 from .activity import touch_unseen
 from .atomic import run
@@ -35,9 +37,7 @@ from .loading import Loader
 from .logouts import LogOuts
 from .logouts import changes_user
 from .logouts import refuse_newer
-from .moment import Ahead
 from .moment import Moment
-from .moment import is_doubtful
 from .plan import Plan
 from .plan import Step
 from .plan import plan
@@ -63,10 +63,6 @@ T = t.TypeVar("T")
 
 logger = logging.getLogger("flask_serversession")
 
-
-# After these a session lives for its whole lifetime, if their row says that they renew.
-_RENEWING = frozenset({Step.CREATE, Step.TOUCH, Step.REPLACE, Step.ROTATE})
-_ENDING = frozenset({Step.EXPIRE, Step.DELETE})
 
 _UNCHANGED: tuple[str, bytes | None] = ("", None)
 
@@ -233,8 +229,10 @@ class Lifecycle:
     def _replace(
         self, unit: Unit, row: Plan, moment: Moment, attempts: Attempts
     ) -> Outcome:
-        if not row.renews and (outcome := self._look_again(unit, attempts)) is not None:
-            return outcome
+        if not row.renews and (found := look_again(self.core, unit)) is not True:
+            if found is None:
+                return self._give_up(unit, attempts)
+            return self._conflict(unit, found, attempts)
         core, before = self.core, unit.stored
         assert before is not None  # noqa: S101 - for type checkers
         stored, issued_at = before.record, before.issued_at
@@ -287,28 +285,6 @@ class Lifecycle:
             return self._follow(unit, attempts, result.current)
         return self._give_up(unit, attempts)
 
-    def _look_again(self, unit: Unit, attempts: Attempts) -> Outcome | None:
-        """Learn when the session was used while this request ran.
-
-        A write that renews nothing would undo what another request has recorded by a
-        touch, which is no change of the record's version.
-
-        :return: What came in the way, if anything did.
-        """
-        core, stored = self.core, unit.stored
-        if stored is None or not is_doubtful(core, unit):
-            return None
-        try:
-            record = core.ask(unit, "load", core.backend.load, unit.key)
-        except RecordError:
-            record = None
-        if record is None or record.is_tombstone:
-            return self._give_up(unit, attempts)
-        if record.version != stored.record.version:
-            return self._conflict(unit, record, attempts)
-        unit.stored = stored._replace(record=record)
-        return None
-
     def _rotate(
         self, unit: Unit, row: Plan, moment: Moment, attempts: Attempts
     ) -> Outcome:
@@ -320,6 +296,7 @@ class Lifecycle:
             reason = "it was emptied and written again"
         elif unit.wish >= Wish.NEW_ID:
             reason = "regenerate() was called"
+        is_restarted = unit.is_restarted
         if attempts.rotation is None:
             attempts.rotation = Rotation(self.core, unit)
         try:
@@ -331,9 +308,13 @@ class Lifecycle:
         if not result:
             return self._give_up(unit, attempts)
         previous = self.core.handle_of(key)
-        tell_stored(
-            self.core, unit, signals.session_regenerated, user, previous=previous
-        )
+        try:
+            tell_stored(
+                self.core, unit, signals.session_regenerated, user, previous=previous
+            )
+        finally:
+            if is_restarted:
+                self.core.send_destroyed(key, user, "replaced")
         return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
 
     def _delete(self, unit: Unit, *_: t.Any) -> Outcome:
@@ -448,7 +429,7 @@ class Lifecycle:
                 raise refuse_newer(core, unit) from error
             return False
         if record is None:
-            self.loader.begin_instead(unit, "unknown")
+            self.loader.begin_instead(unit, self.loader.why_absent(unit))
             return False
         try:
             delete_successor(core, unit, record)
@@ -465,7 +446,7 @@ class Lifecycle:
         unit.owed = Cookie.NONE if unit.cookie is None else Cookie.DELETE
         unit.wish = unit.least_wish
         unit.is_exposed = False
-        self.core.send_destroyed(key, user)
+        self.core.send_destroyed(key, user, "logged out")
 
     # What a session asks for
 
@@ -578,23 +559,8 @@ class Lifecycle:
             self.settle(unit, moment)
 
     def time_left(self, unit: Unit) -> float:
-        """Return for how many seconds the session lives if it is not used again.
-
-        What this request does to it counts, as far as it is known.
-        """
-        core = self.core
-        if unit.known is Known.UNSEEN:
-            self.loader.load(unit)
-            if unit.wish is Wish.NOTHING and not unit.is_passive:
-                unit.is_passive = unit.is_glanced = True
-        expires_at = unit.record.expires_at if unit.known is Known.STORED else 0.0
-        if not unit.phase:
-            row = plan(unit, Ahead(core))
-            if row.renews and row.step in _RENEWING:
-                expires_at = core.renewed(unit)
-            elif row.step in _ENDING:
-                expires_at = 0.0
-        return max(0.0, expires_at - core.clock())
+        """Return for how many seconds the session lives if it is not used again."""
+        return time_left(self.core, self.loader, unit)
 
     def touch(self, unit: Unit) -> None:
         """Count as activity: at the end of the request, or now if that has passed."""

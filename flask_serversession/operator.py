@@ -95,7 +95,7 @@ class AppState:
 
     def send_destroyed(self, key: str, user: str | None) -> None:
         """Send the signal that a session was ended."""
-        self.interface.core.send_destroyed(key, user)
+        self.interface.core.send_destroyed(key, user, "revoked")
 
     def current_key(self) -> str | None:
         """Return the key of the current request's session; one cookie costs nothing."""

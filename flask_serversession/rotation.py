@@ -139,7 +139,7 @@ class Rotation:
         if successor is None:
             # Revoked before anybody knew it; so is what it was to follow.
             if core.ask(unit, "delete", core.backend.delete, old_key):
-                core.send_destroyed(old_key, old_record.user)
+                core.send_destroyed(old_key, old_record.user, "revoked")
             return False
         try:
             outcome = self._bury(successor)
@@ -152,7 +152,7 @@ class Rotation:
             raise
         if outcome is not True:
             return outcome
-        core.ended.add(old_key)
+        core.ended.add(old_key, "replaced" if unit.is_restarted else "rotated")
         self._move(successor)
         logger.debug(
             "Session %s rotated to %s: %s",
@@ -272,7 +272,7 @@ def delete_successor(core: Core, unit: Unit, tombstone: Record) -> None:
         if key is None or not tombstone.meta.get(SAME_USER):
             return
         if core.ask(unit, "delete", core.backend.delete, key):
-            core.send_destroyed(key, None)
+            core.send_destroyed(key, None, "logged out")
             return
         found = core.ask(unit, "load", core.backend.load, key)
         if found is None or not found.is_tombstone:

@@ -362,6 +362,18 @@ class ServerSideSession(SessionMixin):
         """
         return self._lifecycle.core.user_text_of(self._loaded().data)
 
+    @property
+    def ended_because(self) -> str | None:
+        """Why the session that the browser came with is no more.
+
+        ``None`` if it goes on, or if the browser came with none. Otherwise what
+        :data:`.session_rejected` tells: ``"expired"``, ``"revoked"``, ``"limit"``,
+        ``"logged out"``, ``"replaced"``, or another of its reasons. It says what this
+        process and the cookie know: what another process has ended may be
+        ``"unknown"``. It keeps its value when the request begins a new session.
+        """
+        return self._loaded().ended_because
+
     # What it can do
 
     def regenerate(self, keep_data: bool = True) -> None:
@@ -446,8 +458,9 @@ class NullServerSession(NullSession):
     """What there is without a secret: Flask's, which can be read but not changed."""
 
     regenerate = destroy = reload = save = touch = atomic = NullSession.clear
-    #: No session is left.
+    #: No session is left, and none has ended.
     time_left = dt.timedelta()
+    ended_because = None
 
     def passive(self) -> None:
         """Do nothing: there is nothing that could be renewed."""

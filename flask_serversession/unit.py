@@ -226,6 +226,8 @@ class Unit:
     is_saved: bool = False
     #: A function of ``atomic()`` is running.
     is_atomic: bool = False
+    #: Why the cookie that came is not accepted; ``None`` if it is, or nothing came.
+    ended_because: str | None = None
     #: ``session_lost`` was sent.
     is_loss_told: bool = False
     #: What earlier steps of this request owe the browser, whatever else happens.

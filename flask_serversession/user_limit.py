@@ -41,7 +41,7 @@ def tell_stored(
     finally:
         core.send(signal, unit.key, unit.stored_user, **values)
         for key in ended:
-            core.send_destroyed(key, unit.stored_user)
+            core.send_destroyed(key, unit.stored_user, "limit")
 
 
 def _end_oldest(core: Core, unit: Unit, ended: list[str]) -> None:
@@ -74,7 +74,7 @@ def _end_oldest(core: Core, unit: Unit, ended: list[str]) -> None:
         chosen = _choose(records, unit.key, excess, is_last=tries == _TRIES - 1)
         for key in chosen:
             if core.ask(unit, "delete", core.backend.delete, key):
-                core.ended.add(key)
+                core.ended.add(key, "limit")
                 ended.append(key)
             else:
                 gone.add(key)

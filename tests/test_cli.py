@@ -1164,6 +1164,30 @@ def test_info_prints_backend_and_settings() -> None:
     )
 
 
+def test_info_shows_what_is_in_force_and_what_came_too_late() -> None:
+    app = make_app(SESSION_MAX_SIZE=10)
+    app.config.update(SESSION_MAX_SIZE=20, SESSION_TRACK=("user_agent",))
+    lines = printed(app, "info").splitlines()
+    later = "(a later one is not in force)"
+    for key, value, origin in (
+        ("SESSION_MAX_SIZE", "10", "app.config"),
+        ("SESSION_TRACK", "[]", "default"),
+    ):
+        (line,) = [line for line in lines if line.startswith(key)]
+        assert line.split(maxsplit=2) == [key, value, f"{origin} {later}"]
+    document = read(app, "info")
+    late = {"value": [], "origin": "default", "late": True}
+    assert document["settings"]["SESSION_TRACK"] == late
+    assert [found["setting"] for found in document["warnings"]] == [
+        "SESSION_MAX_SIZE",
+        "SESSION_TRACK",
+    ]
+    assert document["warnings"][0]["message"] == (
+        "was set or changed after ServerSession(app) or init_app(app), and is not in"
+        " force. Set it before."
+    )
+
+
 def test_info_prints_a_document() -> None:
     app = make_app(SESSION_IDLE_TIMEOUT=dt.timedelta(hours=1), SESSION_TRACK=[])
     document = read(app, "info")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 import typing as t
+import warnings
 from pathlib import Path
 
 import psycopg
@@ -766,3 +767,93 @@ def test_what_would_fail_later_is_refused_at_once(
     assert key in str(info.value)
     assert expected in str(info.value)
     assert "oldkey" not in str(info.value)
+
+
+# Settings that come too late
+
+
+def late_warnings(app: Flask, requests: int = 1) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(requests):
+            app.test_client().get("/")
+    assert {warning.category for warning in caught} <= {ConfigurationWarning}
+    return [str(warning.message) for warning in caught]
+
+
+def make_late(**early: t.Any) -> Flask:
+    app = Flask("site")
+    app.config.update(SECRET_KEY="k", SESSION_BACKEND="memory", TESTING=True, **early)
+    ServerSession(app)
+    return app
+
+
+LATE = (
+    "These settings were set or changed after ServerSession(app) or init_app(app) had"
+    " read them, and are not in force: {}. Set them before."
+)
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "names"),
+    [
+        ({}, {"SESSION_TRACK": ("user_agent",)}, "'SESSION_TRACK'"),
+        ({}, {"SESSION_TRACK": "nonsense"}, "'SESSION_TRACK'"),
+        (
+            {"SESSION_MAX_SIZE": 10},
+            {"SESSION_RESAVE": True, "SESSION_MAX_SIZE": 20},
+            "'SESSION_MAX_SIZE', 'SESSION_RESAVE'",
+        ),
+        ({}, {"SESSION_BACKEND": "filesystem"}, "'SESSION_BACKEND'"),
+    ],
+)
+def test_a_setting_that_comes_too_late_gets_one_warning_at_the_first_request(
+    early: dict[str, t.Any], late: dict[str, t.Any], names: str
+) -> None:
+    app = make_late(**early)
+    app.config.update(late)
+    assert late_warnings(app, requests=3) == [LATE.format(names)]
+
+
+def test_a_setting_that_is_taken_away_is_still_in_force() -> None:
+    app = make_late(SESSION_RESAVE=True)
+    del app.config["SESSION_RESAVE"]
+    assert late_warnings(app) == [LATE.format("'SESSION_RESAVE'")]
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        {},
+        {"SESSION_TRACK": []},
+        {"SESSION_IDLE_TIMEOUT": dt.timedelta(minutes=1)},
+        {"SESSION_RESAVE": False, "SESSION_BACKEND": "memory"},
+        # Flask's are read at each response.
+        {"SESSION_COOKIE_NAME": "id", "SESSION_REFRESH_EACH_REQUEST": False},
+        {"PERMANENT_SESSION_LIFETIME": 60, "SECRET_KEY": "another"},
+    ],
+    ids=repr,
+)
+def test_what_is_in_force_anyway_gets_no_warning(late: dict[str, t.Any]) -> None:
+    app = make_late(SESSION_IDLE_TIMEOUT=60)
+    app.config.update(late)
+    assert late_warnings(app) == []
+
+
+def test_an_object_that_cannot_be_compared_is_another_one() -> None:
+    class Odd:
+        def __eq__(self, other: object) -> bool:
+            raise TypeError
+
+        __hash__ = None  # type: ignore[assignment]
+
+    app = make_late()
+    app.config["SESSION_REDIS"] = Odd()
+    assert late_warnings(app) == [LATE.format("'SESSION_REDIS'")]
+
+
+def test_no_request_but_the_first_looks_for_late_settings() -> None:
+    app = make_late()
+    assert late_warnings(app) == []
+    app.config["SESSION_RESAVE"] = True
+    assert late_warnings(app) == []

@@ -152,7 +152,9 @@ def destroyed_by(site: Site) -> Iterator[list[tuple[str | None, str | None]]]:
     """Collect the handle and the user that ``session_destroyed`` sends."""
     sent: list[tuple[str | None, str | None]] = []
 
-    def receive(sender: object, handle: str | None, user: str | None) -> None:
+    def receive(
+        sender: object, handle: str | None, user: str | None, reason: str
+    ) -> None:
         sent.append((handle, user))
 
     with session_destroyed.connected_to(receive, site.app):

@@ -23,6 +23,7 @@ from .diagnostics import ask_server
 from .diagnostics import diagnose
 from .diagnostics import folder_of
 from .diagnostics import readable
+from .diagnostics import readable_origin
 from .diagnostics import shown_settings
 from .failures import NotFound
 from .failures import Unavailable
@@ -413,6 +414,7 @@ def _describe(
         "capabilities": [str(flag.name).lower() for flag in _powers_of(state)],
         "settings": {
             setting.key: {"value": setting.value, "origin": setting.origin}
+            | ({"late": True} if setting.is_late else {})
             for setting in shown_settings(current_app, state)
         },
         "warnings": [found._asdict() for found in diagnose(current_app, state)],
@@ -432,7 +434,8 @@ def _write_description(
     write_line("")
     rows = [["SETTING", "VALUE", "ORIGIN"]]
     for setting in shown_settings(current_app, state):
-        rows.append([setting.key, escape(readable(setting)), setting.origin])
+        origin = readable_origin(setting)
+        rows.append([setting.key, escape(readable(setting)), origin])
     write_table(rows)
     found = list(diagnose(current_app, state))
     if found:
