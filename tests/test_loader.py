@@ -24,13 +24,23 @@ from .site import Browser
 from .site import Site
 
 
+class LogOuts:
+    """Stands for what hears of log-outs."""
+
+    watched = 0
+
+    def watch(self) -> None:
+        self.watched += 1
+
+
 class Place:
     """A store, and a loader that finds out what is in it."""
 
     def __init__(self, takeover: t.Any = None, **settings: t.Any) -> None:
         self.site = Site({"SESSION_BACKEND": "memory"}, **settings)
         self.core: Core = self.site.state.interface.core
-        self.loader = Loader(self.core, takeover)
+        self.log_outs = LogOuts()
+        self.loader = Loader(self.core, takeover, t.cast("t.Any", self.log_outs))
         self.rejected: list[tuple[str | None, str]] = []
         session_rejected.connect(self._note, self.site.app)
 
@@ -295,7 +305,7 @@ def test_what_cannot_be_read_is_logged_once_and_is_no_session(
         else:
             with pytest.MonkeyPatch.context() as patch:
 
-                def adopt(*_: object, error: RecordError = error) -> None:
+                def adopt(*_: object, error: RecordError = error, **__: object) -> None:
                     raise error
 
                 patch.setattr(place.core, "adopt", adopt)

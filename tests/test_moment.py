@@ -30,7 +30,7 @@ def make_site(**settings: t.Any) -> Site:
 
 def end_of(site: Site, **headers: str) -> EndOfRequest:
     core = site.state.interface.core
-    return EndOfRequest(core, site.app, Response(headers=headers))
+    return EndOfRequest(core, Response(headers=headers))
 
 
 def unit_of(site: Site) -> Unit:

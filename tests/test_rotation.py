@@ -308,11 +308,11 @@ def test_a_session_that_has_ended_gets_no_new_id() -> None:
     assert turn.unit.key == turn.old_key
 
 
-def test_what_cannot_be_read_in_its_place_is_no_session_either() -> None:
+def test_what_cannot_be_read_in_its_place_is_told() -> None:
     turn = Turn()
     error = RecordError("It is broken.", "damaged")
-    with turn.backend.failing("replace", error=error):
-        assert turn.attempt() is False
+    with turn.backend.failing("replace", error=error), pytest.raises(RecordError):
+        turn.attempt()
     assert not turn.core.ended.has(turn.old_key)
 
 
