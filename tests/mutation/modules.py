@@ -92,7 +92,8 @@ MODULES = {
         sample=200,
         # These take seconds.
         only="not (thousands or several_processes or race_for or only_one_process"
-        " or listing_a_user_reads or without_a_marker or lets_others_write)",
+        " or listing_a_user_reads or without_a_marker or lets_others_write"
+        " or no_descriptor)",
     ),
     "backends/sqlalchemy": Module(
         ("backends/test_sqlalchemy.py",),
