@@ -102,6 +102,7 @@ def fail(*args: t.Any) -> t.NoReturn:
 def test_what_the_backend_answers_is_given() -> None:
     core = make_core()
     unit = loaded(core)
+    assert core.backend is sites[-1].backend
     assert core.ask(unit, "load", lambda *args, **kw: (args, kw), 1, a=2) == (
         (1,),
         {"a": 2},
@@ -203,7 +204,23 @@ def test_a_cookie_that_was_not_accepted_is_told_with_the_reason() -> None:
     core = make_core()
     heard = Heard(session_rejected)
     core.reject("", "forged")
-    assert heard == [{"handle": None, "user": None, "reason": "forged"}]
+    core.reject(f"{core.config.key_prefix}a handle", "unknown")
+    assert heard == [
+        {"handle": None, "user": None, "reason": "forged"},
+        {"handle": "a handle", "user": None, "reason": "unknown"},
+    ]
+
+
+def test_a_receiver_may_be_a_coroutine() -> None:
+    core = make_core()
+    heard: list[object] = []
+
+    async def hear(app: object, **values: t.Any) -> None:
+        heard.append(app)
+
+    with session_created.connected_to(hear, sites[-1].app):
+        core.send(session_created, "", None)
+    assert heard == [sites[-1].app]
 
 
 # Names
@@ -307,6 +324,8 @@ def test_the_time_out_is_that_of_the_kind_of_session() -> None:
     core = make_core(PERMANENT_SESSION_LIFETIME=900, SESSION_IDLE_TIMEOUT=600)
     assert core.idle_timeout(True) == 900
     assert core.idle_timeout(False) == 600
+    assert core.lifetime_of(begun(_permanent=True)) == 900
+    assert core.lifetime_of(begun()) == 600
     core = make_core(PERMANENT_SESSION_LIFETIME=dt.timedelta(hours=1))
     assert core.idle_timeout(True) == core.idle_timeout(False) == 3600
     unit = begun()
