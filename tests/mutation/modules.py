@@ -80,8 +80,8 @@ MODULES = {
     "moment": Module(("test_moment.py",)),
     "lifecycle": Module(
         (
-            *("test_interface.py", *_WHOLE, "test_signals.py", "test_conflicts.py"),
-            *("test_logouts.py", "test_passive.py"),
+            *("test_settling.py", "test_interface.py", *_WHOLE, "test_signals.py"),
+            *("test_conflicts.py", "test_logouts.py", "test_passive.py"),
         )
     ),
     "rotation": Module(("test_rotation.py",)),
