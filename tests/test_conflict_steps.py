@@ -21,6 +21,7 @@ from flask_serversession.record import Record
 from flask_serversession.serializers import serializer_for
 from flask_serversession.signals import backend_failed
 from flask_serversession.unit import Identity
+from flask_serversession.unit import Stored
 from flask_serversession.unit import Unit
 from flask_serversession.unit import Wish
 
@@ -54,9 +55,10 @@ class Meeting:
         payload = self.core.dumps(unit)
         return self.core.make_record(unit, IDENTITY, payload, now, now, now)
 
-    def store(self, record: Record) -> None:
-        self.site.backend.delete(IDENTITY.key)
-        self.site.backend.create(IDENTITY.key, record)
+    def base(self, **values: t.Any) -> Stored:
+        """Give what changes are compared with."""
+        assert self.unit.stored is not None
+        return self.unit.stored._replace(**values)
 
 
 # Waiting
@@ -107,16 +109,21 @@ def test_after_a_hundred_it_is_an_error(pauses: list[float]) -> None:
     assert pauses == []
 
 
-def test_what_is_gone_after_the_pause_is_not_merged(pauses: list[float]) -> None:
+def test_what_is_found_after_the_pause_is_what_is_there(pauses: list[float]) -> None:
     meeting = Meeting({"n": 1})
     tombstone = dataclasses.replace(meeting.record, data=TOMBSTONE_DATA)
-    meeting.store(tombstone)
-    assert wait(meeting.core, meeting.unit, meeting.record, 2) is None
     meeting.site.backend.delete(IDENTITY.key)
     assert wait(meeting.core, meeting.unit, meeting.record, 2) is None
+    meeting.site.backend.create(IDENTITY.key, tombstone)
+    found = wait(meeting.core, meeting.unit, meeting.record, 2)
+    assert found is not None
+    assert found.is_tombstone
     error = RecordError("It is damaged.", "damaged")
-    with meeting.site.backend.failing("load", error=error):
-        assert wait(meeting.core, meeting.unit, meeting.record, 2) is None
+    with (
+        meeting.site.backend.failing("load", error=error),
+        pytest.raises(RecordError),
+    ):
+        wait(meeting.core, meeting.unit, meeting.record, 2)
 
 
 def test_an_engine_that_fails_after_the_pause_is_told_of(pauses: list[float]) -> None:
@@ -189,6 +196,7 @@ def test_the_policy_may_be_to_overwrite() -> None:
     meeting = Meeting({"n": 1}, SESSION_CONFLICT="overwrite")
     unit = meeting.unit
     unit.data["mine"] = 1
+    unit.want(Wish.SAVE)
     current = meeting.write({"n": 1, "theirs": 1}, 9.0)
     resolve(meeting.core, unit, current)
     assert unit.data == {"n": 1, "mine": 1}
@@ -199,6 +207,7 @@ def test_the_policy_may_be_to_overwrite() -> None:
 def test_the_policy_may_be_to_raise() -> None:
     meeting = Meeting({"n": 1}, SESSION_CONFLICT="raise")
     meeting.unit.data["mine"] = 1
+    meeting.unit.want(Wish.SAVE)
     with pytest.raises(ConflictError) as caught:
         resolve(meeting.core, meeting.unit, meeting.write({"theirs": 1}))
     assert str(caught.value) == (
@@ -211,18 +220,17 @@ def test_the_policy_may_be_to_raise() -> None:
 def test_what_the_former_serializer_wrote_is_compared_with() -> None:
     meeting = Meeting({"n": 1})
     unit, json = meeting.unit, serializer_for("json")
-    base = json.dumps({"n": 1, "gone": 1})
+    base = meeting.base(serializer=json, payload=json.dumps({"n": 1, "gone": 1}))
     current = meeting.write({"n": 1, "gone": 1, "theirs": 1})
-    rebase(meeting.core, unit, current, base, json, {"n": 2})
+    rebase(meeting.core, unit, current, base, {"n": 2})
     assert unit.data == {"n": 2, "theirs": 1}
 
 
 def test_what_is_put_on_top_of_what_it_came_from_stays_as_it_is() -> None:
     meeting = Meeting({"items": ["a"]})
     unit = meeting.unit
-    assert unit.stored is not None
-    base, mine = unit.stored.payload, {"items": ["b"]}
-    rebase(meeting.core, unit, meeting.record, base, meeting.core.serializer, mine)
+    mine = {"items": ["b"]}
+    rebase(meeting.core, unit, meeting.record, meeting.base(), mine)
     assert unit.data is mine
 
 
@@ -230,11 +238,9 @@ def test_a_new_session_keeps_its_own_lifetime() -> None:
     meeting = Meeting({"n": 1})
     unit = meeting._new_unit()
     unit.lifetime = 5.0
-    serializer = meeting.core.serializer
     current = meeting.write({"n": 1}, 9.0)
-    unit.stored = None
-    base = serializer.dumps({})
-    rebase(meeting.core, unit, current, base, serializer, {"mine": 1})
+    base = meeting.base(payload=meeting.core.serializer.dumps({}))
+    rebase(meeting.core, unit, current, base, {"mine": 1})
     assert unit.lifetime == 5
     assert unit.data == {"n": 1, "mine": 1}
 

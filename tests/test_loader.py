@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing as t
 
@@ -24,13 +25,23 @@ from .site import Browser
 from .site import Site
 
 
+class LogOuts:
+    """Stands for what hears of log-outs."""
+
+    watched = 0
+
+    def watch(self) -> None:
+        self.watched += 1
+
+
 class Place:
     """A store, and a loader that finds out what is in it."""
 
     def __init__(self, takeover: t.Any = None, **settings: t.Any) -> None:
         self.site = Site({"SESSION_BACKEND": "memory"}, **settings)
         self.core: Core = self.site.state.interface.core
-        self.loader = Loader(self.core, takeover)
+        self.log_outs = LogOuts()
+        self.loader = Loader(self.core, takeover, t.cast("t.Any", self.log_outs))
         self.rejected: list[tuple[str | None, str]] = []
         session_rejected.connect(self._note, self.site.app)
 
@@ -228,7 +239,7 @@ def test_what_was_loaded_is_cleared_for_who_has_logged_out() -> None:
     unit.lifetime = 5.0
     place.loader.load(unit)
     assert unit.known is Known.STORED
-    assert unit.data == {}
+    assert unit.data == unit.own_meta == {}
     assert unit.lifetime is None
 
 
@@ -246,6 +257,67 @@ def test_what_is_too_old_or_idle_is_not_served(settings: dict[str, t.Any]) -> No
     assert unit.known is Known.NEW
     assert unit.data == {}
     assert place.rejected == [(place.handle(browser), "unknown")]
+
+
+# Several threads or greenlets of one request
+
+
+FINDINGS: dict[str, t.Callable[[Place, Browser], object]] = {
+    "a record": lambda place, browser: None,
+    "nothing": lambda place, browser: place.site.backend.delete(place.key(browser)),
+    "a tombstone": lambda place, browser: place.change(browser, data=TOMBSTONE_DATA),
+}
+ERRORS: dict[str, Exception] = {
+    "a failure": BackendUnavailableError("It failed."),
+    "a damage": RecordError("It is broken.", "damaged"),
+}
+
+
+@pytest.mark.parametrize("found", [*FINDINGS, *ERRORS])
+def test_who_looks_second_changes_nothing_of_what_the_first_has_found(
+    found: str,
+) -> None:
+    place = Place()
+    browser = place.start(n=1)
+    unit = place.unit(browser)
+
+    def look_first() -> None:
+        place.loader.load(unit)
+        unit.data["mine"] = 1
+        if found in FINDINGS:
+            FINDINGS[found](place, browser)
+
+    place.site.backend.before["load"] = look_first
+    with contextlib.ExitStack() as stack:
+        if found in ERRORS:
+            inner = place.site.backend.backend
+
+            def fail_second(key: str) -> t.Any:
+                if unit.known is Known.UNSEEN:
+                    return type(inner).load(t.cast(t.Any, inner), key)
+                raise ERRORS[found]
+
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(inner, "load", fail_second)
+        place.loader.load(unit)
+    assert unit.known is Known.STORED
+    assert unit.data == {"n": 1, "mine": 1}
+    assert unit.failure is None
+    assert place.rejected == []
+
+
+def test_log_outs_are_listened_for_where_nothing_can_be_seen_of_them() -> None:
+    place = Place(SESSION_ON_BACKEND_ERROR="raise")
+    browser, gone = place.start(n=1), place.start(n=2)
+    place.change(gone, data=TOMBSTONE_DATA)
+    place.load(browser)
+    place.load()
+    assert place.log_outs.watched == 0
+    place.load(gone)
+    assert place.log_outs.watched == 1
+    with place.site.backend.failing("load"), pytest.raises(BackendUnavailableError):
+        place.load(browser)
+    assert place.log_outs.watched == 2
 
 
 # Failing
@@ -295,7 +367,7 @@ def test_what_cannot_be_read_is_logged_once_and_is_no_session(
         else:
             with pytest.MonkeyPatch.context() as patch:
 
-                def adopt(*_: object, error: RecordError = error) -> None:
+                def adopt(*_: object, error: RecordError = error, **__: object) -> None:
                     raise error
 
                 patch.setattr(place.core, "adopt", adopt)

@@ -626,7 +626,7 @@ def test_nothing_is_written_only_if_nothing_asks_for_it() -> None:
     for path in paths(known=Known.STORED, is_error_unsaved=False):
         if path.row.step in (Step.NOTHING, Step.TOUCH):
             assert path.rotation == ""
-            assert path.resave is False or path.is_saved
+            assert path.resave is False or path.is_saved is True
 
 
 def test_a_change_that_cannot_be_stored_fails_where_failures_are_raised() -> None:
@@ -634,6 +634,6 @@ def test_a_change_that_cannot_be_stored_fails_where_failures_are_raised() -> Non
         if path.wish < Wish.SAVE:
             assert path.row.step is Step.NOTHING
         elif path.wish is not Wish.END:
-            is_unsaved = path.facts["raises"] or not path.is_empty
+            is_unsaved = path.facts["raises"] or not path.facts["is_empty"]
             fails = is_unsaved and path.failure is not None
             assert path.row.step is (Step.FAIL if fails else Step.NOTHING)

@@ -24,6 +24,7 @@ from flask_serversession.rotation import Rotation
 from flask_serversession.rotation import create
 from flask_serversession.rotation import delete_successor
 from flask_serversession.rotation import follow
+from flask_serversession.rotation import is_somebody_left
 from flask_serversession.rotation import log_out_successor
 from flask_serversession.rotation import make_tombstone
 from flask_serversession.rotation import predecessor_of
@@ -308,11 +309,11 @@ def test_a_session_that_has_ended_gets_no_new_id() -> None:
     assert turn.unit.key == turn.old_key
 
 
-def test_what_cannot_be_read_in_its_place_is_no_session_either() -> None:
+def test_what_cannot_be_read_in_its_place_is_told() -> None:
     turn = Turn()
     error = RecordError("It is broken.", "damaged")
-    with turn.backend.failing("replace", error=error):
-        assert turn.attempt() is False
+    with turn.backend.failing("replace", error=error), pytest.raises(RecordError):
+        turn.attempt()
     assert not turn.core.ended.has(turn.old_key)
 
 
@@ -589,3 +590,46 @@ def test_only_a_log_out_is_carried_to_the_successor(
     late.data = after
     log_out_successor(turn.core, late, turn.tombstone)
     assert (turn.backend.load(turn.unit.key) is None) is ends
+
+
+def test_somebody_is_left_under_the_last_id_of_the_same_user() -> None:
+    turn = Turn()
+    late = turn.load(turn.browser)
+    assert is_somebody_left(turn.core, late) is True
+    for _ in range(3):
+        turn.attempt()
+    assert is_somebody_left(turn.core, late) is True
+    with turn.backend.counting() as calls:
+        is_somebody_left(turn.core, late)
+    assert calls == {"load": 4}
+    turn.backend.delete(turn.unit.key)
+    assert is_somebody_left(turn.core, late) is False
+
+
+def test_nobody_is_left_of_a_session_that_is_anothers_or_nobodys() -> None:
+    turn = Turn()
+    late = turn.load(turn.browser)
+    turn.unit.data["_user_id"] = "eve"
+    turn.attempt()
+    assert is_somebody_left(turn.core, late) is False
+    turn = Turn({"n": 1})
+    late = turn.load(turn.browser)
+    assert is_somebody_left(turn.core, late) is False
+    turn.attempt()
+    assert is_somebody_left(turn.core, late) is False
+
+
+def test_who_may_be_left_is_taken_for_left() -> None:
+    turn = Turn()
+    late = turn.load(turn.browser)
+    error = RecordError("It is broken.", "damaged")
+    with turn.backend.failing("load", error=error):
+        assert is_somebody_left(turn.core, late) is True
+    with turn.backend.failing("load"), pytest.raises(BackendUnavailableError):
+        is_somebody_left(turn.core, late)
+    assert turn.heard == ["load"]
+    late = turn.load(turn.browser)
+    turn.bury(turn.old_key, turn.core.handle_of(turn.old_key))
+    with turn.backend.counting() as calls:
+        assert is_somebody_left(turn.core, late) is True
+    assert calls == {"load": MAX_STEPS}

@@ -50,8 +50,8 @@ MODULES = {
     ),
     "plan": Module(("test_plan.py",)),
     "unit": Module(("test_unit.py",)),
-    "core": Module(("test_core.py", "test_interface.py", *_WHOLE, "test_signals.py")),
-    "loading": Module(("test_loader.py",)),
+    "core": Module(("test_core.py",)),
+    "loading": Module(("test_loader.py", "test_loading.py")),
     "conflicts": Module(("test_conflict_steps.py",)),
     "atomic": Module(
         (
@@ -78,7 +78,12 @@ MODULES = {
     "ended": Module(("test_ended.py",)),
     "unsaved": Module(("test_unsaved.py",)),
     "moment": Module(("test_moment.py",)),
-    "lifecycle": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
+    "lifecycle": Module(
+        (
+            *("test_settling.py", "test_interface.py", *_WHOLE, "test_signals.py"),
+            *("test_conflicts.py", "test_logouts.py", "test_passive.py"),
+        )
+    ),
     "rotation": Module(("test_rotation.py",)),
     "interface": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
     "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
@@ -87,7 +92,8 @@ MODULES = {
         sample=200,
         # These take seconds.
         only="not (thousands or several_processes or race_for or only_one_process"
-        " or listing_a_user_reads or without_a_marker or lets_others_write)",
+        " or listing_a_user_reads or without_a_marker or lets_others_write"
+        " or no_descriptor)",
     ),
     "backends/sqlalchemy": Module(
         ("backends/test_sqlalchemy.py",),
