@@ -168,10 +168,10 @@ def set_cookie(
     before, after = _around_value(expires, *attributes)
     header = f"{before}{value}{after}"
     # What werkzeug warns of, and what a class of the application's own does besides.
-    is_special = 0 < app.config["MAX_COOKIE_SIZE"] < len(header)
+    config: t.Any = app.config
+    is_special = 0 < config["MAX_COOKIE_SIZE"] < len(header)
     if is_special or type(response) is not Response:
-        named = dict(zip(_ATTRIBUTES, attributes, strict=True))
-        response.set_cookie(value=value, expires=expires, **named)
+        response.set_cookie(value=value, expires=expires, **_named(attributes))
     else:
         response.headers.add("Set-Cookie", header)
     return bool(attributes[_SECURE])
@@ -182,8 +182,7 @@ def delete_cookie(interface: SessionInterface, app: Flask, response: Response) -
 
     With the attributes that it was set with: browsers ignore the deletion otherwise.
     """
-    attributes = _attributes(interface, app)
-    response.delete_cookie(**dict(zip(_ATTRIBUTES, attributes, strict=True)))
+    response.delete_cookie(**_named(_attributes(interface, app)))
 
 
 # By the names that werkzeug has for them.
@@ -206,12 +205,16 @@ def _attributes(interface: SessionInterface, app: Flask) -> tuple[t.Any, ...]:
     )
 
 
+def _named(attributes: cabc.Iterable[t.Any]) -> dict[str, t.Any]:
+    return dict(zip(_ATTRIBUTES, attributes, strict=True))
+
+
 # Writing a header takes three times as long as everything else that sets the cookie,
 # and but for the value, the next response gets the same one.
 @functools.lru_cache(_HEADERS, typed=True)
 def _around_value(expires: t.Any, key: str, *attributes: t.Any) -> tuple[str, str]:
     """Return what stands before and after the value in the ``Set-Cookie`` header."""
-    named = dict(zip(_ATTRIBUTES, (key, *attributes), strict=True))
+    named = _named((key, *attributes))
     header = dump_cookie(value="", expires=expires, max_size=0, **named)
     length = len(f"{key}=".encode())
     return header[:length], header[length:]
@@ -224,10 +227,10 @@ def find_values(header: str, name: str) -> list[str]:
 
     :param header: Without any quotes, which would need that parser.
     """
-    if name not in header:
-        return []
     values: list[str] = []
     for part in header.split(";"):
+        if name not in part:
+            continue
         key, _, value = part.partition("=")
         # Not all that is white to Python: to a browser, that is part of a name, and so
         # a way around what it has decided about names that begin with "__Host-".

@@ -119,7 +119,7 @@ def _unseen(unit: Unit, moment: Moment) -> Plan:
         return LOAD if moment.save_uninitialized else NOTHING
     is_sent = moment.is_wanted
     if is_sent is None:
-        is_sent = moment.is_refreshed and presented.claims_permanent
+        is_sent = presented.claims_permanent and moment.is_refreshed
     if not is_sent and wish is not Wish.TOUCH:
         return NOTHING
     if not presented.is_verified:
@@ -162,7 +162,7 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
     is_changed = wish >= Wish.SAVE or unit.is_saved
     is_wished = wish is not Wish.NOTHING
     is_permanent = moment.is_permanent(unit)
-    is_used = moment.is_refreshed or is_wished or not is_permanent
+    is_used = is_wished or not is_permanent or moment.is_refreshed
     renews = is_changed or is_used
     if is_due is None:
         is_due = (

@@ -91,7 +91,7 @@ class MsgpackSerializer:
                 value = _unpack(data, ext_hook=_read_ext)
         except Exception as error:  # noqa: BLE001 - hostile bytes raise many things
             raise unreadable(self.name, error) from None
-        return value if type(value) is dict else checked_dict(self.name, value)
+        return checked_dict(self.name, value)
 
 
 _MARK = 1
