@@ -178,7 +178,7 @@ def set_cookie(
     config: t.Any = app.config
     is_special = 0 < config["MAX_COOKIE_SIZE"] < len(header)
     if is_special or type(response) is not Response:
-        named = dict(zip(_ATTRIBUTES, attributes, strict=True))
+        named = _named(attributes)
         response.set_cookie(value=value, expires=expires, max_age=max_age, **named)
     else:
         response.headers.add("Set-Cookie", header)
@@ -190,8 +190,7 @@ def delete_cookie(interface: SessionInterface, app: Flask, response: Response) -
 
     With the attributes that it was set with: browsers ignore the deletion otherwise.
     """
-    attributes = _attributes(interface, app)
-    response.delete_cookie(**dict(zip(_ATTRIBUTES, attributes, strict=True)))
+    response.delete_cookie(**_named(_attributes(interface, app)))
 
 
 # By the names that werkzeug has for them.
@@ -214,6 +213,10 @@ def _attributes(interface: SessionInterface, app: Flask) -> tuple[t.Any, ...]:
     )
 
 
+def _named(attributes: cabc.Iterable[t.Any]) -> dict[str, t.Any]:
+    return dict(zip(_ATTRIBUTES, attributes, strict=True))
+
+
 # Writing a header takes three times as long as everything else that sets the cookie,
 # and but for the value, the next response gets the same one.
 @functools.lru_cache(_HEADERS, typed=True)
@@ -221,7 +224,7 @@ def _around_value(
     expires: t.Any, max_age: int | None, key: str, *attributes: t.Any
 ) -> tuple[str, str]:
     """Return what stands before and after the value in the ``Set-Cookie`` header."""
-    named: dict[str, t.Any] = dict(zip(_ATTRIBUTES, (key, *attributes), strict=True))
+    named = _named((key, *attributes))
     header = dump_cookie(
         value="", expires=expires, max_age=max_age, max_size=0, **named
     )
@@ -237,10 +240,10 @@ def find_values(header: str, name: str) -> list[str]:
     takes all between two of them for one value, so whoever can plant two cookies could
     hide the session's between them. Takes a fifth of the time that such a parser does.
     """
-    if name not in header:
-        return []
     values: list[str] = []
     for part in header.split(";"):
+        if name not in part:
+            continue
         key, _, value = part.partition("=")
         # Not all that is white to Python: to a browser, that is part of a name, and so
         # a way around what it has decided about names that begin with "__Host-".

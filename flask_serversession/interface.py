@@ -137,7 +137,8 @@ class ServerSessionInterface(SessionInterface):
             if not (secret := app.secret_key):
                 return None
             config: t.Any = app.config
-            secrets = (secret, *(config["SECRET_KEY_FALLBACKS"] or ()))
+            fallbacks = config["SECRET_KEY_FALLBACKS"]
+            secrets = (secret, *fallbacks) if fallbacks else (secret,)
         known = self._signer
         if known is None or known[0] != secrets:
             is_first = known is None
@@ -241,7 +242,7 @@ class ServerSessionInterface(SessionInterface):
             self.lifecycle.unsaved.watch()
         else:
             unit.is_exposed = False
-        if session.accessed or cookie is not Cookie.NONE:
+        if cookie or session.accessed:
             _vary_by_cookie(response)
         if cookie:
             self._send(app, session, unit, response, cookie)
@@ -346,11 +347,11 @@ class ServerSessionInterface(SessionInterface):
         if unit.stored is not None and unit.identity is not None:
             record = unit.stored.record
             cookie = CookieState(
-                id=unit.identity.id,
-                is_permanent=core.is_permanent(unit),
-                touched_at=record.touched_at,
-                created_at=record.created_at,
-                lifetime=unit.lifetime,
+                unit.identity.id,
+                core.is_permanent(unit),
+                record.touched_at,
+                record.created_at,
+                unit.lifetime,
             )
         assert cookie is not None  # noqa: S101 - for type checkers
         value = unit.presented.value

@@ -72,10 +72,10 @@ class Moment:
         """Whether activity has to be recorded again."""
         if not self._is_end:
             return False
-        core, stored, cookie = self._core, unit.stored, unit.presented.cookie
+        core, stored = self._core, unit.stored
         if stored is not None:
             lifetime, touched_at = core.lifetime_of(unit), stored.record.touched_at
-        elif cookie is not None:
+        elif (cookie := unit.presented.cookie) is not None:
             lifetime = cookie.lifetime or core.idle_timeout(cookie.is_permanent)
             touched_at = cookie.touched_at
         else:
@@ -107,8 +107,11 @@ class Moment:
 class Ahead(Moment):
     """The end of the request, as far as it can be known before there is a response."""
 
+    _is_end = True
+
     def __init__(self, core: Core) -> None:
-        super().__init__(core, is_end=True)
+        # Not through super().__init__(): each request pays for this.
+        self._core = core
 
     @property
     def is_refreshed(self) -> bool:
@@ -125,9 +128,7 @@ class EndOfRequest(Ahead):
     """The moment at which Flask has a session saved."""
 
     def __init__(self, core: Core, response: Response) -> None:
-        # As super().__init__() does; each request pays for this.
         self._core = core
-        self._is_end = True
         self._response = response
 
     @property

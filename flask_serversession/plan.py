@@ -127,7 +127,7 @@ def _unseen(unit: Unit, moment: Moment) -> Plan:
         return NOTHING
     is_sent = moment.is_wanted
     if is_sent is None:
-        is_sent = moment.is_refreshed and presented.claims_permanent
+        is_sent = presented.claims_permanent and moment.is_refreshed
     if not is_sent and wish is not Wish.TOUCH:
         return NOTHING
     if not presented.is_verified:
@@ -171,7 +171,7 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
     is_wished = wish is not Wish.NOTHING
     is_permanent = moment.is_permanent(unit)
     is_passive = unit.is_passive
-    is_used = not is_passive and (moment.is_refreshed or is_wished or not is_permanent)
+    is_used = not is_passive and (is_wished or not is_permanent or moment.is_refreshed)
     renews = is_used or (is_changed and not is_passive)
     if is_passive:
         # Only where the browser would not find what this request has stored.
