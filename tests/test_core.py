@@ -195,8 +195,8 @@ def test_a_signal_is_sent_with_the_application_the_handle_and_the_user() -> None
 def test_what_was_ended_is_remembered_and_told() -> None:
     core = make_core()
     heard, key = Heard(session_destroyed), f"{core.config.key_prefix}a handle"
-    core.send_destroyed(key, "ada")
-    assert heard == [{"handle": "a handle", "user": "ada"}]
+    core.send_destroyed(key, "ada", "revoked")
+    assert heard == [{"handle": "a handle", "user": "ada", "reason": "revoked"}]
     assert core.ended.has(key)
 
 

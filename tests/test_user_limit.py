@@ -232,7 +232,12 @@ def test_the_signal_of_what_was_stored_comes_first_and_says_all() -> None:
             "previous": previous,
             "_async_wrapper": None,
         },
-        {"handle": key_of(former.id, ""), "user": "ada", "_async_wrapper": None},
+        {
+            "handle": key_of(former.id, ""),
+            "user": "ada",
+            "reason": "limit",
+            "_async_wrapper": None,
+        },
     ]
 
 
