@@ -34,6 +34,7 @@ from .extension import SessionInfo as SessionInfo
 from .interface import ServerSessionInterface as ServerSessionInterface
 from .record import Record as Record
 from .sessions import ServerSideSession as ServerSideSession
+from .sessions import passive as passive
 from .signals import backend_failed as backend_failed
 from .signals import session_created as session_created
 from .signals import session_destroyed as session_destroyed

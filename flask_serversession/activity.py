@@ -6,7 +6,7 @@ import dataclasses
 import logging
 
 from .core import Core
-from .errors import BackendUnavailableError
+from .errors import BackendError
 from .loading import Loader
 from .unit import Unit
 
@@ -51,12 +51,15 @@ def touch_unseen(core: Core, loader: Loader, unit: Unit) -> bool:
 
 
 def _ask(core: Core, unit: Unit, now: float, expires_at: float) -> bool | None:
-    """Touch. A failure is logged and nothing more, and gives ``None``."""
+    """Touch. A failure is logged and nothing more, and gives ``None``.
+
+    Whatever failed: also an engine that lacks a privilege or does not know a command.
+    """
     if unit.failure is not None and not unit.is_closed:
         return None
     try:
         is_alive = core.backend.touch(unit.key, now, expires_at)
-    except BackendUnavailableError as error:
+    except BackendError as error:
         core.report_failure(unit, unit.key, "touch", error)
         return None
     handle = core.handle_of(unit.key)

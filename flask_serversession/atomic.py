@@ -32,6 +32,7 @@ class _Before(t.NamedTuple):
     wish: Wish
     is_modified: bool
     lifetime: float | None
+    own_meta: cabc.Mapping[str, str] | None
 
     def __repr__(self) -> str:
         return "<_Before>"  # without the content of the session
@@ -54,9 +55,8 @@ class _Before(t.NamedTuple):
         is_mine = self.lifetime != self.stored.lifetime or unit.is_restarted
         now = unit.stored or self.stored
         unit.lifetime = self.lifetime if is_mine else now.lifetime
-        content = core.serializer.loads(self.content)
-        stored = self.stored
-        rebase(core, unit, current, stored.payload, stored.serializer, content)
+        unit.own_meta = self.own_meta
+        rebase(core, unit, current, self.stored, core.serializer.loads(self.content))
 
 
 def run(
@@ -95,7 +95,8 @@ def _run_on_stored(
     stored = unit.stored
     assert stored is not None  # noqa: S101 - for type checkers
     content = core.serializer.dumps(unit.data)
-    before = _Before(stored, content, unit.wish, unit.is_modified, unit.lifetime)
+    changes = unit.wish, unit.is_modified, unit.lifetime, unit.own_meta
+    before = _Before(stored, content, *changes)
     results: list[T] = []
 
     def run(current: Record) -> None:
@@ -137,12 +138,13 @@ def _run_on_unstored(core: Core, unit: Unit, function: cabc.Callable[[], T]) -> 
     What it changed before it raised is undone, as in a stored one.
     """
     known, wish, is_modified = unit.known, unit.wish, unit.is_modified
-    content, lifetime = core.serializer.dumps(unit.data), unit.lifetime
+    lifetime, own_meta = unit.lifetime, unit.own_meta
+    content = core.serializer.dumps(unit.data)
     try:
         return function()
     except BaseException:
         if unit.known is known and unit.failure is None:
             unit.data = core.serializer.loads(content)
-            unit.lifetime = lifetime
+            unit.lifetime, unit.own_meta = lifetime, own_meta
             unit.wish, unit.is_modified = max(wish, unit.least_wish), is_modified
         raise

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import difflib
+import inspect
 import math
 import re
 import typing as t
@@ -14,6 +15,7 @@ import typing as t
 from .encryption import parse_encryption_key
 from .errors import ConfigurationError
 from .serializers.code_runners import refuse_code_runner
+from .users import UserKey
 
 if t.TYPE_CHECKING:
     from flask import Flask
@@ -183,6 +185,19 @@ def _serializer(value: t.Any) -> t.Any:
     return value
 
 
+def _user_key(value: t.Any) -> UserKey:
+    keys: cabc.Sequence[t.Any] = (value,) if isinstance(value, str) else value
+    if isinstance(keys, (list, tuple)):
+        if keys and all(isinstance(key, str) and key for key in keys):
+            return tuple(keys)
+    elif callable(value) and not inspect.iscoroutinefunction(value):
+        return t.cast(UserKey, value)
+    raise InvalidValueError(
+        "a key of the session, a list of keys, or a function that is not async and"
+        " takes the session and returns the user's id or None"
+    )
+
+
 def _track(value: t.Any) -> tuple[str, ...]:
     allowed = ("user_agent", "remote_addr")
     if (
@@ -275,7 +290,7 @@ class SessionConfig:
     sqlalchemy: t.Any = _option(None, _anything)
     sqlalchemy_url: t.Any = _option(None, _anything)
     sqlalchemy_bind_key: str | None = _option(None, _optional(_text))
-    sqlalchemy_table: str = _option("sessions", _identifier)
+    sqlalchemy_table: str = _option("server_sessions", _identifier)
     sqlalchemy_schema: str | None = _option(None, _optional(_identifier))
     sqlalchemy_metadata: t.Any = _option(None, _anything)
     sqlalchemy_create_table: bool = _option(True, _boolean)
@@ -314,7 +329,7 @@ class SessionConfig:
     migrate_table: str = _option("sessions", _identifier)
 
     # Whom it belongs to
-    user_key: str = _option("_user_id", _text)
+    user_key: UserKey = _option(("_user_id", "user_id"), _user_key)
     regenerate_on_login: bool = _option(True, _boolean)
     max_per_user: int | None = _option(None, _optional(_positive))
     track: tuple[str, ...] = _option((), _track)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import datetime as dt
 import re
 import typing as t
 import warnings
@@ -59,12 +60,17 @@ _DEFAULTS = {
     "SESSION_USE_SIGNER": False,
 }
 
+# RFC 6265bis, section 5.5: the most that browsers make of Expires and Max-Age.
+_MAX_COOKIE_AGE = dt.timedelta(days=400)
+# Flask's default.
+_FLASKS_LIFETIME = dt.timedelta(days=31)
+
 _TOKEN = re.compile(r"[\w!#$%&'*+\-.^`|~]+", re.ASCII)
 _NO_ATTRIBUTE = re.compile(r"[;\x00-\x1f\x7f]")
 
 
 def check_config(given: cabc.Mapping[str, t.Any], problems: Problems) -> None:
-    """Check ``app.config`` against the rules, and warn of misspelled keys.
+    """Check ``app.config`` against the rules, and warn of what is probably not meant.
 
     :param problems: Collects the mistakes.
     """
@@ -74,7 +80,8 @@ def check_config(given: cabc.Mapping[str, t.Any], problems: Problems) -> None:
             texts = map(shown, keys, values)
             problems.add(keys[0], sentence.format(*texts, key=repr(keys[0])))
     _check_cookie_prefix(given, problems)
-    _warn_of_misspellings(given)
+    for text in (*_misspellings(given), *_unlikely_durations(given)):
+        warnings.warn(text, ConfigurationWarning, stacklevel=4)
 
 
 def _takes_over(sources: t.Any) -> tuple[str, ...]:
@@ -229,12 +236,16 @@ def _check_cookie_prefix(given: cabc.Mapping[str, t.Any], problems: Problems) ->
     if _is_no_token(name):
         return
     # RFC 6265bis, section 4.1.3: browsers ignore such a cookie otherwise.
-    is_host = name.lower().startswith("__host-")
-    if not (is_host or name.lower().startswith("__secure-")):
+    prefix = name.lower()
+    is_host = prefix.startswith("__host-")
+    is_http = prefix.startswith(("__http-", "__host-http-"))
+    if not (is_host or is_http or prefix.startswith("__secure-")):
         return
     needs: list[str] = []
     if given["SESSION_COOKIE_SECURE"] is not True:
         needs.append("'SESSION_COOKIE_SECURE' to be True")
+    if is_http and not given["SESSION_COOKIE_HTTPONLY"]:
+        needs.append("'SESSION_COOKIE_HTTPONLY' to be True")
     if is_host and given["SESSION_COOKIE_DOMAIN"]:
         needs.append("'SESSION_COOKIE_DOMAIN' to be None")
     if is_host and (given["SESSION_COOKIE_PATH"] or given["APPLICATION_ROOT"]) != "/":
@@ -247,13 +258,12 @@ def _check_cookie_prefix(given: cabc.Mapping[str, t.Any], problems: Problems) ->
         )
 
 
-def _warn_of_misspellings(given: cabc.Mapping[str, t.Any]) -> None:
+def _misspellings(given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:
     known = {*KEYS, *FLASK_KEYS}
-    texts: list[str] = []
     has_backend = "SESSION_BACKEND" in given
     for key, backend in _BACKEND_OF_KEY.items():
         if given.get(key) is not None and not has_backend:
-            texts.append(
+            yield (
                 f"{key!r} has no effect, because 'SESSION_BACKEND' is not set and"
                 f" therefore 'filesystem'. Set it to {backend!r}."
             )
@@ -261,11 +271,47 @@ def _warn_of_misspellings(given: cabc.Mapping[str, t.Any]) -> None:
         if not key.startswith("SESSION_") or key in known:
             continue
         if key == "SESSION_TYPE" and not has_backend:
-            texts.append(
+            yield (
                 "'SESSION_TYPE' is a key of Flask-Session and has no effect here. Use"
                 " 'SESSION_BACKEND' instead, which is 'filesystem' when not set."
             )
         elif key not in FOREIGN_KEYS and (hint := suggest(key, known, end="")):
-            texts.append(f"{key!r} is no configuration key{hint}")
-    for text in texts:
-        warnings.warn(text, ConfigurationWarning, stacklevel=5)
+            yield (f"{key!r} is no configuration key{hint}")
+
+
+def _unlikely_durations(given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:
+    lifetime = _duration(given, "PERMANENT_SESSION_LIFETIME")
+    if lifetime is not None and lifetime > _MAX_COOKIE_AGE:
+        yield (
+            f"'PERMANENT_SESSION_LIFETIME' is {lifetime}, but browsers keep no cookie"
+            " for more than 400 days. Set it to 400 days at most."
+        )
+    absolute = _duration(given, "SESSION_ABSOLUTE_TIMEOUT")
+    if absolute is None:
+        return
+    for key in ("SESSION_IDLE_TIMEOUT", "PERMANENT_SESSION_LIFETIME"):
+        idle = _duration(given, key)
+        if key == "PERMANENT_SESSION_LIFETIME" and idle == _FLASKS_LIFETIME:
+            continue  # nobody asked for it
+        if idle is not None and idle > absolute:
+            yield (
+                f"'SESSION_ABSOLUTE_TIMEOUT' is {absolute}, which is shorter than"
+                f" {key!r} with {idle}: no session lives long enough to be unused for"
+                " that long. Make the first one longer, or the second one shorter."
+            )
+            break
+    renewal = _duration(given, "SESSION_RENEWAL_INTERVAL")
+    if renewal is not None and renewal > absolute:
+        yield (
+            f"'SESSION_RENEWAL_INTERVAL' is {renewal}, which is longer than"
+            f" 'SESSION_ABSOLUTE_TIMEOUT' with {absolute}: no id gets that old, so none"
+            " is renewed. Make the first one shorter."
+        )
+
+
+def _duration(given: cabc.Mapping[str, t.Any], key: str) -> dt.timedelta | None:
+    """Return a duration; ``None`` also for one that is refused, or for never."""
+    try:
+        return dt.timedelta(seconds=parse_duration(given.get(key)))
+    except InvalidValueError:
+        return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import operator
 import random
 import time
 import typing as t
@@ -12,12 +14,15 @@ from .errors import ConflictError
 from .errors import RecordError
 from .errors import SerializationError
 from .merge import merge
+from .meta import own_part
 from .record import Record
-from .serializers import CodedSerializer
 from .serializers import is_same
+from .serializers.lazy import LazyMap
 from .unit import Stored
 from .unit import Unit
 from .unit import Wish
+
+_Content = cabc.MutableMapping[str, t.Any]
 
 # How often a conflict is resolved before giving up. Some request succeeds at every
 # round, so only starvation gets here.
@@ -64,10 +69,10 @@ def resolve(core: Core, unit: Unit, current: Record) -> None:
             "Another request changed the session while this one ran, and"
             " 'SESSION_CONFLICT' is 'raise'. The other request's version is kept."
         )
-    mine, lifetime = unit.data, unit.lifetime
-    rebase(core, unit, current, stored.payload, stored.serializer, mine)
+    mine, lifetime, meta = unit.data, unit.lifetime, unit.current_meta
+    rebase(core, unit, current, stored, mine)
     if policy == "overwrite":
-        unit.data, unit.lifetime = mine, lifetime
+        unit.data, unit.lifetime, unit.own_meta = mine, lifetime, meta
 
 
 def is_changed(core: Core, unit: Unit, stored: Stored) -> bool:
@@ -76,8 +81,10 @@ def is_changed(core: Core, unit: Unit, stored: Stored) -> bool:
     That it is to be stored says nothing about it: ``SESSION_RESAVE`` and a renewal
     store what was only read, and so does ``regenerate()``.
     """
-    if unit.wish is not Wish.NEW_ID or unit.lifetime != stored.lifetime:
+    if unit.wish is not Wish.NEW_ID:
         return unit.wish >= Wish.SAVE
+    if unit.lifetime != stored.lifetime or unit.own_meta is not None:
+        return True
     try:
         content = stored.serializer.dumps(unit.data)
     except SerializationError:
@@ -89,15 +96,11 @@ def rebase(
     core: Core,
     unit: Unit,
     current: Record,
-    base: bytes,
-    serializer: CodedSerializer,
-    mine: dict[str, t.Any],
+    base: Stored,
+    mine: _Content,
 ) -> None:
-    """Put what changed from ``base`` to ``mine`` on top of another record.
-
-    :param serializer: What wrote ``base``.
-    """
-    lifetime = unit.lifetime
+    """Put what changed from ``base`` to ``mine`` on top of another record."""
+    lifetime, meta = unit.lifetime, unit.own_meta
     is_lifetime_mine = unit.stored is None or lifetime != unit.stored.lifetime
     try:
         core.adopt(unit, current)
@@ -110,7 +113,11 @@ def rebase(
         ) from error
     if is_lifetime_mine or unit.is_restarted:
         unit.lifetime = lifetime
-    is_other = unit.stored is None or base != unit.stored.payload
+    if meta is not None and not unit.is_restarted:
+        theirs = unit.current_meta
+        meta = merge(own_part(base.record.meta), meta, theirs, operator.eq)
+    unit.own_meta = meta
+    is_other = unit.stored is None or base.payload != unit.stored.payload
     if is_other and not unit.is_restarted:
         serial = core.serializer
 
@@ -118,5 +125,33 @@ def rebase(
             # As they would be stored: 1, 1.0 and True are equal to Python only.
             return is_same(serial, serial.dumps({"": a}), serial.dumps({"": b}))
 
-        mine = merge(serializer.loads(base), mine, unit.data, is_equal)
+        content = base.serializer.open(base.payload)
+        mine = _merge(content, mine, unit.data, is_equal)
     unit.data = mine
+
+
+def _merge(
+    base: _Content,
+    mine: _Content,
+    theirs: _Content,
+    equal: cabc.Callable[[t.Any, t.Any], bool],
+) -> _Content:
+    """Merge, and of large sessions only what this request has touched.
+
+    :param theirs: Just loaded; what comes out may be the same object, changed.
+    """
+    if not (isinstance(mine, LazyMap) and isinstance(theirs, LazyMap)):
+        return merge(base, mine, theirs, equal)
+    touched = {key for key in (*base, *mine, *theirs) if mine.part(key) is None}
+
+    def part(version: _Content) -> dict[str, t.Any]:
+        return {key: version[key] for key in version if key in touched}
+
+    merged = merge(part(base), part(mine), part(theirs), equal)
+    for key in touched:
+        if key not in merged:
+            theirs.pop(key, None)
+    for key, value in merged.items():
+        if key not in theirs or theirs[key] is not value:
+            theirs[key] = value
+    return theirs

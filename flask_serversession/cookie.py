@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import collections.abc as cabc
-import dataclasses
 import datetime as dt
 import functools
 import hashlib
@@ -18,6 +17,7 @@ from flask import Response
 from flask.sessions import SessionInterface
 from itsdangerous import Signer
 from itsdangerous.signer import SigningAlgorithm
+from werkzeug.http import dump_cookie
 
 #: Cookies of the session's name that are tried until one verifies. A browser sends
 #: several when one was left on another path or planted by a sibling domain.
@@ -25,8 +25,11 @@ MAX_CANDIDATES = 4
 
 # The longest value that can be ours: the longest id, the state, the signature.
 _MAX_LENGTH = 512
-# How many values are remembered with what came of them: half a kilobyte for each.
-_REMEMBERED = 2_048
+#: How many values are remembered with what came of them: half a kilobyte for each.
+REMEMBERED = 2_048
+# How many headers are remembered. A permanent session's expires, so it is another one
+# in each second.
+_HEADERS = 64
 _SALT = b"flask_serversession.cookie"
 _ID_KEY = b"flask_serversession.id"
 # What we never sign is refused: bigger numbers than these make no dates. The lifetime
@@ -34,8 +37,7 @@ _ID_KEY = b"flask_serversession.id"
 _STATE = re.compile(r"([pb])([0-9a-f]{1,12})-([0-9a-f]{1,12})(?:-(1?[0-9a-f]{1,11}))?")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class CookieState:
+class CookieState(t.NamedTuple):
     """What a cookie carries under its signature.
 
     The times let a request that does not look at its session renew it without
@@ -43,7 +45,7 @@ class CookieState:
     """
 
     #: The session's id. A secret.
-    id: str = dataclasses.field(repr=False)
+    id: str
     #: Whether the session outlives the browser.
     is_permanent: bool
     #: The last activity recorded in the backend, in seconds since the epoch.
@@ -64,13 +66,10 @@ class CookieState:
 
     def touched(self, touched_at: float) -> CookieState:
         """Return the same with another time of the last activity."""
-        return CookieState(
-            id=self.id,
-            is_permanent=self.is_permanent,
-            touched_at=touched_at,
-            created_at=self.created_at,
-            lifetime=self.lifetime,
-        )
+        return self._replace(touched_at=touched_at, is_stale=False)
+
+    def __repr__(self) -> str:
+        return "<CookieState>"  # error reporters record the repr of local variables
 
 
 class CookieSigner:
@@ -92,7 +91,7 @@ class CookieSigner:
             Signer(key, salt=_SALT, key_derivation="none", algorithm=_HMAC(key))
             for key in self._keys
         ]
-        self._remembered = functools.lru_cache(_REMEMBERED)(self._verify)
+        self._remembered = functools.lru_cache(REMEMBERED)(self._verify)
 
     def sign(self, state: CookieState) -> str:
         """Return the value of the cookie."""
@@ -158,14 +157,32 @@ def set_cookie(
     response: Response,
     value: str,
     expires: dt.datetime | None,
+    now: float,
 ) -> bool:
     """Set the cookie, with the attributes that the interface's getters return.
 
+    :param now: In seconds since the epoch. A browser whose clock is wrong goes by
+        ``Max-Age``.
     :return: Whether it is Secure.
     """
     attributes = _attributes(interface, app)
-    response.set_cookie(value=value, expires=expires, **attributes)
-    return bool(attributes["secure"])
+    max_age: int | None = None
+    if isinstance(expires, dt.datetime):  # which a getter may have in another form
+        moment = expires if expires.tzinfo else expires.replace(tzinfo=dt.timezone.utc)
+        # Rounded up: 0 would delete the cookie.
+        max_age = max(0, math.ceil(moment.timestamp() - now))
+        expires = expires.replace(microsecond=0)
+    before, after = _around_value(expires, max_age, *attributes)
+    header = f"{before}{value}{after}"
+    # What werkzeug warns of, and what a class of the application's own does besides.
+    config: t.Any = app.config
+    is_special = 0 < config["MAX_COOKIE_SIZE"] < len(header)
+    if is_special or type(response) is not Response:
+        named = dict(zip(_ATTRIBUTES, attributes, strict=True))
+        response.set_cookie(value=value, expires=expires, max_age=max_age, **named)
+    else:
+        response.headers.add("Set-Cookie", header)
+    return bool(attributes[_SECURE])
 
 
 def delete_cookie(interface: SessionInterface, app: Flask, response: Response) -> None:
@@ -173,34 +190,63 @@ def delete_cookie(interface: SessionInterface, app: Flask, response: Response) -
 
     With the attributes that it was set with: browsers ignore the deletion otherwise.
     """
-    response.delete_cookie(**_attributes(interface, app))
+    attributes = _attributes(interface, app)
+    response.delete_cookie(**dict(zip(_ATTRIBUTES, attributes, strict=True)))
 
 
-def _attributes(interface: SessionInterface, app: Flask) -> dict[str, t.Any]:
-    return {
-        "key": interface.get_cookie_name(app),
-        "domain": interface.get_cookie_domain(app),
-        "path": interface.get_cookie_path(app),
-        "secure": interface.get_cookie_secure(app),
-        "partitioned": interface.get_cookie_partitioned(app),
-        "samesite": interface.get_cookie_samesite(app),
-        "httponly": interface.get_cookie_httponly(app),
-    }
+# By the names that werkzeug has for them.
+_ATTRIBUTES = (
+    *("key", "domain", "path", "secure"),
+    *("partitioned", "samesite", "httponly"),
+)
+_SECURE = _ATTRIBUTES.index("secure")
+
+
+def _attributes(interface: SessionInterface, app: Flask) -> tuple[t.Any, ...]:
+    return (
+        interface.get_cookie_name(app),
+        interface.get_cookie_domain(app),
+        interface.get_cookie_path(app),
+        interface.get_cookie_secure(app),
+        interface.get_cookie_partitioned(app),
+        interface.get_cookie_samesite(app),
+        interface.get_cookie_httponly(app),
+    )
+
+
+# Writing a header takes three times as long as everything else that sets the cookie,
+# and but for the value, the next response gets the same one.
+@functools.lru_cache(_HEADERS, typed=True)
+def _around_value(
+    expires: t.Any, max_age: int | None, key: str, *attributes: t.Any
+) -> tuple[str, str]:
+    """Return what stands before and after the value in the ``Set-Cookie`` header."""
+    named: dict[str, t.Any] = dict(zip(_ATTRIBUTES, (key, *attributes), strict=True))
+    header = dump_cookie(
+        value="", expires=expires, max_age=max_age, max_size=0, **named
+    )
+    length = len(f"{key}=".encode())
+    return header[:length], header[length:]
 
 
 def find_values(header: str, name: str) -> list[str]:
     """Return the values that a ``Cookie`` header has for a name, in their order.
 
-    Takes a fifth of the time that parsing the header for all names does.
-
-    :param header: Without any quotes, which would need that parser.
+    As browsers write the header (RFC 6265, section 5.4): pairs are separated by
+    semicolons, and a quote is a character like any other. A parser that knows quotes
+    takes all between two of them for one value, so whoever can plant two cookies could
+    hide the session's between them. Takes a fifth of the time that such a parser does.
     """
     if name not in header:
         return []
-    pairs = [part.partition("=") for part in header.split(";")]
-    # Not all that is white to Python: to a browser, that is part of a name, and so a
-    # way around what it has decided about names that begin with "__Host-".
-    return [value.strip(" \t") for key, _, value in pairs if key.strip(" \t") == name]
+    values: list[str] = []
+    for part in header.split(";"):
+        key, _, value = part.partition("=")
+        # Not all that is white to Python: to a browser, that is part of a name, and so
+        # a way around what it has decided about names that begin with "__Host-".
+        if key.strip(" \t") == name:
+            values.append(value.strip(" \t"))
+    return values
 
 
 def claims_permanent(value: str) -> bool:
@@ -208,6 +254,8 @@ def claims_permanent(value: str) -> bool:
 
     Only a hint, to spare the verification of a cookie that nothing depends on.
     """
+    if ".p" not in value:
+        return False
     parts = value[:_MAX_LENGTH].rsplit(".", 2)
     return len(parts) == 3 and parts[1].startswith("p")
 

@@ -12,6 +12,7 @@ from . import signals
 from .backends.base import Backend
 from .config import SessionConfig
 from .ended import EndedSessions
+from .errors import BackendError
 from .errors import BackendUnavailableError
 from .errors import RecordError
 from .errors import SerializationError
@@ -20,6 +21,8 @@ from .ids import check_id
 from .ids import generate_id
 from .ids import handle_of
 from .ids import key_of
+from .meta import MAX_SIZE
+from .meta import size_of
 from .payload import Envelope
 from .payload import Sealer
 from .record import Record
@@ -32,6 +35,9 @@ from .unit import Known
 from .unit import Stored
 from .unit import Unit
 from .unit import Wish
+from .unit import is_unused
+from .users import find_user
+from .users import stored_name
 
 if t.TYPE_CHECKING:
     from blinker import NamedSignal
@@ -41,9 +47,6 @@ P = t.ParamSpec("P")
 T = t.TypeVar("T")
 
 logger = logging.getLogger("flask_serversession")
-
-# The user is kept in columns and index names; longer ones are somebody's mistake.
-_MAX_USER = 255
 
 
 class Core:
@@ -112,7 +115,7 @@ class Core:
             raise
 
     def report_failure(
-        self, unit: Unit, key: str, operation: str, error: BackendUnavailableError
+        self, unit: Unit, key: str, operation: str, error: BackendError
     ) -> None:
         """Log that the backend failed, and send the signal."""
         logger.error("The session backend failed at %r: %s", operation, error)
@@ -165,9 +168,19 @@ class Core:
         return self.identify(id)
 
     def user_of(self, data: cabc.Mapping[str, t.Any]) -> str | None:
-        """Return whom a session's content belongs to."""
-        user = data.get(self.config.user_key)
-        return None if user is None else str(user)
+        """Return whom a session's content belongs to, as its record has it."""
+        user = self.user_text_of(data)
+        return None if user is None else stored_name(user)
+
+    def user_text_of(self, data: cabc.Mapping[str, t.Any]) -> str | None:
+        """Return whom a session's content belongs to, as the application has it.
+
+        :raises SerializationError: if that cannot be told.
+        """
+        user_key = self.config.user_key
+        if callable(user_key) and is_unused(data):
+            return None  # a function cannot keep anybody from logging out
+        return find_user(data, user_key)
 
     def is_user_key(self, key: object) -> bool:
         """Whether a session's content says under a key whom it belongs to."""
@@ -197,6 +210,11 @@ class Core:
 
     # Time-outs
 
+    @property
+    def is_refreshed(self) -> bool:
+        """``SESSION_REFRESH_EACH_REQUEST``: whether use renews a permanent session."""
+        return bool(self._app_config["SESSION_REFRESH_EACH_REQUEST"])
+
     def is_permanent(self, unit: Unit) -> bool:
         """Whether the session outlives the browser."""
         known = unit.known
@@ -205,8 +223,9 @@ class Core:
             return cookie is not None and cookie.is_permanent
         if PERMANENT_KEY in unit.data:
             return bool(unit.data[PERMANENT_KEY])
-        is_begun = known is Known.NEW or unit.wish >= Wish.RESTART
-        return self.config.permanent and is_begun
+        if not self.config.permanent:
+            return False
+        return known is Known.NEW or unit.wish >= Wish.RESTART  # it begins
 
     def idle_timeout(self, is_permanent: bool) -> float:
         """Return the app's idle timeout, in seconds."""
@@ -221,12 +240,24 @@ class Core:
 
     def lifetime_of(self, unit: Unit) -> float:
         """Return for how long the session lives without being used, in seconds."""
-        return unit.lifetime or self.idle_timeout(self.is_permanent(unit))
+        if unit.lifetime:
+            return unit.lifetime
+        # Most applications have one timeout for both.
+        is_one = self.config.idle_timeout is None
+        return self.idle_timeout(is_one or self.is_permanent(unit))
 
     def limit(self, expires_at: float, created_at: float) -> float:
         """Return when a session expires that would, at the latest, at a moment."""
         limit = self.config.absolute_timeout
         return expires_at if limit is None else min(expires_at, created_at + limit)
+
+    def renewed(self, unit: Unit) -> float:
+        """Return when the session expires if it is used now and never again."""
+        now, stored = self.clock(), unit.stored
+        created_at = now
+        if stored is not None and not unit.is_restarted:
+            created_at = stored.record.created_at
+        return self.limit(now + self.lifetime_of(unit), created_at)
 
     def is_touch_due(self, now: float, touched_at: float, lifetime: float) -> bool:
         """Whether activity has to be recorded again.
@@ -280,13 +311,6 @@ class Core:
         :param renews: ``False`` leaves the times of a stored session as they are.
         """
         user = self.user_of(unit.data)
-        if user is not None and len(user) > _MAX_USER:
-            key = self.config.user_key
-            raise SerializationError(
-                f"flask.session[{key!r}] is longer than {_MAX_USER} characters; keep"
-                " the user's id there.",
-                f"session[{key!r}]",
-            )
         touched_at, stored = now, unit.stored
         if renews or stored is None:
             expires_at = self.limit(now + self.lifetime_of(unit), created_at)
@@ -305,8 +329,22 @@ class Core:
             touched_at=touched_at,
             expires_at=expires_at,
             user=user,
-            meta=unit.meta,
+            meta=self._meta_of(unit),
         )
+
+    def _meta_of(self, unit: Unit) -> cabc.Mapping[str, str]:
+        """Return the meta of a session's record as it is now."""
+        if not (own := unit.current_meta):
+            return unit.meta
+        # What one request adds is checked when it does; together they may be too much.
+        if unit.own_meta is not None and (size := size_of(own)) > MAX_SIZE:
+            raise SerializationError(
+                f"session.meta takes {size} bytes with what another request has put"
+                f" there, and may take {MAX_SIZE}. Keep what is long in the session"
+                " itself.",
+                "session.meta",
+            )
+        return {**own, **unit.meta}
 
     def keep(
         self, unit: Unit, record: Record, payload: bytes, issued_at: float
@@ -322,24 +360,23 @@ class Core:
         :return: Whether it was adopted.
         :raises RecordError: if it cannot be read.
         """
-        envelope, serializer = self._open(unit.key, record)
-        payload, lifetime = envelope.payload, envelope.lifetime
+        envelope = self._sealer.open(record.data, unit.key)
+        payload, serializer = envelope.payload, self.serializer
+        if envelope.serializer != serializer.code:
+            serializer = _former_serializer(envelope.serializer)
         return unit.adopt(
-            Stored(record, payload, serializer, lifetime, envelope.issued_at),
-            serializer.loads(payload),
+            Stored(record, payload, serializer, envelope.lifetime, envelope.issued_at),
+            serializer.open(payload),
             is_first_look,
         )
 
-    def _open(self, key: str, record: Record) -> tuple[Envelope, CodedSerializer]:
-        """Return what is in a record, and the serializer that wrote it."""
-        envelope = self._sealer.open(record.data, key)
-        if envelope.serializer == self.serializer.code:
-            return envelope, self.serializer
-        # Written before SESSION_SERIALIZER was changed.
-        if envelope.serializer not in BUILT_IN:
-            raise RecordError(
-                "The session was written with another serializer than"
-                " 'SESSION_SERIALIZER'.",
-                "unreadable",
-            )
-        return envelope, BUILT_IN[envelope.serializer]
+
+def _former_serializer(code: bytes) -> CodedSerializer:
+    """Return what wrote a payload before ``SESSION_SERIALIZER`` was changed."""
+    if code not in BUILT_IN:
+        raise RecordError(
+            "The session was written with another serializer than"
+            " 'SESSION_SERIALIZER'.",
+            "unreadable",
+        )
+    return BUILT_IN[code]

@@ -26,7 +26,23 @@ from werkzeug.exceptions import ServiceUnavailable
 
 
 class ServerSessionError(Exception):
-    """Base class of every exception that the library raises."""
+    """Base class of every exception that the library raises.
+
+    All of them can be copied and pickled, as other processes and test runners do.
+    """
+
+    def __reduce__(self) -> tuple[t.Any, ...]:
+        # Exception's own calls the class with what is in ``args``, the message alone.
+        return _remake, (type(self), self.args), vars(self)
+
+
+def _remake(
+    kind: type[ServerSessionError], args: tuple[t.Any, ...]
+) -> ServerSessionError:
+    """Return an exception with these arguments; its attributes follow."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class ConfigurationError(ServerSessionError, ValueError):

@@ -10,7 +10,6 @@ import warnings
 
 from flask import Flask
 from flask import current_app
-from flask import session as flask_session
 
 from . import operator
 from .backends import BackendSettings
@@ -33,6 +32,7 @@ from .operator import SessionInfo as SessionInfo
 from .sessions import accessed_unit
 from .takeover import make_takeover
 from .templating import TEMPLATE_SESSION
+from .templating import adapt_environment
 from .unsaved import UnsavedChanges
 
 logger = logging.getLogger("flask_serversession")
@@ -137,16 +137,22 @@ class ServerSession:
 
         Costs what that user has, not what the store holds.
 
-        :param user: What the sessions hold under :data:`SESSION_USER_KEY`.
+        :param user: What :data:`SESSION_USER_KEY` finds in the sessions.
         :raises NotSupportedError: if the backend keeps no index of users.
+        :raises ValueError: for ``None``: nobody is no user.
         """
         return operator.sessions_of(_current_state(), user)
 
     def find(self, handle: str) -> SessionInfo | None:
         """Return what is known of a session of the current application.
 
-        :param handle: Its :attr:`.ServerSideSession.handle`.
+        :param handle: Its :attr:`.ServerSideSession.handle`, or the first eight digits
+            of it or more. Only the whole handle costs one record; to find a session by
+            its first digits, all are gone through.
         :return: ``None`` if there is no such session.
+        :raises LookupError: if several sessions begin with these digits.
+        :raises NotSupportedError: if there are only the first digits, and the backend
+            cannot enumerate sessions.
         """
         return operator.find(_current_state(), handle)
 
@@ -163,8 +169,9 @@ class ServerSession:
         A request of it that is running at this moment cannot bring it back. If its
         id was rotated within the last seconds, it is ended under its new id.
 
-        :param handle: Its :attr:`.ServerSideSession.handle`.
+        :param handle: As for :meth:`find`.
         :return: ``False`` if there was no such session.
+        :raises LookupError: as :meth:`find`, and so is :exc:`NotSupportedError`.
         :raises RecordError: if a later version of the library wrote the record.
         """
         return operator.revoke(_current_state(), handle)
@@ -172,14 +179,34 @@ class ServerSession:
     def revoke_user(self, user: object, except_current: bool = False) -> int:
         """End the sessions of a user of the current application, everywhere.
 
-        :param user: What the sessions hold under :data:`SESSION_USER_KEY`.
+        :param user: What :data:`SESSION_USER_KEY` finds in the sessions.
         :param except_current: Leave the session of the current request alone.
         :return: How many were ended.
         :raises NotSupportedError: if the backend keeps no index of users.
         :raises RecordError: if a later version of the library wrote one of the
             records; the others are ended.
+        :raises ValueError: for ``None``: nobody is no user.
         """
         return operator.revoke_user(_current_state(), user, except_current)
+
+    def revoke_all(
+        self,
+        except_current: bool = False,
+        progress: cabc.Callable[[int], None] | None = None,
+    ) -> int:
+        """End all sessions of the current application, whoever has them.
+
+        Goes through all of them, and again until none is left, so that one whose id
+        is changed at this moment is ended too. Those of other applications in the
+        same store stay. So does what a later version of the library has written,
+        which does not count as a session here.
+
+        :param except_current: Leave the session of the current request alone.
+        :param progress: Called now and then with how many were ended since.
+        :return: How many were ended.
+        :raises NotSupportedError: if the backend cannot enumerate them.
+        """
+        return operator.revoke_all(_current_state(), except_current, progress)
 
     def count(self) -> int:
         """Return the number of live sessions of the current application.
@@ -232,10 +259,7 @@ def _warn_of_backend(app: Flask, backend: Backend) -> None:
 
 
 def _template_context() -> dict[str, t.Any]:
-    # Macros that are imported without context see the globals only.
-    names: dict[str, t.Any] = current_app.jinja_env.globals
-    if names.get("session") is flask_session:
-        names["session"] = TEMPLATE_SESSION
+    adapt_environment(current_app)
     return {"session": TEMPLATE_SESSION}
 
 

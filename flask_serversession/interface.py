@@ -36,6 +36,7 @@ from .moment import is_public
 from .moment import is_targeted
 from .sessions import NullServerSession
 from .sessions import ServerSideSession
+from .sessions import is_visitors
 from .sessions import remember
 from .sessions import unit_of
 from .socketio import is_socket_event
@@ -134,9 +135,10 @@ class ServerSessionInterface(SessionInterface):
                 return None
             config: t.Any = app.config
             secrets = (secret, *(config["SECRET_KEY_FALLBACKS"] or ()))
-        if self._signer is None or self._signer[0] != secrets:
-            self._signer = (secrets, CookieSigner(secrets))
-        return self._signer[1]
+        known = self._signer
+        if known is None or known[0] != secrets:
+            known = self._signer = (secrets, CookieSigner(secrets))
+        return known[1]
 
     # The two ends of a request
 
@@ -144,17 +146,12 @@ class ServerSessionInterface(SessionInterface):
         """Make the session, without verifying its cookie or asking the backend."""
         if (signer := self.get_signer(app)) is None:
             return None
-        candidates: cabc.Sequence[str] = ()
+        unit = Unit(signer)
         header: str | None = request.environ.get("HTTP_COOKIE")
         if header is not None:
-            name = self.get_cookie_name(app)
-            if '"' in header:
-                candidates = request.cookies.getlist(name)
-            else:
-                candidates = find_values(header, name)
-        unit = Unit(signer)
-        if candidates:
-            unit.presented = Presented(candidates, self.core.clock())
+            candidates = find_values(header, self.get_cookie_name(app))
+            if candidates:
+                unit.presented = Presented(candidates, self.core.clock())
         if is_socket_event(app, request):
             unit.phase = Phase.CLOSED
         if self.config.track:
@@ -183,6 +180,7 @@ class ServerSessionInterface(SessionInterface):
         :raises SessionTooLargeError: if it is larger than ``SESSION_MAX_SIZE``.
         :raises ConflictError: if ``SESSION_CONFLICT`` asks for it.
         :raises SessionLostError: if ``SESSION_ON_LOST`` asks for it.
+        :raises BackendUnavailableError: in a test client's ``session_transaction()``.
         """
         if type(session) is not self.session_class and not isinstance(
             session, ServerSideSession
@@ -201,17 +199,17 @@ class ServerSessionInterface(SessionInterface):
         failure = unit.failure
         try:
             if failure is not None and failure is sys.exc_info()[1]:
-                # Met by an after_request function or an error handler: what those
-                # raise, Flask answers with a 500 and brings here.
+                # An after_request function or error handler met it: Flask's 500.
                 unit.phase = Phase.CLOSED
                 _answer_unavailable(app, response, failure)
-                _vary_by_cookie(response)
                 return
             cookie = self._settle(app, session, unit, response)
             if unit.is_new and unit.known is Known.STORED:
                 self._cleanup()
         except BackendUnavailableError as error:
             unit.phase = Phase.CLOSED
+            if not is_visitors(session):
+                raise
             # An error page is the application's answer to a failure it was told of.
             if failure is None or response.status_code < 500:
                 _answer_unavailable(app, response, error)
@@ -222,10 +220,11 @@ class ServerSessionInterface(SessionInterface):
             unit.phase = Phase.ABANDONED
             raise
         unit.phase = unit.phase or Phase.CLOSED
-        if not response.is_streamed:
-            unit.is_exposed = False
-        elif unit.is_exposed:
-            self.lifecycle.unsaved.watch()
+        if unit.is_exposed:
+            if response.is_streamed:
+                self.lifecycle.unsaved.watch()
+            else:
+                unit.is_exposed = False
         if session.accessed or cookie is not Cookie.NONE:
             _vary_by_cookie(response)
         if cookie:
@@ -234,14 +233,17 @@ class ServerSessionInterface(SessionInterface):
     def _settle(
         self, app: Flask, session: SessionMixin, unit: Unit, response: Response
     ) -> Cookie:
-        moment = EndOfRequest(self.core, app, response)
+        moment = EndOfRequest(self.core, response)
         if not self.config.save_on_error:
             moment.is_error_unsaved = response.status_code >= 500
         if moment.is_error_unsaved:
             unit.phase = Phase.ABANDONED
         elif unit.presented.values or unit.known is Known.NEW:
             moment.is_wanted = self._is_wanted(app, session)
-        return self.lifecycle.settle(unit, moment)
+        cookie = self.lifecycle.settle(unit, moment)
+        if unit.failure is not None and not is_visitors(session):
+            raise unit.failure  # whatever SESSION_ON_BACKEND_ERROR keeps from visitors
+        return cookie
 
     def _is_wanted(self, app: Flask, session: SessionMixin) -> bool | None:
         """Ask ``should_set_cookie()`` if an application has its own, else ``None``.
@@ -252,18 +254,26 @@ class ServerSessionInterface(SessionInterface):
         """
         function = getattr(self.should_set_cookie, "__func__", None)
         kind: t.Any = type(session)
-        if (
-            function is SessionInterface.should_set_cookie
-            and kind.modified is ServerSideSession.modified
-            and kind.permanent is ServerSideSession.permanent
+        if function is SessionInterface.should_set_cookie and (
+            kind is ServerSideSession
+            or (
+                kind.modified is ServerSideSession.modified
+                and kind.permanent is ServerSideSession.permanent
+            )
         ):
             return None
         # What it looks at, the view has not looked at: no page depends on it.
-        accessed = session.accessed
+        unit = unit_of(t.cast("ServerSideSession", session))
+        accessed, was_passive, was_glanced = (
+            session.accessed,
+            unit.is_passive,
+            unit.is_glanced,
+        )
         try:
             return self.should_set_cookie(app, session)
         finally:
             session.accessed = accessed
+            unit.is_passive, unit.is_glanced = was_passive, was_glanced
 
     # The cookie
 
@@ -296,7 +306,8 @@ class ServerSessionInterface(SessionInterface):
             return
         unit.owed = Cookie.NONE
         expires = self.get_expiration_time(app, session)
-        if set_cookie(self, app, response, self._value(unit), expires):
+        value, now = self._value(unit), self.core.clock()
+        if set_cookie(self, app, response, value, expires, now):
             self._warn_of_http()
 
     def _warn_of_http(self) -> None:
@@ -375,10 +386,11 @@ class ServerSessionInterface(SessionInterface):
 def _vary_by_cookie(response: Response) -> None:
     # Adding the header costs a fifth of parsing it; looking for it by "in" raises an
     # exception inside of werkzeug, which costs as much again.
-    if response.headers.getlist("Vary"):
-        response.vary.add("Cookie")
-    else:
-        response.headers.add("Vary", "Cookie")
+    for name, _ in response.headers:
+        if name.lower() == "vary":
+            response.vary.add("Cookie")
+            return
+    response.headers.add("Vary", "Cookie")
 
 
 def _context() -> tuple[t.Any, ...]:
@@ -409,3 +421,4 @@ def _answer_unavailable(
     response.status = answer.status
     response.headers.clear()
     response.headers.extend(answer.headers)
+    _vary_by_cookie(response)

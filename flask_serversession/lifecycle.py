@@ -24,24 +24,28 @@ from .attempts import Resolve
 from .backends.base import Conflict
 from .backends.base import Replaced
 from .core import Core
+from .ending import Ending
 from .errors import BackendError
 from .errors import BackendUnavailableError
 from .errors import ConflictError
 from .errors import RecordError
+from .errors import SerializationError
 from .errors import ServerSessionError
 from .errors import SessionLostError
 from .loading import Loader
 from .logouts import LogOuts
 from .logouts import changes_user
 from .logouts import refuse_newer
+from .moment import Ahead
 from .moment import Moment
+from .moment import is_doubtful
 from .plan import Plan
 from .plan import Step
 from .plan import plan
+from .record import NO_META
 from .record import Record
 from .rotation import Rotation
 from .rotation import create
-from .rotation import delete_successor
 from .rotation import is_somebody_left
 from .rotation import log_out_successor
 from .unit import PERMANENT_KEY
@@ -59,6 +63,10 @@ T = t.TypeVar("T")
 
 logger = logging.getLogger("flask_serversession")
 
+
+# After these a session lives for its whole lifetime, if their row says that they renew.
+_RENEWING = frozenset({Step.CREATE, Step.TOUCH, Step.REPLACE, Step.ROTATE})
+_ENDING = frozenset({Step.EXPIRE, Step.DELETE})
 
 _UNCHANGED: tuple[str, bytes | None] = ("", None)
 
@@ -80,6 +88,7 @@ class Lifecycle:
     ) -> None:
         self.core = core
         self.loader = Loader(core, takeover, log_outs)
+        self.ending = Ending(core, self.loader)
         self.unsaved = unsaved
         self._act: dict[
             Step, cabc.Callable[[Unit, Plan, Moment, Attempts], Outcome]
@@ -171,12 +180,13 @@ class Lifecycle:
         if unit.is_atomic:
             change = ("atomic() was called", change[1])
         config, rotation = core.config, ""
-        if config.regenerate_on_login and core.user_of(unit.data) != stored.record.user:
+        if config.regenerate_on_login and self._has_other_user(unit, bool(change[0])):
             rotation = "the user changed"
         elif (
             config.renewal_interval is not None
-            # The browser cannot be told any more; the next request will do.
+            # The browser is not told, or cannot be any more; the next request will do.
             and not unit.phase
+            and not unit.is_passive
             and core.clock() - stored.issued_at >= config.renewal_interval
         ):
             rotation = "it is as old as 'SESSION_RENEWAL_INTERVAL'"
@@ -184,6 +194,14 @@ class Lifecycle:
             rotation = "it was begun"
         moment.rotation = rotation
         return change
+
+    def _has_other_user(self, unit: Unit, is_changed: bool) -> bool:
+        try:
+            return self.core.user_of(unit.data) != unit.stored_user
+        except SerializationError:
+            if is_changed:
+                raise
+            return False  # it was stored under other settings, and is only read
 
     # The steps
 
@@ -216,6 +234,8 @@ class Lifecycle:
     def _replace(
         self, unit: Unit, row: Plan, moment: Moment, attempts: Attempts
     ) -> Outcome:
+        if not row.renews and (outcome := self._look_again(unit, attempts)) is not None:
+            return outcome
         core, before = self.core, unit.stored
         assert before is not None  # noqa: S101 - for type checkers
         stored, issued_at = before.record, before.issued_at
@@ -248,7 +268,7 @@ class Lifecycle:
             result = Replaced(result.current.version)
         if isinstance(result, Replaced):
             if record.expires_at <= now:
-                self._end(unit)
+                self.ending.end(unit)
                 return Outcome.DONE
             if result.version != version:
                 record = dataclasses.replace(record, version=result.version)
@@ -267,6 +287,28 @@ class Lifecycle:
                 return self._conflict(unit, result.current, attempts)
             return self._follow(unit, attempts, result.current)
         return self._give_up(unit, attempts)
+
+    def _look_again(self, unit: Unit, attempts: Attempts) -> Outcome | None:
+        """Learn when the session was used while this request ran.
+
+        A write that renews nothing would undo what another request has recorded by a
+        touch, which is no change of the record's version.
+
+        :return: What came in the way, if anything did.
+        """
+        core, stored = self.core, unit.stored
+        if stored is None or not is_doubtful(core, unit):
+            return None
+        try:
+            record = core.ask(unit, "load", core.backend.load, unit.key)
+        except RecordError:
+            record = None
+        if record is None or record.is_tombstone:
+            return self._give_up(unit, attempts)
+        if record.version != stored.record.version:
+            return self._conflict(unit, record, attempts)
+        unit.stored = stored._replace(record=record)
+        return None
 
     def _rotate(
         self, unit: Unit, row: Plan, moment: Moment, attempts: Attempts
@@ -296,7 +338,7 @@ class Lifecycle:
         return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
 
     def _delete(self, unit: Unit, *_: t.Any) -> Outcome:
-        return Outcome.DONE if self._delete_current(unit) else Outcome.LOST
+        return Outcome.DONE if self.ending.delete_current(unit) else Outcome.LOST
 
     def _report(self, unit: Unit, *_: t.Any) -> Outcome:
         is_ending = unit.wish is Wish.END
@@ -305,7 +347,7 @@ class Lifecycle:
         finally:
             # A log-out is one whatever else is dropped, such as a message.
             if is_ending:
-                self._delete_current(unit)
+                self.ending.delete_current(unit)
 
     def _fail(self, unit: Unit, *_: t.Any) -> Outcome:
         raise unit.failure or refuse_newer(self.core, unit)
@@ -384,48 +426,6 @@ class Lifecycle:
                 )
         return Outcome.LOST
 
-    # Ending
-
-    def _delete_current(self, unit: Unit) -> bool:
-        """Delete the session; if it was not loaded yet, the first that is there."""
-        is_unseen = unit.known is Known.UNSEEN
-        is_deleted = self._delete_record(unit)
-        while is_unseen and not is_deleted and self.loader.verify_next(unit):
-            is_deleted = self._delete_record(unit)
-        return is_deleted
-
-    def _delete_record(self, unit: Unit) -> bool:
-        core = self.core
-        try:
-            if core.ask(unit, "delete", core.backend.delete, unit.key):
-                self._end(unit)
-                return True
-            record = core.ask(unit, "load", core.backend.load, unit.key)
-        except RecordError as error:
-            self.loader.take_unreadable(unit, error)
-            if unit.known is Known.BROKEN:
-                raise refuse_newer(core, unit) from error
-            return False
-        if record is None:
-            self.loader.begin_instead(unit, "unknown")
-            return False
-        try:
-            delete_successor(core, unit, record)
-        except RecordError as error:
-            if error.reason == "newer":
-                raise refuse_newer(core, unit) from error
-        unit.lose()
-        return False
-
-    def _end(self, unit: Unit) -> None:
-        key, user = unit.key, unit.stored_user
-        logger.debug("Session %s ended", self.core.handle_of(key))
-        unit.begin()
-        unit.owed = Cookie.NONE if unit.cookie is None else Cookie.DELETE
-        unit.wish = unit.least_wish
-        unit.is_exposed = False
-        self.core.send_destroyed(key, user)
-
     # What a session asks for
 
     def regenerate(self, unit: Unit, keep_data: bool) -> None:
@@ -438,6 +438,7 @@ class Lifecycle:
         if not keep_data:
             unit.data.clear()
             unit.lifetime = None
+            unit.own_meta = NO_META
             unit.is_new = True
         if unit.known is Known.STORED:
             unit.want(Wish.NEW_ID if keep_data else Wish.RESTART)
@@ -451,32 +452,6 @@ class Lifecycle:
         unit.want(Wish.SAVE)
         if unit.known is Known.NEW:
             unit.identity = None
-
-    def destroy(self, unit: Unit) -> None:
-        """Delete the record now and start over."""
-        self.loader.verify(unit)
-        if unit.presented.claim is not None and unit.known is Known.UNSEEN:
-            # What is ended has to leave a marker, and that is what taking over does.
-            unit.want(Wish.END)
-            self.loader.load(unit)
-        if unit.failure is not None:
-            # Not known to be ended, so nobody may be told that it is: the response
-            # neither, should the view go on.
-            unit.want(Wish.END)
-            raise unit.failure
-        if unit.known is Known.BROKEN:
-            raise refuse_newer(self.core, unit)
-        unit.data.clear()
-        unit.forget_wishes()
-        unit.is_exposed = False
-        if unit.key and unit.known in (Known.UNSEEN, Known.STORED, Known.GONE):
-            try:
-                self._delete_current(unit)
-            except BackendUnavailableError:
-                unit.want(Wish.END)
-                raise
-        elif unit.known in (Known.UNSEEN, Known.NEW):
-            unit.begin()
 
     def reload(self, unit: Unit) -> None:
         """Forget local changes and load again."""
@@ -535,8 +510,28 @@ class Lifecycle:
         if plan(unit, moment).step is not Step.ROTATE:
             self.settle(unit, moment)
 
+    def time_left(self, unit: Unit) -> float:
+        """Return for how many seconds the session lives if it is not used again.
+
+        What this request does to it counts, as far as it is known.
+        """
+        core = self.core
+        if unit.known is Known.UNSEEN:
+            self.loader.load(unit)
+            if unit.wish is Wish.NOTHING and not unit.is_passive:
+                unit.is_passive = unit.is_glanced = True
+        expires_at = unit.record.expires_at if unit.known is Known.STORED else 0.0
+        if not unit.phase:
+            row = plan(unit, Ahead(core))
+            if row.renews and row.step in _RENEWING:
+                expires_at = core.renewed(unit)
+            elif row.step in _ENDING:
+                expires_at = 0.0
+        return max(0.0, expires_at - core.clock())
+
     def touch(self, unit: Unit) -> None:
         """Count as activity: at the end of the request, or now if that has passed."""
+        unit.be_active(True)
         unit.want(Wish.TOUCH)
         if unit.is_closed and unit.known in (Known.UNSEEN, Known.STORED):
             moment = Moment(self.core, is_end=True)

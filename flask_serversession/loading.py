@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import typing as t
 
+from .cookie import REMEMBERED
 from .core import Core
 from .errors import BackendUnavailableError
 from .errors import RecordError
 from .logouts import LogOuts
+from .record import NO_META
 from .record import Record
 from .unit import Identity
 from .unit import Known
@@ -35,6 +38,8 @@ class Loader:
         self._takeover = takeover
         self._log_outs = log_outs
         self._reported: dict[str, None] = {}
+        # As verified cookies are remembered, so are the keys of their ids.
+        self._identify = functools.lru_cache(REMEMBERED)(core.identify)
 
     def verify(self, unit: Unit) -> None:
         """Find the cookie that verifies. Asks nothing of the backend."""
@@ -56,7 +61,7 @@ class Loader:
         cookie = unit.presented.verify_next(unit.signer, id)
         if cookie is None:
             return False
-        unit.identity = self.core.identify(cookie.id)
+        unit.identity = self._identify(cookie.id)
         unit.presented.cookie = cookie
         unit.presented.is_verified = True  # last, as other threads go by it
         return True
@@ -122,7 +127,7 @@ class Loader:
         """
         presented, core = unit.presented, self.core
         for number, cookie in presented.candidates(unit.signer, identity.id):
-            other = core.identify(cookie.id)
+            other = self._identify(cookie.id)
             is_chosen = True
             try:
                 found = core.backend.load(other.key)
@@ -155,6 +160,7 @@ class Loader:
             elif unit.wish is Wish.END:
                 unit.data.clear()
                 unit.lifetime = None
+                unit.own_meta = NO_META
 
     def take_unreadable(self, unit: Unit, error: RecordError) -> None:
         """Go on without a record that cannot be read; log it once."""

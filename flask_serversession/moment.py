@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import typing as t
 
-from flask import Flask
 from flask import Response
 
 from .core import Core
 from .unit import Unit
 
 # For how long what a request has seen of its session is taken for true when an
-# unchanged cookie is sent again, in seconds.
+# unchanged cookie is sent again, or times are written as they are, in seconds.
 _TRUSTED = 0.1
 # Directives that let a cache keep a response for everybody: RFC 9111, section 5.2.2.
 _PUBLIC = re.compile(r"\b(?:public|s-maxage)\b", re.IGNORECASE)
@@ -90,8 +88,7 @@ class Moment:
         While a slow request ran, another one on another machine may have logged in and
         given the browser a new id, which the old cookie would throw away.
         """
-        seen_at = unit.presented.seen_at
-        return self._is_end and self._core.clock() - seen_at > _TRUSTED
+        return self._is_end and is_doubtful(self._core, unit)
 
     def is_ended_here(self, unit: Unit) -> bool:
         """Whether this process has ended the session, or rotated its id away."""
@@ -107,31 +104,41 @@ class Moment:
         )
 
 
-class EndOfRequest(Moment):
-    """The moment at which Flask has a session saved."""
+class Ahead(Moment):
+    """The end of the request, as far as it can be known before there is a response."""
 
-    def __init__(self, core: Core, app: Flask, response: Response) -> None:
-        # As super().__init__() does; each request pays for this.
-        self._core = core
-        self._is_end = True
-        self._app = app
-        self._response = response
+    def __init__(self, core: Core) -> None:
+        super().__init__(core, is_end=True)
+
+    @property
+    def is_refreshed(self) -> bool:
+        """``SESSION_REFRESH_EACH_REQUEST``"""
+        return self._core.is_refreshed
 
     @property
     def resave(self) -> bool:
         """``SESSION_RESAVE``"""
         return self._core.config.resave
 
-    @property
-    def is_refreshed(self) -> bool:
-        """``SESSION_REFRESH_EACH_REQUEST``"""
-        config: t.Any = self._app.config
-        return bool(config["SESSION_REFRESH_EACH_REQUEST"])
+
+class EndOfRequest(Ahead):
+    """The moment at which Flask has a session saved."""
+
+    def __init__(self, core: Core, response: Response) -> None:
+        # As super().__init__() does; each request pays for this.
+        self._core = core
+        self._is_end = True
+        self._response = response
 
     @property
     def is_public(self) -> bool:
         """Whether any cache may keep the response and give it to everybody."""
         return is_public(self._response)
+
+
+def is_doubtful(core: Core, unit: Unit) -> bool:
+    """Whether what the request has seen of its session is too old to be true."""
+    return core.clock() - unit.presented.seen_at > _TRUSTED
 
 
 def is_public(response: Response) -> bool:

@@ -9,7 +9,9 @@ import collections.abc as cabc
 import contextlib
 import dataclasses
 import datetime as dt
+import re
 import secrets
+import typing as t
 
 from .backends.base import Backend
 from .backends.base import Capability
@@ -21,9 +23,9 @@ from .ids import is_key
 from .ids import key_of
 from .ids import key_of_handle
 from .interface import ServerSessionInterface
+from .meta import shown_part
 from .record import Record
 from .rotation import MAX_STEPS
-from .rotation import PREDECESSOR
 from .rotation import follow
 from .rotation import predecessor_of
 from .rotation import successor_of
@@ -32,15 +34,26 @@ from .sessions import opened_session
 from .sessions import unit_of
 from .takeover import Takeover
 from .unit import Known
+from .users import stored_name_of
+
+T = t.TypeVar("T")
+
+#: How many digits of a handle have to be given.
+LEAST_DIGITS = 8
+# A whole handle, or how one begins.
+_HANDLE = re.compile(rf"[0-9a-f]{{{LEAST_DIGITS},64}}")
+# After how many sessions progress is told.
+_STEP = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class SessionInfo:
     """What an operator may see of a session."""
 
-    #: Its public name, for :meth:`ServerSession.revoke`.
+    #: Its public name, for :meth:`ServerSession.revoke` and ``open``.
     handle: str
-    #: Whom it belongs to, ``None`` if nobody.
+    #: Whom it belongs to, ``None`` if nobody. ``sha256:`` and a hash for a user whose
+    #: name has more than 255 characters.
     user: str | None
     #: When it began, in UTC.
     created_at: dt.datetime
@@ -48,7 +61,8 @@ class SessionInfo:
     last_seen_at: dt.datetime
     #: When it ends if it is not used, in UTC.
     expires_at: dt.datetime
-    #: What :data:`SESSION_TRACK` asks for.
+    #: What :data:`SESSION_TRACK` asks for, and what the application itself tells of
+    #: the session: its :attr:`.ServerSideSession.meta`.
     meta: cabc.Mapping[str, str]
     #: Whether it is the session of the current request.
     current: bool
@@ -64,24 +78,20 @@ class AppState:
     #: What takes over sessions of other kinds; ``None`` if none are.
     takeover: Takeover | None
 
-    def key_of_handle(self, handle: str) -> str | None:
-        """Return the key that a handle stands for; ``None`` if it is not a handle."""
-        return key_of_handle(handle, self.config.key_prefix)
-
     def is_own(self, key: str) -> bool:
         """Whether a key belongs to this application: others may share the store."""
         return is_key(key, self.config.key_prefix)
 
     def keys_of_user(self, user: object) -> list[str]:
-        """Return the keys of a user's live sessions; nobody (``None``) has none.
+        """Return the keys of a user's live sessions.
 
         :raises NotSupportedError: if the backend keeps no index of users.
+        :raises ValueError: for ``None``, which is nobody.
         """
         if Capability.USER_INDEX not in self.backend.capabilities:
             raise NotSupportedError(self.backend.name, "keys_of_user")
-        if user is None:
-            return []
-        return [key for key in self.backend.keys_of_user(str(user)) if self.is_own(key)]
+        keys = self.backend.keys_of_user(stored_name_of(user))
+        return [key for key in keys if self.is_own(key)]
 
     def send_destroyed(self, key: str, user: str | None) -> None:
         """Send the signal that a session was ended."""
@@ -113,13 +123,57 @@ class AppState:
             created_at=_utc(record.created_at),
             last_seen_at=_utc(record.touched_at),
             expires_at=_utc(record.expires_at),
-            meta={
-                name: value
-                for name, value in record.meta.items()
-                if name != PREDECESSOR
-            },
+            meta=shown_part(record.meta),
             current=key == current,
         )
+
+
+def counted(
+    items: cabc.Iterable[T], progress: cabc.Callable[[int], None] | None
+) -> cabc.Iterator[T]:
+    """Return an iterator that tells how many have gone by."""
+    for number, item in enumerate(items, 1):
+        if progress is not None and number % _STEP == 0:
+            progress(_STEP)
+        yield item
+
+
+def is_handle(text: object) -> bool:
+    """Whether it can be a handle, or the first digits of one."""
+    return isinstance(text, str) and _HANDLE.fullmatch(text) is not None
+
+
+def find_key(
+    state: AppState,
+    handle: object,
+    progress: cabc.Callable[[int], None] | None = None,
+) -> str | None:
+    """Return the key that a handle stands for; a whole handle asks nobody.
+
+    :param handle: The handle, or its first eight digits or more.
+    :param progress: Told how many sessions were looked at.
+    :return: ``None`` if there is no such session, or it is no handle.
+    :raises LookupError: if several sessions begin like that.
+    :raises NotSupportedError: if the backend cannot look for it.
+    """
+    prefix = state.config.key_prefix
+    key = key_of_handle(handle, prefix)
+    if key is not None or not is_handle(handle):
+        return key
+    start = f"{prefix}{handle}"
+    found = sorted(
+        key
+        for key, _ in counted(state.backend.iterate(), progress)
+        if key.startswith(start) and state.is_own(key)
+    )
+    if len(found) > 1:
+        digits = len(start) + 4
+        shown = ", ".join(key[len(prefix) : digits] for key in found[:5])
+        raise LookupError(
+            f"{len(found)} sessions begin with {handle}, such as {shown}. Give more"
+            " digits."
+        )
+    return found[0] if found else None
 
 
 def sessions_of(state: AppState, user: object) -> list[SessionInfo]:
@@ -134,7 +188,7 @@ def sessions_of(state: AppState, user: object) -> list[SessionInfo]:
 
 def find(state: AppState, handle: str) -> SessionInfo | None:
     """Return what is known of a session; ``None`` if there is none."""
-    if (key := state.key_of_handle(handle)) is None:
+    if (key := find_key(state, handle)) is None:
         return None
     record = state.backend.load_many([key]).get(key)
     if record is None:
@@ -152,7 +206,7 @@ def sessions(state: AppState) -> cabc.Iterator[SessionInfo]:
 
 def revoke(state: AppState, handle: str) -> bool:
     """End a session, under the id that it has now; ``False`` if there was none."""
-    key = state.key_of_handle(handle)
+    key = find_key(state, handle)
     for _ in range(MAX_STEPS):
         if key is None:
             return False
@@ -175,54 +229,92 @@ def revoke(state: AppState, handle: str) -> bool:
     return False
 
 
+class _Listed(t.NamedTuple):
+    """A session that may be ended."""
+
+    user: str | None
+    #: The key from which it is moving, or has just moved.
+    predecessor: str | None
+
+
 def revoke_user(state: AppState, user: object, except_current: bool) -> int:
     """End the sessions of a user, everywhere; return how many were ended."""
     current = state.current_key() if except_current else None
-    ended: list[str] = []
+
+    def find() -> dict[str, _Listed]:
+        keys = state.keys_of_user(user)
+        records = state.backend.load_many(keys) if current is not None else {}
+        prefix = state.config.key_prefix
+        moving = {key: predecessor_of(records[key], prefix) for key in records}
+        name = stored_name_of(user)
+        return {key: _Listed(name, moving.get(key)) for key in keys}
+
+    return _end_all(state, find, current)
+
+
+def revoke_all(
+    state: AppState,
+    except_current: bool,
+    progress: cabc.Callable[[int], None] | None = None,
+) -> int:
+    """End all sessions; return how many were ended."""
+    current = state.current_key() if except_current else None
+    prefix = state.config.key_prefix
+
+    def find() -> dict[str, _Listed]:
+        return {
+            key: _Listed(record.user, predecessor_of(record, prefix))
+            for key, record in state.backend.iterate()
+            if state.is_own(key)
+        }
+
+    return _end_all(state, find, current, progress)
+
+
+def _end_all(
+    state: AppState,
+    find: cabc.Callable[[], dict[str, _Listed]],
+    current: str | None,
+    progress: cabc.Callable[[int], None] | None = None,
+) -> int:
+    """End all sessions that are found; return how many were ended.
+
+    :param current: The key of the one to spare, whatever key it has by now.
+    """
+    prefix = state.config.key_prefix
+    ended: dict[str, str | None] = {}
     failures: dict[str, RecordError] = {}
     try:
         is_empty = False
         # Again until none is left: a session whose id was rotated after it was
         # listed goes by another key.
         for _ in range(MAX_STEPS):
-            keys = {*state.keys_of_user(user)} - {current, *ended, *failures}
+            found = find()
+            keys = {*found} - {current, *ended, *failures}
             if current is not None and keys:
-                keys -= _keys_of_current(state, current, keys)
+                # Must come after find(): a successor that has moved on by then has
+                # left a tombstone.
+                own = {current, *follow(state.backend, current, prefix)}
+                keys -= own
+                keys -= {key for key in keys if found[key].predecessor in own}
             if is_empty and not keys:
                 break
             # Not at once: an engine that lists in several steps can miss the old
             # and the new id of a session that is rotated between them.
             is_empty = not keys
-            for key in keys:
+            for key in counted(keys, progress):
                 try:
                     if state.backend.delete(key):
-                        ended.append(key)
+                        ended[key] = found[key].user
                 except RecordError as error:
                     failures[key] = error
     finally:
         # Only now: a receiver that raises must not leave sessions behind.
-        for key in ended:
-            state.send_destroyed(key, str(user))
+        for key, user in ended.items():
+            state.send_destroyed(key, user)
     for failure in failures.values():
         raise failure
     return len(ended)
-
-
-def _keys_of_current(
-    state: AppState, current: str, keys: cabc.Collection[str]
-) -> set[str]:
-    """Return the key that the cookie stands for, and those the session has got since.
-
-    :param keys: Where to look for one that another request is just giving it.
-    """
-    prefix = state.config.key_prefix
-    records = state.backend.load_many([*keys])
-    # Must come after load_many(): a successor that has moved on by then has left a
-    # tombstone.
-    found = {current, *follow(state.backend, current, prefix)}
-    return found | {
-        key for key in records if predecessor_of(records[key], prefix) in found
-    }
 
 
 def count(state: AppState) -> int:

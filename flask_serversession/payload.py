@@ -116,11 +116,17 @@ class Sealer:
             or not math.isfinite(issued_at)
         ):
             raise RecordError("The envelope's header makes no sense.", "damaged")
-        header, payload = data[: _HEADER.size], data[_HEADER.size :]
+        payload = data[_HEADER.size :]
+        if flags:
+            payload = self._decrypt(payload, data[: _HEADER.size], key)
+        elif self._cipher is not None:
+            raise RecordError(
+                "The payload is not encrypted, although 'SESSION_ENCRYPTION_KEY' is"
+                " set.",
+                "unreadable",
+            )
         return Envelope(
-            payload=self._decrypt(payload, header, key)
-            if flags
-            else self._plain(payload),
+            payload=payload,
             serializer=serializer,
             lifetime=None if math.isnan(lifetime) else lifetime,
             issued_at=issued_at,
@@ -133,12 +139,3 @@ class Sealer:
                 "unreadable",
             )
         return self._cipher.decrypt(payload, header, key)
-
-    def _plain(self, payload: bytes) -> bytes:
-        if self._cipher is not None:
-            raise RecordError(
-                "The payload is not encrypted, although 'SESSION_ENCRYPTION_KEY' is"
-                " set.",
-                "unreadable",
-            )
-        return payload

@@ -19,6 +19,12 @@ which they apply.
 :class:`.Wish`: nothing, to count as activity, to be saved, to get a new id, to start
 over, to end. A stronger wish includes the weaker ones.
 
+**What counts as activity.** A request that looks at its session renews it, unless it
+is passive: it called ``passive()``, or asked for nothing but the time that is left
+(:attr:`.Unit.is_passive`). What a passive request changes is saved, but nothing is
+renewed, and no cookie is sent again. That holds against every wish up to ``TOUCH``,
+since ``touch()`` makes the request active again.
+
 **What is owed.** Some steps are done before the response is made, by ``save()`` or
 ``destroy()`` for example. What they owe the browser is kept in :attr:`.Unit.owed`, and
 the last debt counts: the browser always learns of a new id, and of the end of the
@@ -117,6 +123,8 @@ def _unseen(unit: Unit, moment: Moment) -> Plan:
         return LOAD
     if not presented.values:
         return LOAD if moment.save_uninitialized else NOTHING
+    if unit.is_passive:
+        return NOTHING
     is_sent = moment.is_wanted
     if is_sent is None:
         is_sent = moment.is_refreshed and presented.claims_permanent
@@ -162,9 +170,16 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
     is_changed = wish >= Wish.SAVE or unit.is_saved
     is_wished = wish is not Wish.NOTHING
     is_permanent = moment.is_permanent(unit)
-    is_used = moment.is_refreshed or is_wished or not is_permanent
-    renews = is_changed or is_used
-    if is_due is None:
+    is_passive = unit.is_passive
+    is_used = not is_passive and (moment.is_refreshed or is_wished or not is_permanent)
+    renews = is_used or (is_changed and not is_passive)
+    if is_passive:
+        # Only where the browser would not find what this request has stored.
+        is_due = is_due is not False and (
+            not has_cookie
+            or (is_changed and moment.differs_from_cookie(unit, is_permanent))
+        )
+    elif is_due is None:
         is_due = (
             not has_cookie
             # As Flask's should_set_cookie() has it.
@@ -176,7 +191,7 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
     # The browser has the cookie already, and whoever shares the cache must not get it.
     is_due = is_due and unit.failure is None and (is_owed or not moment.is_public)
     cookie = Cookie.SET if is_due or is_owed else Cookie.NONE
-    if wish >= Wish.SAVE or moment.rotation or moment.resave:
+    if wish >= Wish.SAVE or moment.rotation or (moment.resave and not unit.is_saved):
         return _written(unit, moment, cookie, renews)
     if moment.is_ended_here(unit):
         return NOTHING
@@ -194,7 +209,8 @@ def _written(unit: Unit, moment: Moment, cookie: Cookie, renews: bool) -> Plan:
     if unit.is_empty:
         if wish is Wish.END:
             return Plan(Step.DELETE, removed)
-        if not unit.was_empty:
+        is_begun = wish is Wish.RESTART and moment.save_uninitialized
+        if not is_begun and not unit.was_empty:
             return Plan(Step.EXPIRE, removed, renews)
     if (
         moment.rotation
@@ -202,7 +218,8 @@ def _written(unit: Unit, moment: Moment, cookie: Cookie, renews: bool) -> Plan:
         # After the response it goes on under its id: the browser cannot learn another.
         or (wish is Wish.END and not unit.is_closed)
     ):
-        return Plan(Step.ROTATE, Cookie.SET, renews)
+        # Whoever logs in, or gets a new id, has just been there, whatever asked for it.
+        return Plan(Step.ROTATE, Cookie.SET, renews or unit.is_passive)
     return Plan(Step.REPLACE, cookie, renews)
 
 

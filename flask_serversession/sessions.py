@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import datetime as dt
-import decimal
+import functools
 import inspect
 import typing as t
-import uuid
 from copy import deepcopy
 
 from flask import Request
@@ -16,41 +15,26 @@ from flask import request as current_request
 from flask import session as flask_session
 from flask.sessions import NullSession
 from flask.sessions import SessionMixin
-from markupsafe import Markup
 
 from .config import MAX_DURATION
+from .errors import RecordError
 from .lifecycle import Lifecycle
 from .logouts import note_removal
+from .meta import Meta
+from .record import NO_META
+from .serializers.lazy import LazyMap
+from .serializers.plain import IMMUTABLE
 from .unit import PERMANENT_KEY
 from .unit import Known
 from .unit import Unit
 from .unit import Wish
 
+P = t.ParamSpec("P")
 T = t.TypeVar("T")
 
 # The attribute of a request that names the session opened for it. Not in its environ,
 # which all events of one connection of Flask-SocketIO share.
 _OPENED = "_flask_serversession"
-
-# Values of exactly these types cannot change in place, so handing one out does not
-# oblige us to look for nested changes.
-_IMMUTABLE = frozenset(
-    {
-        str,
-        int,
-        float,
-        bool,
-        type(None),
-        bytes,
-        Markup,
-        uuid.UUID,
-        decimal.Decimal,
-        dt.datetime,
-        dt.date,
-        dt.time,
-        dt.timedelta,
-    }
-)
 
 
 class ServerSideSession(SessionMixin):
@@ -87,17 +71,28 @@ class ServerSideSession(SessionMixin):
 
     def _loaded(self) -> Unit:
         """Return the unit with its content."""
-        unit = self._opened()
+        # As _opened() does; each look at the session pays for this.
+        unit = self._unit
+        self.accessed = True
+        if unit.phase:
+            self._lifecycle.unsaved.watch()
         if unit.known is Known.UNSEEN:
             self._lifecycle.loader.load(unit)
+        elif unit.is_glanced:
+            unit.be_active(True)
         return unit
 
     # The mapping
 
     def __getitem__(self, key: str) -> t.Any:
         unit = self._loaded()
-        value = unit.data[key]
-        if type(value) not in _IMMUTABLE:
+        try:
+            value = unit.data[key]
+        except RecordError as error:  # only now, of a value that was not yet read
+            self._lifecycle.loader.take_unreadable(unit, error)
+            raise KeyError(key) from None
+        # One that can change in place obliges us to look for nested changes.
+        if type(value) not in IMMUTABLE:
             unit.is_exposed = True
         return value
 
@@ -123,7 +118,16 @@ class ServerSideSession(SessionMixin):
             note_removal(self._lifecycle.core, unit, key)
 
     def __iter__(self) -> cabc.Iterator[str]:
-        return iter(self._loaded().data)
+        unit = self._loaded()
+        data = unit.data
+        if isinstance(data, LazyMap):
+            # Whoever goes through the keys looks at the values, and must not meet one
+            # that cannot be read on the way.
+            try:
+                data.read_all()
+            except RecordError as error:
+                self._lifecycle.loader.take_unreadable(unit, error)
+        return iter(unit.data)
 
     def __len__(self) -> int:
         return len(self._loaded().data)
@@ -133,8 +137,8 @@ class ServerSideSession(SessionMixin):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, ServerSideSession):
-            return self is other or self._loaded().data == other._loaded().data
-        return self._loaded().data == other
+            return self is other or self.copy() == other.copy()
+        return self.copy() == other
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -149,6 +153,7 @@ class ServerSideSession(SessionMixin):
         unit = self._opened()
         unit.want(Wish.END)
         unit.lifetime = None
+        unit.own_meta = NO_META
         unit.data.clear()
 
     def pop(self, key: str, *default: t.Any) -> t.Any:
@@ -164,13 +169,12 @@ class ServerSideSession(SessionMixin):
 
     def popitem(self) -> tuple[str, t.Any]:
         """Remove the last key, and give it and its value."""
-        unit = self._loaded()
-        item = unit.data.popitem()
-        unit.want(Wish.SAVE)
-        return item
+        for key in reversed(self):
+            return key, self.pop(key)
+        raise KeyError("popitem(): the session is empty")
 
     def __reversed__(self) -> cabc.Iterator[str]:
-        return reversed(self._loaded().data)
+        return reversed([*iter(self)])
 
     def __or__(self, other: cabc.Mapping[str, t.Any]) -> dict[str, t.Any]:
         return self.copy() | dict(other)
@@ -192,9 +196,7 @@ class ServerSideSession(SessionMixin):
 
     def copy(self) -> dict[str, t.Any]:
         """Return the content as a plain dict; changes to it are not saved."""
-        unit = self._loaded()
-        unit.is_exposed = True
-        return dict(unit.data)
+        return {key: self[key] for key in self}
 
     def __repr__(self) -> str:
         unit = self._unit
@@ -288,6 +290,17 @@ class ServerSideSession(SessionMixin):
         return _utc(self._lifecycle.core.times(self._loaded())[1])
 
     @property
+    def time_left(self) -> dt.timedelta:
+        """How long the session lives if it is not used any more; never negative.
+
+        To ask for it is no activity: a request that asks for nothing else of its
+        session is :meth:`passive`. In a request that counts as activity, it is what is
+        left from then on. Zero if there is no session, and if it has ended.
+        """
+        self.accessed = True
+        return dt.timedelta(seconds=self._lifecycle.time_left(self._unit))
+
+    @property
     def lifetime(self) -> dt.timedelta | None:
         """How long this session lives without being used; ``None`` for the app's.
 
@@ -322,12 +335,32 @@ class ServerSideSession(SessionMixin):
         unit.want(Wish.SAVE)
 
     @property
+    def meta(self) -> Meta:
+        """What the application itself tells of the session, for lists and operators.
+
+        A mapping of text to text: what the visitor calls the device, how the user
+        logged in, the ``sid`` of an identity provider. It is kept with the session,
+        through a change of its id, and ends with its content. It is shown in
+        :attr:`.SessionInfo.meta` and by ``flask sessions``, and stored **in clear**,
+        whatever :data:`SESSION_ENCRYPTION_KEY` says. Setting or deleting a name marks
+        the session to be saved; a session of which nothing else is known is not stored
+        for it. Where two requests overlap, each name is merged by itself, as keys are.
+
+        Names and values together take 4096 bytes at most, in UTF-8. Setting more
+        raises :exc:`ValueError`, and so does a name that the library uses itself, such
+        as those of :data:`SESSION_TRACK`. What is not ``str`` raises :exc:`TypeError`.
+        """
+        return Meta(self._loaded)
+
+    @property
     def user(self) -> str | None:
-        """Whom the session belongs to: what it holds under :data:`SESSION_USER_KEY`.
+        """Whom the session belongs to: what :data:`SESSION_USER_KEY` finds in it.
 
         As text, whatever type is kept there; ``None`` if nobody is logged in.
+
+        :raises SerializationError: if a container is kept there.
         """
-        return self._lifecycle.core.user_of(self._loaded().data)
+        return self._lifecycle.core.user_text_of(self._loaded().data)
 
     # What it can do
 
@@ -351,7 +384,7 @@ class ServerSideSession(SessionMixin):
         flash message for example, a new id is issued. Does not load the session.
         """
         self.accessed = True
-        self._lifecycle.destroy(self._unit)
+        self._lifecycle.ending.destroy(self._unit)
 
     def reload(self) -> None:
         """Forget all changes of this request and read the backend again."""
@@ -373,8 +406,21 @@ class ServerSideSession(SessionMixin):
         self._lifecycle.save(self._unit)
 
     def touch(self) -> None:
-        """Count this request as activity, even if it does not look at the session."""
+        """Count this request as activity, even if it does not look at the session.
+
+        Also after :meth:`passive`: the last call of the two counts.
+        """
         self._lifecycle.touch(self._unit)
+
+    def passive(self) -> None:
+        """Do not count this request as activity, whatever it reads and changes.
+
+        The session ends when it would have without the request, and its cookie is not
+        sent again. What the request changes is saved all the same. Does not load the
+        session. For requests that a page makes by itself; as a decorator of views,
+        :func:`flask_serversession.passive`.
+        """
+        self._unit.be_active(False)
 
     def atomic(self, function: cabc.Callable[[ServerSideSession], T]) -> T:
         """Run ``function(session)`` on the freshest copy and save the result.
@@ -400,6 +446,41 @@ class NullServerSession(NullSession):
     """What there is without a secret: Flask's, which can be read but not changed."""
 
     regenerate = destroy = reload = save = touch = atomic = NullSession.clear
+    #: No session is left.
+    time_left = dt.timedelta()
+
+    def passive(self) -> None:
+        """Do nothing: there is nothing that could be renewed."""
+
+
+def passive(view: cabc.Callable[P, T]) -> cabc.Callable[P, T]:
+    """Decorate a view, so that its requests do not count as activity.
+
+    As if each began with :meth:`.ServerSideSession.passive`, but a request that does
+    not look at its session still gets no ``Vary: Cookie``. Write it below
+    ``@app.route``. The view may be a coroutine function.
+    """
+    if inspect.iscoroutinefunction(view):
+
+        @functools.wraps(view)
+        async def wait(*args: P.args, **kwargs: P.kwargs) -> t.Any:
+            _be_passive()
+            return await t.cast("cabc.Awaitable[t.Any]", view(*args, **kwargs))
+
+        return t.cast("cabc.Callable[P, T]", wait)
+
+    @functools.wraps(view)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        _be_passive()
+        return view(*args, **kwargs)
+
+    return run
+
+
+def _be_passive() -> None:
+    session = opened_session()
+    if session is not None:  # there is none without a secret
+        session.passive()
 
 
 def unit_of(session: ServerSideSession) -> Unit:
@@ -421,6 +502,16 @@ def accessed_unit() -> Unit | None:
     if flasks._get_current_object() is not session:
         return None  # Flask-SocketIO has put one of its own in its place
     return unit_of(session)
+
+
+def is_visitors(session: SessionMixin) -> bool:
+    """Whether it is what the view has, and not a second one of the same request.
+
+    The test client's ``session_transaction()`` opens and saves one.
+    """
+    flasks: t.Any = flask_session
+    views: object = flasks._get_current_object() if has_request_context() else session
+    return views is session or not isinstance(views, ServerSideSession)
 
 
 def remember(session: ServerSideSession, request: Request) -> ServerSideSession:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import contextlib
+import functools
+import json
 import typing as t
 
 import flask
 
 from .sessions import ServerSideSession
+from .sessions import unit_of
 
 # What Flask's own session, a dict, has as attributes: as there, they come before a key
 # of the same name.
@@ -32,7 +35,8 @@ class TemplateSession:
     put the secret into the page. Here a key comes first, the id is never shown, and
     what changes the session as a whole is not there. The members that an application
     adds with a session class of its own are there, and come before keys as in Flask;
-    of another kind of session all are.
+    of another kind of session all are. Jinja's filters and tests find what they find in
+    Flask's own.
     """
 
     def __getattr__(self, name: str) -> t.Any:
@@ -45,11 +49,20 @@ class TemplateSession:
         if _is_added(name, type(found)):
             with contextlib.suppress(AttributeError):
                 return getattr(session, name)
-        if name in session:
-            return session[name]
-        if name in _OURS:
+        if name == "time_left":
+            time_left = found.time_left  # which is no look at the content
+            if name not in unit_of(found).data:
+                return time_left
+        # Jinja goes on to the key then. Its filter "attr" must not, as with Flask.
+        elif name in _OURS and name not in session:
             return getattr(session, name)
         raise AttributeError(name)
+
+    # Nobody sets it.
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # Some of Jinja's filters and tests ask whether it is a dict, which Flask's is.
+        return dict if flask.has_request_context() else TemplateSession
 
     def __getitem__(self, key: str) -> t.Any:
         return flask.session[key]
@@ -62,6 +75,10 @@ class TemplateSession:
 
     def __iter__(self) -> cabc.Iterator[str]:
         return iter(flask.session)
+
+    def __reversed__(self) -> cabc.Iterator[str]:
+        session: t.Any = flask.session
+        return iter(reversed(session))
 
     def __bool__(self) -> bool:
         # Without a request it is false, where asking for its length raises.
@@ -78,6 +95,10 @@ class TemplateSession:
     def __repr__(self) -> str:
         return repr(flask.session)
 
+    def __str__(self) -> str:
+        # Without a request, this raises as Flask's does.
+        return str(flask.session)
+
 
 def _is_added(name: str, kind: type[ServerSideSession]) -> bool:
     """Whether a member may be of an application's own session class, not of ours."""
@@ -87,8 +108,27 @@ def _is_added(name: str, kind: type[ServerSideSession]) -> bool:
     return name in _OURS and getattr(kind, name) is not ours
 
 
-# For Jinja's filter "items" and its test "mapping".
-t.cast("t.Any", cabc.Mapping).register(TemplateSession)
-
 #: There is one for all requests: it asks :data:`flask.session` each time.
 TEMPLATE_SESSION = TemplateSession()
+
+
+def adapt_environment(app: flask.Flask) -> None:
+    """Let templates see the session where Flask's context does not put it.
+
+    Called before each template; does something before the first.
+    """
+    environment = app.jinja_env
+    # Macros that are imported without context see the globals only.
+    names: dict[str, t.Any] = environment.globals
+    if names.get("session") is flask.session:
+        names["session"] = TEMPLATE_SESSION
+        # JSON takes a real dict only. This is what the filter "tojson" calls.
+        policies = environment.policies
+        dumps = policies["json.dumps_function"] or json.dumps
+        policies["json.dumps_function"] = functools.partial(_dumps, dumps)
+
+
+def _dumps(dumps: cabc.Callable[..., str], value: t.Any, **options: t.Any) -> str:
+    if value is TEMPLATE_SESSION and flask.has_request_context():
+        value = dict(flask.session)
+    return dumps(value, **options)

@@ -32,10 +32,12 @@ def tell_stored(
 
     In this order: a receiver that raises is no way around the limit.
     """
+    if unit.stored_user == user_before:
+        core.send(signal, unit.key, user_before, **values)
+        return
     ended: list[str] = []
     try:
-        if unit.stored_user != user_before:
-            _end_oldest(core, unit, ended)
+        _end_oldest(core, unit, ended)
     finally:
         core.send(signal, unit.key, unit.stored_user, **values)
         for key in ended:

@@ -22,12 +22,15 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
+from flask import Response
+from flask import session
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.security import generate_password_hash
 
 from example_app import create_app
 from example_app.extensions import server_session
 from example_app.users import Users
+from flask_serversession import ServerSession
 
 from .servers import Gunicorn
 
@@ -38,7 +41,7 @@ if t.TYPE_CHECKING:
     from playwright.sync_api import Locator
     from playwright.sync_api import Page
     from playwright.sync_api import Request
-    from playwright.sync_api import Response
+    from playwright.sync_api import Response as Answer
 
 PROGRAMS = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
 ARGUMENTS = [
@@ -147,9 +150,10 @@ class Site:
         page = client.get("/log-in").get_data(as_text=True)
         token = page.split('name="csrf_token" value="')[1].split('"')[0]
         fields = {"csrf_token": token, "name": name, "password": password}
-        client.post("/log-in", data={**fields, "remember": "yes"})
+        response = client.post("/log-in", data={**fields, "remember": "yes"})
+        assert response.status_code == 302, response.text
         self.shift = last_seen
-        client.get("/")
+        assert ">Log out<" in client.get("/").text
         self.shift = timedelta()
 
 
@@ -188,7 +192,7 @@ class Visitor:
         if request.failure != "net::ERR_ABORTED":  # somebody clicked on
             self.complaints.append(f"{request.failure} {request.url}")
 
-    def _take_response(self, response: Response) -> None:
+    def _take_response(self, response: Answer) -> None:
         if response.status >= 400:
             self.complaints.append(f"{response.status} {response.url}")
 
@@ -515,6 +519,9 @@ def test_pages_fit_on_a_phone(open_browser: Opener, width: int, scheme: str) -> 
     phone.log_in("m" * 30, "amazing grace")
     phone.go("/devices")
     assert_fits(phone, width)
+    # What was looked at was there.
+    assert "W" * 30 in phone.page.locator("main").inner_text()
+    assert phone.page.locator("main button").count() >= 2
 
 
 def assert_fits(visitor: Visitor, width: int) -> None:
@@ -556,10 +563,69 @@ def test_pictures_are_made(open_browser: Opener, site: Site, tmp_path: Path) -> 
     take_picture(desktop, folder / "example-session.png")
     desktop.go("/devices")
     take_picture(desktop, folder / "example-devices.png")
+    assert desktop.devices == [
+        "Firefox, Linux This device",
+        "Safari, iPhone",
+        "Chrome, Android",
+        "Edge, Windows",
+    ]
     desktop.go("/admin?name=grace")
     take_picture(desktop, folder / "example-admin.png")
+    assert desktop.message.startswith("grace has 2 sessions.")
     phone.go("/devices")
     take_picture(phone, folder / "example-devices-phone.png")
+
+
+#: Set by a subdomain. A browser sends those of the longer path first.
+PLANTED = (
+    ('q="; Path=/who', 'z="; Path=/'),
+    ('\xa0__Host-session="; Path=/who', 'z="; Path=/'),
+    ('__Host-session="; Path=/who; Secure', '=__Host-session="; Path=/who; Secure'),
+)
+
+
+def create_shop() -> Flask:
+    """Make an application that also answers for a subdomain which is up to no good."""
+    app = Flask("shop")
+    app.config.update(
+        SECRET_KEY="a secret",
+        SESSION_BACKEND="memory",
+        SESSION_COOKIE_NAME="__Host-session",
+        SESSION_COOKIE_SECURE=True,
+        TESTING=True,
+    )
+    ServerSession(app)
+
+    @app.get("/log-in/<user>")
+    def log_in(user: str) -> str:
+        session["_user_id"] = user
+        return user
+
+    @app.get("/who")
+    def who() -> str:
+        return str(session.get("_user_id"))
+
+    @app.get("/plant/<int:number>")
+    def plant(number: int) -> Response:
+        response = Response("planted")
+        for cookie in PLANTED[number]:
+            response.headers.add("Set-Cookie", f"{cookie}; Domain=app.localhost")
+        return response
+
+    return app
+
+
+def test_a_subdomain_cannot_hide_the_session_between_quotes(chromium: Browser) -> None:
+    # Each parser of cookies that knows quotes takes what lies between for one value.
+    with Gunicorn(f"{__name__}:create_shop()", "--threads", "4") as server:
+        port = server.address.rpartition(":")[2]
+        for number in range(len(PLANTED)):
+            with contextlib.closing(chromium.new_context()) as context:
+                page = context.new_page()
+                page.goto(f"http://app.localhost:{port}/log-in/ann")
+                page.goto(f"http://evil.app.localhost:{port}/plant/{number}")
+                page.goto(f"http://app.localhost:{port}/who")
+                assert page.inner_text("body") == "ann"
 
 
 def fill_with_life(site: Site) -> None:

@@ -249,6 +249,8 @@ def test_the_help_needs_no_backend() -> None:
         ["show"],
         ["revoke"],
         ["revoke", FIRST_HANDLE, "--user", "ada"],
+        ["revoke", "--all", "--user", "ada"],
+        ["revoke", FIRST_HANDLE, "--all"],
         ["show", "1234567"],
         ["show", "not-a-handle"],
         ["show", FIRST_HANDLE + "0"],
@@ -399,8 +401,8 @@ def test_list_says_when_there_is_nothing(site: Site) -> None:
     assert read(site.app, "list") == {"sessions": []}
     for user, shown in (("a\x1bb", r"'a\x1bb'"), ("", "''")):
         assert printed(site.app, "list", "--user", user) == (
-            f"There are no live sessions of {shown}. A user is called what the session"
-            " holds under '_user_id', which may be a number.\n"
+            f"There are no live sessions of {shown}. A user is called what"
+            " 'SESSION_USER_KEY' finds in the session, which may be a number.\n"
         )
 
 
@@ -615,8 +617,8 @@ def test_revoke_ends_all_sessions_of_a_user(site_anywhere: Site) -> None:
     assert other.read()["n"] == 1
     for option in ([], ["-y"]):
         assert failed(site.app, "revoke", "--user", "ada", *option, code=1) == (
-            "There are no live sessions of 'ada'. A user is called what the session"
-            " holds under '_user_id', which may be a number."
+            "There are no live sessions of 'ada'. A user is called what"
+            " 'SESSION_USER_KEY' finds in the session, which may be a number."
         )
 
 
@@ -646,6 +648,55 @@ def test_ending_one_session_asks_nothing(site: Site) -> None:
     assert printed(site.app, "revoke", "--user", "ada") == (
         "Ended 1 session of 'ada'.\n"
     )
+
+
+def test_revoke_ends_all_sessions(site_anywhere: Site) -> None:
+    site = site_anywhere
+    if Capability.ITERATE not in site.backend.capabilities:
+        text = failed(site.app, "revoke", "--all", "--yes", code=3)
+        assert "does not support 'iterate'" in text
+        return
+    browsers = [log_in(site), log_in(site), log_in(site, "bob")]
+    result = run(site.app, "revoke", "--all", input="n\n")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("End 3 sessions, of everybody? [y/N]:")
+    assert result.stderr.endswith("Error: No session was ended.\n")
+    assert all(browser.read() for browser in browsers)
+    assert printed(site.app, "revoke", "--all", "--yes") == "Ended 3 sessions.\n"
+    assert not any(browser.read() for browser in browsers)
+    for option in ([], ["-y"]):
+        text = failed(site.app, "revoke", "--all", *option, code=1)
+        assert text == "There are no live sessions."
+
+
+def test_ending_all_sessions_asks_even_if_there_is_one(site: Site) -> None:
+    log_in(site)
+    result = run(site.app, "revoke", "--all", input="y\n")
+    assert result.stderr.startswith("End 1 session, of everybody? [y/N]:")
+    assert result.stdout.endswith("Ended 1 session.\n")
+
+
+def test_what_an_application_tells_of_a_session_is_shown() -> None:
+    site = make_site(
+        SESSION_ID_GENERATOR=make_ids(FIRST, SECOND), SESSION_TRACK=("remote_addr",)
+    )
+    browser = log_in(site)
+    meta = {"name": "laptop\x1b[2J", "b\nc": "李小龍"}
+    browser.visit(lambda: typed_session.meta.update(meta))
+    advance(site, 1)
+    site.browser().set(n=1)
+    lines = printed(site.app, "list").splitlines()
+    assert lines[0].endswith(
+        "EXPIRES (UTC)     META                             ADDRESS"
+    )
+    assert lines[1].split()[-2:] == ["-", "127.0.0.1"]
+    assert "  b\\nc=李小龍, name=laptop\\x1b[2J  127.0.0.1" in lines[2]
+    shown = printed(site.app, "show", FIRST_HANDLE).splitlines()
+    assert shown[-2:] == ["Meta b\\nc  李小龍", "Meta name   laptop\\x1b[2J"]
+    assert read(site.app, "show", FIRST_HANDLE)["meta"] == {
+        **meta,
+        "remote_addr": "127.0.0.1",
+    }
 
 
 @pytest.mark.parametrize("user", ["", "7", "a'b", "--ada", "李小龍"])
@@ -985,12 +1036,12 @@ def test_init_creates_the_table(tmp_path: Path) -> None:
         }
     )
     text = failed(site.app, "count", code=4)
-    assert text.startswith("The table 'sessions' does not exist;")
+    assert text.startswith("The table 'server_sessions' does not exist;")
     assert "flask sessions init" in text
     for _ in range(2):
         assert printed(site.app, "init") == (
-            "The table 'sessions' and its indexes are there; what was missing was"
-            " created.\n"
+            "The table 'server_sessions' and its indexes are there; what was missing"
+            " was created.\n"
         )
         assert printed(site.app, "count") == "0\n"
 
@@ -1072,43 +1123,43 @@ def test_info_prints_backend_and_settings() -> None:
     )
     assert settings == textwrap.dedent(
         """\
-        SETTING                       VALUE                  ORIGIN
-        SECRET_KEY                    (1 secret, not shown)  app.config
-        SECRET_KEY_FALLBACKS          None                   default
-        PERMANENT_SESSION_LIFETIME    31 days, 0:00:00       default
-        SESSION_REFRESH_EACH_REQUEST  True                   default
-        SESSION_COOKIE_NAME           'session'              default
-        SESSION_COOKIE_DOMAIN         None                   default
-        SESSION_COOKIE_PATH           None                   default
-        SESSION_COOKIE_HTTPONLY       True                   default
-        SESSION_COOKIE_SECURE         True                   app.config
-        SESSION_COOKIE_SAMESITE       'Lax'                  app.config
-        SESSION_COOKIE_PARTITIONED    False                  default
-        SESSION_BACKEND               'memory'               app.config
-        SESSION_KEY_PREFIX            'session:'             default
-        SESSION_SERIALIZER            'msgpack'              default
-        SESSION_ENCRYPTION_KEY        None                   default
-        SESSION_MAX_SIZE              1048576                default
-        SESSION_SECRET                None                   default
-        SESSION_ID_GENERATOR          None                   default
-        SESSION_RESAVE                False                  default
-        SESSION_SAVE_UNINITIALIZED    False                  default
-        SESSION_SAVE_ON_ERROR         True                   default
-        SESSION_PERMANENT             False                  default
-        SESSION_CONFLICT              'merge'                default
-        SESSION_ON_LOST               'drop'                 default
-        SESSION_ON_BACKEND_ERROR      'raise'                default
-        SESSION_IDLE_TIMEOUT          1:00:00                app.config
-        SESSION_ABSOLUTE_TIMEOUT      None                   default
-        SESSION_RENEWAL_INTERVAL      None                   default
-        SESSION_ROTATION_GRACE        0:00:10                default
-        SESSION_TOUCH_INTERVAL        0:01:00                default
-        SESSION_CLEANUP_INTERVAL      0:05:00                default
-        SESSION_CLEANUP_BATCH         500                    default
-        SESSION_USER_KEY              '_user_id'             default
-        SESSION_REGENERATE_ON_LOGIN   True                   default
-        SESSION_MAX_PER_USER          None                   default
-        SESSION_TRACK                 []                     default
+        SETTING                       VALUE                    ORIGIN
+        SECRET_KEY                    (1 secret, not shown)    app.config
+        SECRET_KEY_FALLBACKS          None                     default
+        PERMANENT_SESSION_LIFETIME    31 days, 0:00:00         default
+        SESSION_REFRESH_EACH_REQUEST  True                     default
+        SESSION_COOKIE_NAME           'session'                default
+        SESSION_COOKIE_DOMAIN         None                     default
+        SESSION_COOKIE_PATH           None                     default
+        SESSION_COOKIE_HTTPONLY       True                     default
+        SESSION_COOKIE_SECURE         True                     app.config
+        SESSION_COOKIE_SAMESITE       'Lax'                    app.config
+        SESSION_COOKIE_PARTITIONED    False                    default
+        SESSION_BACKEND               'memory'                 app.config
+        SESSION_KEY_PREFIX            'session:'               default
+        SESSION_SERIALIZER            'msgpack'                default
+        SESSION_ENCRYPTION_KEY        None                     default
+        SESSION_MAX_SIZE              1048576                  default
+        SESSION_SECRET                None                     default
+        SESSION_ID_GENERATOR          None                     default
+        SESSION_RESAVE                False                    default
+        SESSION_SAVE_UNINITIALIZED    False                    default
+        SESSION_SAVE_ON_ERROR         True                     default
+        SESSION_PERMANENT             False                    default
+        SESSION_CONFLICT              'merge'                  default
+        SESSION_ON_LOST               'drop'                   default
+        SESSION_ON_BACKEND_ERROR      'raise'                  default
+        SESSION_IDLE_TIMEOUT          1:00:00                  app.config
+        SESSION_ABSOLUTE_TIMEOUT      None                     default
+        SESSION_RENEWAL_INTERVAL      None                     default
+        SESSION_ROTATION_GRACE        0:00:10                  default
+        SESSION_TOUCH_INTERVAL        0:01:00                  default
+        SESSION_CLEANUP_INTERVAL      0:05:00                  default
+        SESSION_CLEANUP_BATCH         500                      default
+        SESSION_USER_KEY              ['_user_id', 'user_id']  default
+        SESSION_REGENERATE_ON_LOGIN   True                     default
+        SESSION_MAX_PER_USER          None                     default
+        SESSION_TRACK                 []                       default
         """
     )
 

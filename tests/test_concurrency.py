@@ -60,6 +60,7 @@ from .site import cookie_of
 S = t.TypeVar("S", bound=Server)
 T = t.TypeVar("T")
 MakeSite = Callable[..., Site]
+Barrier = multiprocessing.synchronize.Barrier
 
 #: The backends that all is tried on. The others differ from these in their driver or
 #: server only, or run the same statements, and get a selection.
@@ -455,20 +456,37 @@ def visit_to_count(browser: Browser) -> None:
     browser.visit(lambda: session.atomic(increment))
 
 
+def counting_up(
+    barrier: threading.Barrier | Barrier, browser: Browser, requests: int
+) -> list[int]:
+    """Count, and give the numbers that this one was told.
+
+    All that share the barrier read the same number first, so that they do meet.
+    """
+    waits = iter([True])
+
+    def count_once(own: ServerSideSession) -> int:
+        if next(waits, False):
+            barrier.wait(WAIT)
+        return increment(own)
+
+    return [
+        int(browser.visit(lambda: session.atomic(count_once)).text)
+        for _ in range(requests)
+    ]
+
+
 def test_atomic_increments_of_eight_threads_add_up_exactly(
     site: Site, backend_name: str
 ) -> None:
     requests = 200 if backend_name in THOROUGH else 25
     browser = start(site, n=0)
-
-    def count_up() -> list[int]:
-        twin = browser.twin()
-        return [
-            int(twin.visit(lambda: session.atomic(increment)).text)
-            for _ in range(requests)
-        ]
-
-    results = together(*[count_up] * 8)
+    barrier = threading.Barrier(8)
+    with site.backend.counting() as calls:
+        results = together(
+            *[lambda: counting_up(barrier, browser.twin(), requests)] * 8
+        )
+    assert calls["replace"] >= 8 * requests + 7, "they did not meet"
     assert browser.read() == {"n": 8 * requests}
     # Nobody was told a number twice.
     assert sorted(itertools.chain(*results)) == list(range(1, 8 * requests + 1))
@@ -477,13 +495,23 @@ def test_atomic_increments_of_eight_threads_add_up_exactly(
 
 def test_many_writers_of_one_session_all_get_through(site: Site) -> None:
     browser = start(site, n=0)
+    barrier = threading.Barrier(8)
 
     def write(number: int) -> None:
         twin = browser.twin()
         for turn in range(15):
-            twin.set(**{f"k{number}-{turn}": turn})
 
-    together(*(functools.partial(write, number) for number in range(8)))
+            def view(turn: int = turn) -> None:
+                flask_session.get("n")
+                if turn == 0:
+                    barrier.wait(WAIT)
+                flask_session[f"k{number}-{turn}"] = turn
+
+            twin.visit(view)
+
+    with site.backend.counting() as calls:
+        together(*(functools.partial(write, number) for number in range(8)))
+    assert calls["replace"] >= 120 + 7, "they did not meet"
     expected = {f"k{n}-{turn}": turn for n in range(8) for turn in range(15)}
     assert browser.read() == {"n": 0, **expected}
     forced["writes in threads"] += 120
@@ -517,12 +545,16 @@ def test_an_increment_that_meets_a_rotation_counts_once_or_is_lost(site: Site) -
     for _ in range(3):
         browser = start(site, n=0)
         losses = Losses(site)
+        barrier = threading.Barrier(5)
 
-        def count_up(twin: Browser) -> None:
-            for _ in range(10):
+        def count_up(twin: Browser, barrier: threading.Barrier = barrier) -> None:
+            visit_to_count(twin)
+            barrier.wait(WAIT)
+            for _ in range(9):
                 visit_to_count(twin)
 
-        def rotate(twin: Browser) -> Browser:
+        def rotate(twin: Browser, barrier: threading.Barrier = barrier) -> Browser:
+            barrier.wait(WAIT)
             twin.visit(lambda: session.regenerate())
             return twin
 
@@ -534,6 +566,7 @@ def test_an_increment_that_meets_a_rotation_counts_once_or_is_lost(site: Site) -
         assert isinstance(rotated, Browser)
         assert rotated.id != browser.id
         assert rotated.read() == {"n": 40 - len(losses)}
+        assert len(losses) <= 36
         forced["atomic increments in threads"] += 40
 
 
@@ -1402,6 +1435,7 @@ def test_what_was_carried_out_twice_is_not_there_twice(site: Site) -> None:
     for _ in range(3):
         backend.losses = {"replace"}
         browser.visit(view)
+        assert not backend.losses
     content = browser.read()
     assert (content["n"], content["log"]) == (3, [1, 2, 3])
     assert show(browser) == ["message"] * 3
@@ -1414,6 +1448,7 @@ def test_what_was_carried_out_twice_is_not_there_twice(site: Site) -> None:
     assert count(site) in (None, 2)  # nobody knows the id of the first attempt
     backend.losses = {"delete"}
     browser.visit(lambda: session.destroy())
+    assert not backend.losses
     assert browser.read() == {}
 
 
@@ -1602,16 +1637,10 @@ def test_the_policy_revives_nothing_and_counts_right(
             assert cookie_of(late.set(late=1), site) == "none"
         check_that_it_is_over(late, browser, content, ending)
     browser = start(site, n=0)
-    together(
-        *[
-            lambda: [
-                twin.visit(lambda: session.atomic(increment))
-                for twin in [browser.twin()]
-                for _ in range(10)
-            ]
-        ]
-        * 4
-    )
+    barrier = threading.Barrier(4)
+    with site.backend.counting() as calls:
+        together(*[lambda: counting_up(barrier, browser.twin(), 10)] * 4)
+    assert calls["replace"] >= 40 + 3, "they did not meet"
     assert browser.read() == {"n": 40}
 
 
@@ -1743,7 +1772,6 @@ SHARED = ["filesystem", "valkey", "redis", "sqlite", "postgresql", "mariadb"]
 #: They cannot compare and swap.
 CACHES = ["cachelib-filesystem", "cachelib-memcached"]
 
-Barrier = multiprocessing.synchronize.Barrier
 #: What runs in a process: it gets a barrier, a configuration and a cookie.
 Task = Callable[..., t.Any]
 
@@ -1880,11 +1908,10 @@ def test_processes_that_change_different_keys_both_survive(
     forced["in processes"] += ROUNDS - 1
 
 
-def add_up(barrier: Barrier, site: Site, browser: Browser) -> list[int]:
-    barrier.wait(WAIT)
-    return [
-        int(browser.visit(lambda: session.atomic(increment)).text) for _ in range(50)
-    ]
+def add_up(barrier: Barrier, site: Site, browser: Browser) -> tuple[list[int], int]:
+    with site.backend.counting() as calls:
+        numbers = counting_up(barrier, browser, 50)
+    return numbers, calls["replace"]
 
 
 def test_atomic_increments_of_four_processes_add_up_exactly(
@@ -1892,8 +1919,10 @@ def test_atomic_increments_of_four_processes_add_up_exactly(
 ) -> None:
     browser = start(Site(shared_config), n=0)
     results = workers.run(shared_config, browser.cookie, *[add_up] * 4)
+    assert sum(replaced for _, replaced in results) >= 200 + 3, "they did not meet"
     assert browser.read() == {"n": 200}
-    assert sorted(itertools.chain(*results)) == list(range(1, 201))
+    numbers = itertools.chain.from_iterable(numbers for numbers, _ in results)
+    assert sorted(numbers) == list(range(1, 201))
     forced["atomic increments in processes"] += 200
 
 

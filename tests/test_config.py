@@ -13,7 +13,9 @@ import types
 import typing as t
 from pathlib import Path
 
+import psycopg
 import pytest
+import sqlalchemy as sa
 from cachelib import SimpleCache
 from flask import Flask
 
@@ -159,7 +161,9 @@ def test_the_defaults_are_the_documented_ones() -> None:
         ),
         (
             {"SESSION_USER_KEY": ""},
-            "'SESSION_USER_KEY' is ''; expected a str that is not empty.",
+            "'SESSION_USER_KEY' is ''; expected a key of the session, a list of keys,"
+            " or a function that is not async and takes the session and returns the"
+            " user's id or None.",
         ),
         (
             {"SESSION_SQLALCHEMY_TABLE": "a-b"},
@@ -419,6 +423,8 @@ def test_sessions_may_be_taken_over_from_one_kind_or_several() -> None:
         ("SESSION_MAX_SIZE", 1.5),
         ("SESSION_MAX_PER_USER", 0),
         ("SESSION_USER_KEY", 5),
+        ("SESSION_USER_KEY", []),
+        ("SESSION_USER_KEY", ["user", 5]),
         ("SESSION_SECRET", []),
         ("SESSION_SECRET", ""),
         ("SESSION_SECRET", {"a"}),
@@ -613,7 +619,7 @@ def test_a_flask_sqlalchemy_object_is_taken_in_an_application_factory() -> None:
         ServerSession(app)
     db.init_app(app)
     ServerSession(app)
-    assert "sessions" in db.metadata.tables
+    assert "server_sessions" in db.metadata.tables
 
 
 def test_a_prefix_that_the_backend_cannot_take_is_one_of_the_problems() -> None:
@@ -626,6 +632,35 @@ def test_a_prefix_that_the_backend_cannot_take_is_one_of_the_problems() -> None:
 def test_a_cache_that_evicts_live_sessions_is_warned_of() -> None:
     with pytest.warns(ConfigurationWarning, match="threshold"):
         state_of(SESSION_BACKEND="cachelib", SESSION_CACHELIB=SimpleCache())
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("postgresql+psycopg2://me@localhost/d", "Use 'postgresql+psycopg://'"),
+        ("mysql+mysqlconnector://me@localhost/d", "Use 'mysql+pymysql://'"),
+        ("mysql+mariadbconnector://me@localhost/d", "Use 'mysql+pymysql://'"),
+        ("postgresql+psycopg://me@localhost/d", "Update it to version 3.2.11"),
+    ],
+)
+def test_a_driver_that_waits_without_limit_is_warned_of(url: str, remedy: str) -> None:
+    # Versions only: nothing is connected at the start.
+    driver = types.SimpleNamespace(
+        __version__="3.2.9" if "psycopg:" in url else "2.9.10",
+        paramstyle="pyformat",
+        adapters=psycopg.adapters,
+    )
+    engine = sa.create_engine(url, module=driver, _initialize=False)
+    with pytest.warns(ConfigurationWarning, match=re.escape(remedy)) as caught:
+        state_of(SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY=engine)
+    assert repr(engine.dialect.driver) in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql+psycopg://me@localhost/d", "mysql+pymysql://me@localhost/d"]
+)
+def test_a_driver_that_gives_up_is_not_warned_of(url: str) -> None:
+    state_of(SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY_URL=url)
 
 
 def test_the_memory_backend_says_once_that_it_is_for_one_process(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import re
 import typing as t
 import warnings
@@ -43,6 +44,20 @@ from .test_config import refused
             "SESSION_COOKIE_DOMAIN": "example.com",
             "SESSION_COOKIE_PATH": "/app",
         },
+        {
+            "SESSION_COOKIE_NAME": "__Http-id",
+            "SESSION_COOKIE_SECURE": True,
+            "SESSION_COOKIE_DOMAIN": "example.com",
+            "SESSION_COOKIE_PATH": "/app",
+        },
+        {"SESSION_COOKIE_NAME": "__Host-Http-id", "SESSION_COOKIE_SECURE": True},
+        # "Host" alone is no prefix, and neither is what lacks the last hyphen.
+        {"SESSION_COOKIE_NAME": "__HostHttp-id", "SESSION_COOKIE_HTTPONLY": False},
+        {
+            "SESSION_COOKIE_NAME": "__Host-id",
+            "SESSION_COOKIE_SECURE": True,
+            "SESSION_COOKIE_HTTPONLY": False,
+        },
         {"SECRET_KEY": b"bytes", "SECRET_KEY_FALLBACKS": [b"old", "older"]},
         {"SECRET_KEY_FALLBACKS": ("old",)},
         {"SECRET_KEY_FALLBACKS": ()},
@@ -64,6 +79,26 @@ def test_what_flask_takes_is_taken(settings: dict[str, t.Any]) -> None:
     [
         ({"SESSION_COOKIE_NAME": "__secure-id"}, ["SECURE"]),
         ({"SESSION_COOKIE_NAME": "__HOST-id"}, ["SECURE"]),
+        ({"SESSION_COOKIE_NAME": "__http-id"}, ["SECURE"]),
+        (
+            {
+                "SESSION_COOKIE_NAME": "__Http-id",
+                "SESSION_COOKIE_SECURE": True,
+                "SESSION_COOKIE_HTTPONLY": False,
+                "SESSION_COOKIE_DOMAIN": "example.com",
+                "SESSION_COOKIE_PATH": "/app",
+            },
+            ["HTTPONLY"],
+        ),
+        (
+            {
+                "SESSION_COOKIE_NAME": "__HOST-HTTP-id",
+                "SESSION_COOKIE_HTTPONLY": False,
+                "SESSION_COOKIE_DOMAIN": "example.com",
+                "SESSION_COOKIE_PATH": "/app",
+            },
+            ["SECURE", "HTTPONLY", "DOMAIN", "PATH"],
+        ),
         (
             {"SESSION_COOKIE_NAME": "__Host-id", "SESSION_COOKIE_SECURE": "auto"},
             ["SECURE"],
@@ -187,3 +222,78 @@ def test_what_a_backend_needs_is_warned_of_without_it(key: str, backend: str) ->
         f"'{key}' has no effect, because 'SESSION_BACKEND' is not set and therefore"
         f" 'filesystem'. Set it to '{backend}'."
     ]
+
+
+DAY = 86_400
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"PERMANENT_SESSION_LIFETIME": 401 * DAY},
+            "'PERMANENT_SESSION_LIFETIME' is 401 days, 0:00:00, but browsers keep no"
+            " cookie for more than 400 days. Set it to 400 days at most.",
+        ),
+        (
+            {"SESSION_ABSOLUTE_TIMEOUT": DAY, "SESSION_IDLE_TIMEOUT": 2 * DAY},
+            "'SESSION_ABSOLUTE_TIMEOUT' is 1 day, 0:00:00, which is shorter than"
+            " 'SESSION_IDLE_TIMEOUT' with 2 days, 0:00:00: no session lives long"
+            " enough to be unused for that long. Make the first one longer, or the"
+            " second one shorter.",
+        ),
+        (
+            {
+                "SESSION_ABSOLUTE_TIMEOUT": dt.timedelta(days=1),
+                "PERMANENT_SESSION_LIFETIME": dt.timedelta(days=2),
+            },
+            "'SESSION_ABSOLUTE_TIMEOUT' is 1 day, 0:00:00, which is shorter than"
+            " 'PERMANENT_SESSION_LIFETIME' with 2 days, 0:00:00: no session lives long"
+            " enough to be unused for that long. Make the first one longer, or the"
+            " second one shorter.",
+        ),
+        (
+            {
+                "SESSION_ABSOLUTE_TIMEOUT": DAY,
+                "SESSION_IDLE_TIMEOUT": 3 * DAY,
+                "PERMANENT_SESSION_LIFETIME": 2 * DAY,
+            },
+            "'SESSION_ABSOLUTE_TIMEOUT' is 1 day, 0:00:00, which is shorter than"
+            " 'SESSION_IDLE_TIMEOUT' with 3 days, 0:00:00: no session lives long"
+            " enough to be unused for that long. Make the first one longer, or the"
+            " second one shorter.",
+        ),
+        (
+            {"SESSION_ABSOLUTE_TIMEOUT": DAY, "SESSION_RENEWAL_INTERVAL": DAY + 1},
+            "'SESSION_RENEWAL_INTERVAL' is 1 day, 0:00:01, which is longer than"
+            " 'SESSION_ABSOLUTE_TIMEOUT' with 1 day, 0:00:00: no id gets that old, so"
+            " none is renewed. Make the first one shorter.",
+        ),
+    ],
+    ids=["400 days", "idle", "permanent", "both", "renewal"],
+)
+def test_durations_that_cannot_come_to_pass_get_one_warning(
+    settings: dict[str, t.Any], message: str
+) -> None:
+    assert warnings_of(**settings) == [message]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"PERMANENT_SESSION_LIFETIME": 400 * DAY},
+        {"SESSION_ABSOLUTE_TIMEOUT": DAY},  # Flask's 31 days were nobody's wish
+        {"SESSION_ABSOLUTE_TIMEOUT": DAY, "SESSION_IDLE_TIMEOUT": DAY},
+        {"SESSION_ABSOLUTE_TIMEOUT": None, "SESSION_IDLE_TIMEOUT": DAY},
+        {"SESSION_ABSOLUTE_TIMEOUT": DAY, "SESSION_RENEWAL_INTERVAL": DAY},
+        {"SESSION_RENEWAL_INTERVAL": 1000 * DAY},
+    ],
+    ids=repr,
+)
+def test_durations_that_fit_get_no_warning(settings: dict[str, t.Any]) -> None:
+    assert warnings_of(**settings) == []
+
+
+def test_a_duration_that_is_none_is_refused_and_not_warned_of() -> None:
+    error = refused(SESSION_ABSOLUTE_TIMEOUT="a day", SESSION_IDLE_TIMEOUT=DAY)
+    assert error.option == "SESSION_ABSOLUTE_TIMEOUT"

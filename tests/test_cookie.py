@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-import dataclasses
+import datetime as dt
+import math
 import re
 import typing as t
 
 import pytest
 from flask import Flask
+from flask import Response
 from flask import session
 from werkzeug.sansio.http import parse_cookie
 
@@ -15,6 +17,7 @@ from flask_serversession.cookie import CookieSigner
 from flask_serversession.cookie import CookieState
 from flask_serversession.cookie import claims_permanent
 from flask_serversession.cookie import find_values
+from flask_serversession.cookie import set_cookie
 from flask_serversession.ids import check_id
 from flask_serversession.ids import generate_id
 
@@ -201,7 +204,21 @@ def test_what_is_white_to_python_alone_is_part_of_a_name(white: str) -> None:
     assert find_values(f"s={white}real{white} \t", "s") == [f"{white}real{white}"]
 
 
-def test_a_client_may_quote_the_cookie() -> None:
+@pytest.mark.parametrize(
+    "header",
+    [
+        'q="; session=VALUE; z="',
+        'session=VALUE; z="',
+        '"; session=VALUE',
+        'q="a\\"; session=VALUE; z="; w="\\',
+        'a="b; c"; session=VALUE; d="e',
+        'session="planted"; session=VALUE',
+        'session="; session=VALUE; session="',
+        '\xa0session="planted"; session=VALUE; q="',
+        'session"="planted; session=VALUE',
+    ],
+)
+def test_no_quote_in_the_header_hides_the_session(header: str) -> None:
     app = Flask(__name__)
     app.config.update(SECRET_KEY="a secret", SESSION_BACKEND="memory", TESTING=True)
     ServerSession(app)
@@ -220,9 +237,17 @@ def test_a_client_may_quote_the_cookie() -> None:
     cookie = client.get_cookie("session")
     assert cookie is not None
     answer = app.test_client(use_cookies=False).get(
-        "/get", headers={"Cookie": f'a="b; c"; session="{cookie.value}"'}
+        "/get", environ_overrides={"HTTP_COOKIE": header.replace("VALUE", cookie.value)}
     )
     assert answer.text == "Ann"
+
+
+def test_what_is_in_quotes_is_never_the_session() -> None:
+    # A browser keeps the quotes as a part of the value, and no value of ours has any.
+    assert find_values('session="a"; b="session=c"', "session") == ['"a"']
+    assert find_values('"session"=a; b="; session=c"', "session") == ['c"']
+    planted = '\xa0__Host-s=planted; q="; __Host-s=real; z="; \xa0__Host-s="planted"'
+    assert find_values(planted, "__Host-s") == ["real"]
 
 
 def make_cookie(signer: CookieSigner) -> str:
@@ -274,9 +299,9 @@ def test_what_is_remembered_is_bounded_and_short(verifications: list[str]) -> No
 def test_what_is_remembered_cannot_be_changed_by_one_request_for_another() -> None:
     signer = CookieSigner(["secret"])
     state: t.Any = signer.verify(make_cookie(signer))
-    for field in dataclasses.fields(state):
+    for name in CookieState._fields:
         with pytest.raises(AttributeError):
-            setattr(state, field.name, None)
+            setattr(state, name, None)
 
 
 def test_a_secret_that_was_withdrawn_verifies_nothing_that_it_had_verified() -> None:
@@ -299,3 +324,112 @@ def test_a_secret_that_was_withdrawn_verifies_nothing_that_it_had_verified() -> 
     assert client.get("/").text == "2"
     app.config["SECRET_KEY_FALLBACKS"] = []
     assert client.get("/").text == "3"  # it had got a cookie signed with the newest
+
+
+# The header
+
+
+def make_app(**config: object) -> Flask:
+    app = Flask(__name__)
+    app.config.update(SECRET_KEY="secret", SESSION_BACKEND="memory", **config)
+    app.testing = True
+    ServerSession(app)
+    app.add_url_rule("/", view_func=lambda: session.update(n=1) or "")
+    return app
+
+
+NOW = 1_800_000_000.0
+
+
+def set_ours(app: Flask, expires: t.Any) -> str:
+    with app.test_request_context():
+        response = app.make_response("")
+        set_cookie(app.session_interface, app, response, "a-value", expires, NOW)
+        return response.headers["Set-Cookie"]
+
+
+@pytest.mark.parametrize(
+    "expires",
+    [
+        None,
+        dt.datetime(2030, 1, 1, 12, 30, 59, 999_999, dt.timezone.utc),
+        dt.datetime(2030, 1, 1, 12, 30, 59),  # noqa: DTZ001
+        dt.datetime(2030, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=2))),
+        1_900_000_000,
+        "Tue, 01 Jan 2030 12:30:59 GMT",
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("config", "attributes"),
+    [
+        ({}, {"httponly": True}),
+        (
+            {
+                "SESSION_COOKIE_NAME": "sitzung-ä",
+                "SESSION_COOKIE_DOMAIN": ".bücher.example",
+                "SESSION_COOKIE_PATH": "/ä b",
+                "SESSION_COOKIE_SECURE": True,
+                "SESSION_COOKIE_HTTPONLY": False,
+                "SESSION_COOKIE_SAMESITE": "lax",
+                "SESSION_COOKIE_PARTITIONED": True,
+            },
+            {
+                "key": "sitzung-ä",
+                "domain": ".bücher.example",
+                "path": "/ä b",
+                "secure": True,
+                "samesite": "lax",
+                "partitioned": True,
+            },
+        ),
+    ],
+    ids=["defaults", "all"],
+)
+def test_a_cookie_is_set_as_werkzeug_sets_it(
+    config: dict[str, t.Any], attributes: dict[str, t.Any], expires: t.Any
+) -> None:
+    app = make_app()
+    app.config.update(config)  # past the checks of the settings
+    response = Response()
+    named: dict[str, t.Any] = {"key": "session", **attributes}
+    max_age: int | None = None
+    if isinstance(expires, dt.datetime):
+        utc = dt.timezone.utc
+        moment = expires if expires.tzinfo else expires.replace(tzinfo=utc)
+        max_age = math.ceil(moment.timestamp() - NOW)
+    response.set_cookie(value="a-value", expires=expires, max_age=max_age, **named)
+    # The second time, it is remembered.
+    for _ in range(2):
+        assert set_ours(app, expires) == response.headers["Set-Cookie"]
+
+
+def test_an_attribute_that_changes_is_in_the_next_response() -> None:
+    app = make_app()
+    for path in ("/", "/one", "/two", "/one"):
+        app.config["SESSION_COOKIE_PATH"] = path
+        assert set_ours(app, None) == f"session=a-value; HttpOnly; Path={path}"
+
+
+def test_a_response_class_of_the_application_sets_the_cookie_itself() -> None:
+    app = make_app()
+
+    class Marked(Response):
+        def set_cookie(self, *args: t.Any, **kwargs: t.Any) -> None:
+            super().set_cookie(*args, **kwargs)
+            self.headers["Marked"] = kwargs["key"]
+
+    app.response_class = Marked
+    response = app.test_client().get("/")
+    assert response.headers["Marked"] == "session"
+    assert response.headers["Set-Cookie"].startswith("session=")
+
+
+def test_a_cookie_that_is_longer_than_the_application_allows_is_warned_of() -> None:
+    app = make_app()
+    app.config["MAX_COOKIE_SIZE"] = 100
+    with pytest.warns(UserWarning, match="'session' cookie is too large"):
+        response = app.test_client().get("/")
+    assert response.headers["Set-Cookie"].startswith("session=")
+    app.config["MAX_COOKIE_SIZE"] = 0  # no limit
+    assert "Set-Cookie" in app.test_client().get("/").headers

@@ -558,7 +558,7 @@ _NO_MESSAGES = {
 _NO_SENTENCES = {
     # handled inside, or looked for in what drivers say
     *("a marker outside of its place", "a named offset without the offset"),
-    *("not an HTTP date", "not a string", "… cannot be written"),
+    *("not an HTTP date", "not a string", "not a dict of lists", "… cannot be written"),
     *("already exists", "is locked", "timed out", "timeout expired"),
     *("unknown database", "Too many connections"),
     # for who debugs the reading of pickles: all of them end in one message

@@ -33,6 +33,7 @@ from flask import session
 from werkzeug.exceptions import HTTPException
 from werkzeug.test import TestResponse
 
+from flask_serversession import BackendError
 from flask_serversession import BackendUnavailableError
 from flask_serversession import session as typed_session
 from flask_serversession import signals
@@ -651,6 +652,47 @@ def test_a_trapped_http_exception_propagates_in_testing(operation: str) -> None:
     assert info.value.operation == operation
 
 
+@pytest.mark.parametrize("on_error", ["raise", "ignore"])
+@pytest.mark.parametrize("operation", ["load", "create", "replace", "delete"])
+def test_a_session_transaction_raises_when_its_store_fails(
+    operation: str, on_error: str
+) -> None:
+    site = Site({"SESSION_BACKEND": "memory"}, SESSION_ON_BACKEND_ERROR=on_error)
+    site.app.register_error_handler(503, lambda error: pytest.fail("No visitor."))
+    browser = site.browser() if operation == "create" else start(site)
+    with (
+        pytest.raises(BackendUnavailableError) as info,
+        site.backend.failing(operation),
+        browser.client.session_transaction() as content,
+    ):
+        content.clear() if operation == "delete" else content.update(n=2)
+    assert info.value.operation == operation
+    assert browser.read().get("n") == (None if operation == "create" else 1)
+
+
+def test_a_session_transaction_raises_what_was_swallowed_in_it() -> None:
+    site = Site({"SESSION_BACKEND": "memory"})
+    browser = start(site)
+    with (
+        site.backend.failing("load"),
+        pytest.raises(BackendUnavailableError),
+        browser.client.session_transaction() as content,
+        contextlib.suppress(BackendUnavailableError),
+    ):
+        content["n"] = 2
+
+
+def test_a_session_transaction_does_not_mind_a_touch_that_fails() -> None:
+    site = Site({"SESSION_BACKEND": "memory"})
+    browser = start(site)
+    t.cast(FakeClock, site.clock).advance(LATER)
+    with (
+        site.backend.failing("touch"),
+        browser.client.session_transaction() as content,
+    ):
+        assert content["n"] == 1
+
+
 # -- "ignore"
 
 
@@ -982,6 +1024,35 @@ def test_a_read_only_replica_can_be_read(
         assert browser.read()["n"] == 2
 
 
+def assert_only_touches_fail(
+    site: Site, browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Check that a due touch is refused, that it is logged and that reading goes on."""
+    t.cast(FakeClock, site.clock).advance(LATER)
+    caplog.clear()
+    failed: list[str] = []
+
+    def receive(app: flask.Flask, **values: t.Any) -> None:
+        # The engine can be reached, so this is none that says it cannot.
+        assert type(values["error"]) is BackendError
+        failed.append(values["operation"])
+
+    with signals.backend_failed.connected_to(receive, site.app):
+        assert browser.read()["n"] == 1
+        response = browser.visit(lambda: typed_session.touch())
+        assert response.status_code == 200
+    assert failed == ["touch", "touch"]
+    assert len(own_log(caplog)) == 2
+
+
+def test_a_redis_that_knows_no_scripts_can_be_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with ValkeyServer("--rename-command", "EVALSHA", "") as server:
+        site = Site(redis_config(server))
+        assert_only_touches_fail(site, start(site), caplog)
+
+
 def test_a_wrong_password_is_unavailable_and_shown_to_nobody(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -1064,6 +1135,36 @@ def test_a_database_may_be_restarted_killed_and_stopped(database: Server) -> Non
     assert_unavailable(browser.visit(write), site)
     database.start()
     assert browser.read()["n"] == 5
+    site.backend.close()
+
+
+def test_a_database_can_be_read_by_who_may_only_read(
+    database: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    import sqlalchemy as sa
+
+    config = {
+        "SESSION_BACKEND": "sqlalchemy",
+        "SESSION_SQLALCHEMY_URL": database.url,
+        "SESSION_SQLALCHEMY_TABLE": "only_read",
+    }
+    owner = Site(config)
+    origin = start(owner)
+    is_mariadb = isinstance(database, MariaDBServer)
+    reader = f"reader@'{database.host}'" if is_mariadb else "reader"
+    engine = sa.create_engine(database.url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(
+            f"CREATE USER {reader}" if is_mariadb else f"CREATE ROLE {reader} LOGIN"
+        )
+        connection.exec_driver_sql(f"GRANT SELECT ON only_read TO {reader}")
+    url = engine.url.set(username="reader")
+    engine.dispose()
+    site = Site({**config, "SESSION_SQLALCHEMY_URL": url}, clock=owner.clock)
+    browser = site.browser()
+    browser.cookie = origin.cookie
+    assert_only_touches_fail(site, browser, caplog)
+    owner.backend.close()
     site.backend.close()
 
 

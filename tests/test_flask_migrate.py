@@ -139,7 +139,7 @@ def test_create_all_makes_the_table_too(tmp_path: Path) -> None:
     assert shop.tables() == set()
     with shop.app.app_context():
         shop.db.create_all()
-    assert shop.tables() == {"sessions", "orders_of_the_shop"}
+    assert shop.tables() == {"server_sessions", "orders_of_the_shop"}
     client = shop.app.test_client()
     assert [client.get("/count").text for _ in range(2)] == ["1", "2"]
     shop.close()
@@ -152,7 +152,7 @@ def test_a_bind_key_puts_the_table_elsewhere(tmp_path: Path) -> None:
         SQLALCHEMY_BINDS={"sessions": f"sqlite:///{tmp_path / 'sessions.db'}"},
         SESSION_SQLALCHEMY_BIND_KEY="sessions",
     )
-    assert set(shop.db.metadatas["sessions"].tables) == {"sessions"}
+    assert set(shop.db.metadatas["sessions"].tables) == {"server_sessions"}
     assert set(shop.db.metadata.tables) == {"orders_of_the_shop"}
     with shop.app.app_context():
         shop.db.create_all()

@@ -16,6 +16,8 @@ from flask import Response
 from flask import flash
 from flask import session
 from flask.sessions import SecureCookieSessionInterface
+from werkzeug.datastructures import ImmutableMultiDict
+from werkzeug.datastructures import MultiDict
 from werkzeug.http import parse_date
 
 from flask_serversession import BackendUnavailableError
@@ -148,6 +150,28 @@ def test_permanent_sets_the_expiry_of_the_cookie(site: Site) -> None:
     assert expires is not None
     lifetime = site.app.permanent_session_lifetime.total_seconds()
     assert expires.timestamp() == site.clock() + lifetime
+    assert f"; Max-Age={lifetime:.0f};" in header
+
+
+@pytest.mark.parametrize(("lifetime", "max_age"), [(0.5, 1), (90, 90), (90.001, 91)])
+def test_max_age_is_rounded_up_and_never_deletes_the_cookie(
+    site: Site, lifetime: float, max_age: int
+) -> None:
+    """A browser whose clock is wrong goes by it, and 0 would delete the cookie."""
+
+    def begin() -> None:
+        session.permanent = True
+        session["n"] = 1
+        typed_session.lifetime = lifetime  # type: ignore[assignment]
+
+    header = site.browser().visit(begin).headers["Set-Cookie"]
+    assert f"; Max-Age={max_age};" in header
+
+
+def test_a_session_that_ends_with_the_browser_has_no_max_age(site: Site) -> None:
+    header = site.browser().set(n=1).headers["Set-Cookie"]
+    assert "Max-Age" not in header
+    assert "Expires" not in header
 
 
 def test_new_sessions_start_permanent_if_configured() -> None:
@@ -1237,6 +1261,23 @@ def test_clearing_a_session_that_is_stored_empty_ends_it() -> None:
         session.clear()
 
     assert browser.costs(clear) == ({"load": 1, "delete": 1}, "deleted")
+
+
+def test_a_form_comes_back_with_every_value_and_what_is_added_is_saved(
+    site: Site,
+) -> None:
+    browser = site.browser()
+    fields = {"tag": ["a", "b"]}
+    browser.visit(
+        lambda: session.update(form=flask.request.form), method="POST", data=fields
+    )
+    form = browser.read()["form"]
+    assert type(form) is ImmutableMultiDict
+    assert form.getlist("tag") == ["a", "b"]
+    browser.visit(lambda: session.update(form=MultiDict(session["form"])))
+    costs = browser.costs(lambda: session["form"].add("tag", "c"))
+    assert costs == ({"load": 1, "replace": 1}, "none")
+    assert browser.read()["form"].getlist("tag") == ["a", "b", "c"]
 
 
 def test_the_log_says_why_a_session_was_saved(

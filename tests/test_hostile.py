@@ -284,7 +284,7 @@ def test_a_changed_cookie_is_nobodys(site: Site, report: Report) -> None:
     def check(value: str) -> None:
         nonlocal tried, unchanged
         tried += 1
-        if value.strip().strip('"') == valid:
+        if value.strip(" \t") == valid:
             unchanged += 1
             return
         assert_stranger(site, f"session={value}")
@@ -301,8 +301,8 @@ def test_every_bit_of_a_cookie_counts(memory_site: Site) -> None:
             value = (
                 valid[:place] + chr(ord(valid[place]) ^ 1 << bit) + valid[place + 1 :]
             )
-            if set(value) & set(' ;"=!'):
-                continue  # which end or quote a cookie, or which Base64 leaves out
+            if set(value) & set(" ;=!"):
+                continue  # which end a cookie, or which Base64 leaves out
             assert_stranger(memory_site, f"session={value}")
 
 

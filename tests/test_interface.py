@@ -80,6 +80,19 @@ def test_save_uninitialized_stores_a_session_for_every_visitor(
     assert browser.costs(lambda: typed_session.destroy()) == ({"delete": 1}, "deleted")
 
 
+def test_save_uninitialized_stores_the_session_that_follows_a_restart(
+    make_site: MakeSite,
+) -> None:
+    browser = start(make_site(SESSION_SAVE_UNINITIALIZED=True))
+    before = browser.id
+    costs, cookie = browser.costs(lambda: typed_session.regenerate(keep_data=False))
+    assert (costs, cookie) == ({"load": 1, "create": 1, "replace": 1}, "set")
+    assert browser.id != before
+    assert browser.read() == {}
+    # It is there, so nothing has to be stored for who comes with it.
+    assert browser.costs(read) == ({"load": 1}, "none")
+
+
 # cookie, session not looked at
 
 
@@ -224,6 +237,19 @@ def test_what_is_written_and_removed_in_one_request_is_never_stored(site: Site) 
 
 
 # resave
+
+
+def test_resave_does_not_write_again_what_save_has_written(
+    make_site: MakeSite,
+) -> None:
+    browser = start(make_site(SESSION_RESAVE=True))
+
+    def change_and_save() -> None:
+        bump()
+        typed_session.save()
+
+    assert browser.costs(change_and_save) == ({"load": 1, "replace": 1}, "set")
+    assert browser.read()["n"] == 2
 
 
 def test_resave_writes_what_was_only_read(make_site: MakeSite) -> None:

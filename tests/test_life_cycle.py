@@ -46,7 +46,7 @@ def advance(site: Site, seconds: float) -> None:
 def test_who_logs_in_after_clear_gets_nothing_of_the_former_user(
     site: Site, is_user_known: bool
 ) -> None:
-    key = "_user_id" if is_user_known else "user_id"
+    key = "_user_id" if is_user_known else "account"
     browser = site.browser()
     browser.set(**{key: "joe"})
     parallel = browser.twin()
@@ -63,22 +63,22 @@ def test_who_logs_in_after_clear_gets_nothing_of_the_former_user(
 
 def test_what_is_written_after_clear_has_a_new_id(site: Site) -> None:
     browser = site.browser()
-    browser.set(user_id="joe")
+    browser.set(account="joe")
     late = browser.twin()
     former = browser.id
 
     def log_in() -> None:
         session.clear()
-        session["user_id"] = "eve"
+        session["account"] = "eve"
 
     def change() -> None:
-        assert session["user_id"] == "joe"
+        assert session["account"] == "joe"
         browser.visit(log_in)
         session["report"] = "joe's"
 
     assert cookie_of(late.visit(change), site) == "none"
     assert browser.id != former
-    assert browser.read() == {"user_id": "eve"}
+    assert browser.read() == {"account": "eve"}
     # Its former id sees nothing.
     assert late.read() == {}
 
@@ -94,12 +94,12 @@ def test_after_clear_a_session_begins_as_a_new_one_does() -> None:
 
     def log_in() -> str:
         session.clear()
-        session["user_id"] = "eve"
+        session["account"] = "eve"
         return f"{session.permanent} {typed_session.lifetime}"
 
     browser.visit(begin)
     assert browser.visit(log_in).text == "True None"
-    assert browser.read() == {"user_id": "eve", "_permanent": True}
+    assert browser.read() == {"account": "eve", "_permanent": True}
 
 
 def test_a_session_cleared_and_written_after_the_response_keeps_its_id() -> None:

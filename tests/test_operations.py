@@ -12,6 +12,7 @@ from flask import session
 
 from flask_serversession import cookie
 from flask_serversession import ids
+from flask_serversession import passive
 from flask_serversession import session as typed_session
 from flask_serversession.serializers import MsgpackSerializer
 from flask_serversession.testing import FakeClock
@@ -88,6 +89,16 @@ ROWS = [
     Row("read", read, "load", "none", STORED),
     Row("read, later", read, "load touch", "none", STORED, DUE),
     Row("read, permanent", read, "load", "set", PERMANENT),
+    Row("read, passive, later", passive(read), "load", "none", PERMANENT, DUE),
+    Row(
+        "time left, later",
+        lambda: typed_session.time_left,
+        "load",
+        "none",
+        PERMANENT,
+        DUE,
+    ),
+    Row("changed, passive", passive(change), "load replace", "none", PERMANENT),
     Row(
         "read, RESAVE",
         read,
@@ -198,3 +209,4 @@ def test_a_request_does_the_work_that_the_page_on_performance_says(
         counted.clear()
         browser.visit(action)
         assert counted["signatures"] == 0, "It was verified lately."
+        assert counted["hashes"] == 0

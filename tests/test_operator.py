@@ -24,7 +24,6 @@ from flask_serversession import Capability
 from flask_serversession import ConfigurationError
 from flask_serversession import NotSupportedError
 from flask_serversession import RecordError
-from flask_serversession import SerializationError
 from flask_serversession import ServerSession
 from flask_serversession import ServerSessionError
 from flask_serversession import SessionInfo
@@ -486,7 +485,7 @@ def test_find_takes_nothing_but_a_handle(make_any: MakeSite) -> None:
     for wrong in (
         "",
         "x",
-        handle[:-1],
+        handle[:7],
         handle.upper(),
         f"session:{handle}",
         browser.id,
@@ -555,15 +554,12 @@ def test_users_of_all_kinds_are_told_apart(site: Site) -> None:
 
 
 @pytest.mark.parametrize("user", ["x" * 10_000, "é" * 40_000, "x" * 100_000])
-def test_a_user_that_is_too_long_to_log_in_has_no_sessions(
-    site: Site, user: str
-) -> None:
-    browser = log_in(site, user[:255])
-    with pytest.raises(SerializationError, match="longer than 255 characters"):
-        log_in(site, user)
-    assert sessions_of(site, user) == []
-    assert asked(site, lambda operator: operator.revoke_user(user)) == 0
+def test_a_user_of_any_length_is_found_and_ended(site: Site, user: str) -> None:
+    browser, other = log_in(site, user[:255]), log_in(site, user)
+    assert handles_of(site, user) == [handle_of(other)]
+    assert asked(site, lambda operator: operator.revoke_user(user)) == 1
     assert is_live(browser)
+    assert not is_live(other)
 
 
 def test_a_number_and_its_digits_are_one_user(site: Site) -> None:
@@ -575,8 +571,9 @@ def test_a_number_and_its_digits_are_one_user(site: Site) -> None:
 def test_nobody_has_no_sessions(site: Site) -> None:
     anonymous, none = site.browser(), log_in(site, "None")
     anonymous.set(n=1)
-    assert sessions_of(site, None) == []
-    assert asked(site, lambda operator: operator.revoke_user(None)) == 0
+    for ask in (site.extension.sessions_of, site.extension.revoke_user):
+        with pytest.raises(ValueError, match="not by NoneType"):
+            asked(site, lambda _, ask=ask: t.cast("object", ask(None)))
     assert is_live(anonymous)
     assert is_live(none)
 
@@ -1375,6 +1372,181 @@ def test_what_is_tracked_is_that_of_the_last_request_that_wrote(site: Site) -> N
     assert [info.meta for info in sessions_of(tracking, "ada")] == [
         {"user_agent": "new \x1b[1m"}
     ]
+
+
+# Handles by their first digits
+
+
+def test_a_handle_is_found_by_its_first_eight_digits_or_more(
+    make_any: MakeSite,
+) -> None:
+    site = make_any()
+    browser = log_in(site)
+    log_in(site, "bob")
+    handle = handle_of(browser)
+    if not has(site, Capability.ITERATE):
+        with pytest.raises(NotSupportedError, match="'iterate'"):
+            asked(site, lambda operator: operator.find(handle[:63]))
+        with pytest.raises(NotSupportedError, match="'iterate'"):
+            asked(site, lambda operator: operator.revoke(handle[:8]))
+        assert is_live(browser)
+        return
+    for digits in (8, 9, 63, 64):
+        found = asked(site, lambda operator, n=digits: operator.find(handle[:n]))
+        assert found is not None
+        assert (found.handle, found.user) == (handle, "ada")
+    for wrong in (handle[:7], handle[:8].upper(), f" {handle[:8]}", "", "é" * 8):
+        assert asked(site, lambda operator, w=wrong: operator.find(w)) is None
+        assert asked(site, lambda operator, w=wrong: operator.revoke(w)) is False
+    unknown = f"{int(handle[:8], 16) ^ 1:08x}"
+    assert asked(site, lambda operator: operator.find(unknown)) is None
+    assert asked(site, lambda operator: operator.revoke(handle[:8])) is True
+    assert not is_live(browser)
+    assert len(sessions_of(site, "bob")) == 1
+
+
+def test_digits_that_stand_for_several_sessions_are_refused(site: Site) -> None:
+    browser = log_in(site)
+    prefix = site.state.config.key_prefix
+    record = site.backend.load(f"{prefix}{handle_of(browser)}")
+    assert record is not None
+    handles = [f"0123456789{number:054x}" for number in range(2)]
+    for handle in handles:
+        site.backend.create(f"{prefix}{handle}", record)
+    shown = "2 sessions begin with 01234567, such as 012345678900, 012345678900. Give"
+    calls: list[Callable[[ServerSession, str], object]] = [
+        lambda operator, handle: operator.find(handle),
+        lambda operator, handle: operator.revoke(handle),
+    ]
+    for call in calls:
+        with pytest.raises(LookupError, match=shown):
+            asked(site, lambda operator, call=call: call(operator, "01234567"))
+    assert site.backend.count() == 3
+    assert asked(site, lambda operator: operator.revoke(handles[1][:64]))
+    assert asked(site, lambda operator: operator.revoke("01234567"))
+    assert is_live(browser)
+
+
+def test_a_whole_handle_is_not_looked_for(site: Site) -> None:
+    browser = log_in(site)
+    with site.backend.counting() as calls:
+        asked(site, lambda operator: operator.revoke(handle_of(browser)))
+    assert calls == {"load": 1, "delete": 1}
+
+
+# Ending all
+
+
+@pytest.fixture(params=[name for name in BACKEND_CONFIGS if name in INDEXED])
+def make_iterated(
+    request: pytest.FixtureRequest, make_backend_config: Callable[[str], Config]
+) -> MakeSite:
+    """Make a site on each backend in turn that can go through its sessions."""
+    config = make_backend_config(request.param)
+    return lambda **settings: Site(config, **settings)
+
+
+def test_all_sessions_are_ended_and_told_of(make_iterated: MakeSite) -> None:
+    site = make_iterated()
+    browsers = [log_in(site), log_in(site), log_in(site, "bob"), site.browser()]
+    browsers[-1].set(n=1)
+    expected = {(handle_of(browser), "ada") for browser in browsers[:2]}
+    expected |= {(handle_of(browsers[2]), "bob"), (handle_of(browsers[3]), None)}
+    with destroyed_by(site) as sent:
+        assert asked(site, lambda operator: operator.revoke_all()) == 4
+    assert {*sent} == expected
+    assert len(sent) == 4
+    assert not any(is_live(browser) for browser in browsers)
+    assert asked(site, lambda operator: operator.revoke_all()) == 0
+
+
+def test_the_session_that_asks_for_all_to_be_ended_can_be_spared(
+    make_iterated: MakeSite,
+) -> None:
+    site = make_iterated()
+    browser, other = log_in(site), log_in(site, "bob")
+    handle = handle_of(browser)
+
+    def view() -> None:
+        typed_session.regenerate()
+        typed_session.save()
+        assert site.extension.revoke_all(except_current=True) == 1
+
+    browser.visit(view)
+    assert is_live(browser)
+    assert handle_of(browser) != handle
+    assert not is_live(other)
+
+    def view_that_spares_nobody() -> None:
+        assert site.extension.revoke_all() == 1
+
+    browser.visit(view_that_spares_nobody)
+    assert not is_live(browser)
+
+
+def test_the_session_that_is_spared_is_so_in_the_middle_of_its_rotation(
+    site: Site,
+) -> None:
+    """Both of its records are there then: that of its cookie, and its successor."""
+    browser, other = log_in(site), log_in(site, "bob")
+    twin = browser.twin()
+    ended: list[int] = []
+
+    def end_all() -> None:
+        twin.visit(lambda: ended.append(site.extension.revoke_all(True)))
+
+    once(site, "after", "create", end_all)
+    browser.visit(lambda: typed_session.regenerate())
+    assert ended == [1]
+    assert is_live(browser)
+    assert not is_live(other)
+
+
+def test_a_session_that_gets_a_new_id_while_all_are_ended_is_ended_too(
+    site: Site,
+) -> None:
+    browser = log_in(site)
+    once(
+        site,
+        "before",
+        "delete",
+        lambda: browser.visit(lambda: typed_session.regenerate()),
+    )
+    assert asked(site, lambda operator: operator.revoke_all()) == 1
+    assert not is_live(browser)
+
+
+def test_sessions_of_other_applications_are_not_ended() -> None:
+    backend = MemoryBackend(FakeClock())
+    ours = Site({"SESSION_BACKEND": backend}, SESSION_KEY_PREFIX="a:")
+    nested = Site({"SESSION_BACKEND": backend}, SESSION_KEY_PREFIX="a:b:")
+    browser, other = log_in(ours), log_in(nested)
+    assert asked(ours, lambda operator: operator.revoke_all()) == 1
+    assert not is_live(browser)
+    assert is_live(other)
+
+
+@pytest.mark.parametrize("name", UNINDEXED)
+def test_a_backend_that_cannot_list_its_sessions_cannot_end_all(
+    make_backend_config: Callable[[str], Config], name: str
+) -> None:
+    site = Site(make_backend_config(name))
+    browser = log_in(site)
+    with pytest.raises(NotSupportedError, match="'iterate'"):
+        asked(site, lambda operator: operator.revoke_all())
+    assert is_live(browser)
+
+
+def test_how_many_were_ended_is_told_on_the_way(site: Site) -> None:
+    prefix = site.state.config.key_prefix
+    record = site.backend.load(f"{prefix}{handle_of(log_in(site))}")
+    assert record is not None
+    for number in range(250):
+        site.backend.create(f"{prefix}{number:064x}", record)
+    told: list[int] = []
+    ended = asked(site, lambda operator: operator.revoke_all(progress=told.append))
+    assert ended == 251
+    assert told == [100, 100]
 
 
 # Counting and pruning

@@ -7,6 +7,7 @@ taken, and what a row does not ask for cannot matter to it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import typing as t
@@ -94,8 +95,12 @@ class Part:
         if name in ("is_permanent", "is_touch_due", "is_doubtful", "is_ended_here"):
             return lambda unit: self._about(unit, name)
         if name == "differs_from_cookie":
-            return lambda unit, is_permanent: self._about(unit, name)
+            return self._differs
         return self._facts.get(name)
+
+    def _differs(self, unit: object, is_permanent: object) -> t.Any:
+        assert is_permanent is self._facts.get("is_permanent")
+        return self._about(unit, "differs_from_cookie")
 
     def _about(self, unit: object, name: str) -> t.Any:
         assert isinstance(unit, Part), "The table asks about nothing."
@@ -135,14 +140,16 @@ def explore() -> t.Iterator[Path_]:
             yield Path_(facts.chosen, row)
 
 
-PATHS = [*explore()]
+@functools.cache
+def every_path() -> list[Path_]:
+    return [*explore()]
 
 
 def paths(**wanted: t.Any) -> list[Path_]:
     """Return the paths on which these facts were asked for and answered so."""
     found = [
         path
-        for path in PATHS
+        for path in every_path()
         if all(path.facts.get(name) == value for name, value in wanted.items())
     ]
     assert found, wanted
@@ -150,11 +157,14 @@ def paths(**wanted: t.Any) -> list[Path_]:
 
 
 def test_every_path_is_taken_once() -> None:
-    keys = [frozenset(path.facts.items()) for path in PATHS]
+    keys = [frozenset(path.facts.items()) for path in every_path()]
     assert len(keys) == len({*keys}) > 1000
     # The answers, as kinds of what is known, done and sent.
-    assert len({(path.known, path.row.step, path.row.cookie) for path in PATHS}) >= 25
-    assert {path.row.step for path in PATHS} == {*Step}
+    assert (
+        len({(path.known, path.row.step, path.row.cookie) for path in every_path()})
+        >= 25
+    )
+    assert {path.row.step for path in every_path()} == {*Step}
 
 
 @pytest.mark.parametrize("known", [Known.GONE, Known.BROKEN])
@@ -168,7 +178,7 @@ def test_a_browser_whose_session_is_gone_or_unknown_is_sent_nothing(
 
 
 def test_nothing_that_was_only_read_is_written() -> None:
-    for path in PATHS:
+    for path in every_path():
         if path.row.step in WRITES | {Step.EXPIRE} and path.wish < Wish.SAVE:
             # But for what the application's settings ask for.
             assert path.resave or path.rotation or path.save_uninitialized
@@ -180,7 +190,7 @@ def test_nothing_is_written_when_an_error_page_must_not_save() -> None:
 
 
 def test_a_log_out_is_never_kept() -> None:
-    for path in PATHS:
+    for path in every_path():
         if path.wish is not Wish.END or path.is_error_unsaved:
             continue
         if path.known is Known.STORED and path.is_empty:
@@ -197,7 +207,7 @@ def test_a_log_out_is_never_kept() -> None:
 
 
 def test_nothing_is_deleted_in_a_browser_that_sent_nothing() -> None:
-    for path in PATHS:
+    for path in every_path():
         if path.row.cookie is Cookie.DELETE and path.owed is not Cookie.DELETE:
             assert path.cookie is not None
 
@@ -210,7 +220,7 @@ def test_a_session_that_nobody_looked_at_is_never_loaded_unless_it_is_wanted() -
 
 
 def test_a_new_id_always_reaches_the_browser() -> None:
-    for path in PATHS:
+    for path in every_path():
         if path.row.step in (Step.CREATE, Step.ROTATE):
             assert path.row.cookie is Cookie.SET
         if path.known is Known.STORED and path.owed is Cookie.SET:
@@ -222,7 +232,7 @@ def test_the_cookie_goes_out_whenever_flask_says_so() -> None:
     for path in paths(known=Known.STORED, is_wanted=None, is_error_unsaved=False):
         if path.row.step in ENDS or path.is_ended_here or path.failure is not None:
             continue
-        if path.is_public:
+        if path.is_public or path.is_passive:
             continue
         if path.is_modified or (path.is_permanent and path.is_refreshed):
             assert path.row.cookie is Cookie.SET
@@ -251,7 +261,7 @@ def test_a_session_that_was_ended_here_is_not_named_to_the_browser() -> None:
 
 def test_only_a_look_is_followed_by_another_look() -> None:
     """The loop ends: each look makes known what the same row cannot ask for again."""
-    for path in PATHS:
+    for path in every_path():
         if path.row.step is Step.VERIFY:
             assert path.is_verified is False
         if path.row.step is Step.LOAD:
@@ -266,10 +276,42 @@ def test_a_failed_backend_is_not_passed_over_in_silence() -> None:
 
 def test_what_counts_as_activity_is_what_the_documentation_says() -> None:
     for path in paths(known=Known.STORED):
-        if not path.row.renews:
+        if not path.row.renews and not path.is_passive:
             assert path.wish is Wish.NOTHING
             assert not path.is_refreshed
             assert path.is_permanent
+
+
+def test_a_passive_request_renews_nothing() -> None:
+    for path in paths(is_passive=True):
+        if path.known is Known.UNSEEN:
+            assert path.row == Plan(Step.NOTHING)
+        elif path.row.step is Step.TOUCH:
+            # It only asks whether the session is there whose cookie has to be sent.
+            assert not path.row.renews
+            assert path.differs_from_cookie
+        elif path.row.step is Step.REPLACE:
+            assert not path.row.renews
+
+
+def test_a_passive_request_sends_its_cookie_only_if_it_would_be_lost() -> None:
+    for path in paths(known=Known.STORED, is_passive=True):
+        if path.row.cookie is Cookie.SET and path.owed is not Cookie.SET:
+            is_told = path.is_saved or path.wish >= Wish.SAVE
+            is_changed = is_told and path.differs_from_cookie
+            assert path.cookie is None or path.row.step is Step.ROTATE or is_changed
+
+
+def test_what_a_passive_request_changes_is_saved_as_always() -> None:
+    for path in paths(known=Known.STORED, is_passive=True, is_error_unsaved=False):
+        if path.wish >= Wish.SAVE:
+            assert path.row.step in WRITES | ENDS
+
+
+def test_a_new_id_renews_the_session_whoever_asked_for_it() -> None:
+    for path in paths(is_passive=True):
+        if path.row.step is Step.ROTATE:
+            assert path.row.renews
 
 
 def test_a_log_out_that_nobody_looked_at_names_what_it_ends() -> None:
@@ -296,7 +338,7 @@ def test_of_several_cookies_that_in_use_is_found_before_one_is_sent_again() -> N
 
 
 def test_whether_a_session_was_ended_here_is_asked_before_its_cookie_is_sent() -> None:
-    for path in PATHS:
+    for path in every_path():
         if path.row == Plan(Step.NOTHING, Cookie.SET) and not path.is_error_unsaved:
             assert path.is_ended_here is False
 
@@ -322,17 +364,35 @@ def test_a_browser_without_a_cookie_is_told_what_was_stored() -> None:
 
 def test_resaving_writes_what_was_only_read() -> None:
     for path in paths(known=Known.STORED, resave=True, is_error_unsaved=False):
-        assert path.row.step in WRITES | ENDS
+        assert path.row.step in WRITES | ENDS or path.is_saved
+
+
+def test_what_save_has_written_is_not_resaved() -> None:
+    for path in paths(known=Known.STORED, is_saved=True, rotation=""):
+        if path.wish < Wish.SAVE:
+            assert path.row.step not in WRITES | ENDS
+
+
+def test_a_restart_is_stored_where_every_visitor_gets_a_session() -> None:
+    for path in paths(
+        known=Known.STORED,
+        wish=Wish.RESTART,
+        save_uninitialized=True,
+        is_error_unsaved=False,
+    ):
+        assert path.row.step is Step.ROTATE
 
 
 def test_to_ask_whether_a_session_is_there_does_not_prolong_it() -> None:
     for path in paths(known=Known.STORED, is_doubtful=True):
         is_unused = path.is_permanent and not path.is_refreshed and not path.wish
-        assert path.row.renews is not is_unused
+        assert path.row.renews is not (is_unused or path.is_passive)
 
 
 def test_a_session_that_was_stored_meanwhile_counts_as_used() -> None:
-    for path in paths(known=Known.STORED, is_saved=True, is_permanent=True):
+    for path in paths(
+        known=Known.STORED, is_saved=True, is_permanent=True, is_passive=False
+    ):
         if path.is_wanted is None and path.failure is None and not path.is_ended_here:
             is_kept_back = path.row.step in ENDS or path.is_public
             assert path.row.cookie is Cookie.SET or is_kept_back
@@ -401,7 +461,9 @@ def test_one_cookie_is_not_asked_about_unless_a_touch_is_due() -> None:
 
 
 def test_an_application_that_wants_the_cookie_is_heard() -> None:
-    for path in paths(known=Known.STORED, is_wanted=True, failure=None):
+    for path in paths(
+        known=Known.STORED, is_wanted=True, failure=None, is_passive=False
+    ):
         if path.row.step in (Step.NOTHING, Step.TOUCH, Step.REPLACE):
             is_kept_back = path.is_ended_here or path.is_public
             assert path.row.cookie is Cookie.SET or is_kept_back
@@ -411,7 +473,9 @@ def test_an_application_that_wants_the_cookie_is_heard() -> None:
 
 
 def test_what_was_changed_counts_as_used_whatever_the_settings_say() -> None:
-    for path in paths(known=Known.STORED, wish=Wish.SAVE, is_error_unsaved=False):
+    for path in paths(
+        known=Known.STORED, wish=Wish.SAVE, is_error_unsaved=False, is_passive=False
+    ):
         assert path.row.renews
 
 
@@ -506,7 +570,7 @@ def test_the_table_is_that_of_the_documentation(row: str) -> None:
     assert any(cell.startswith(row) for cell in cells), row
     found = [
         path
-        for path in PATHS
+        for path in every_path()
         if not path.is_error_unsaved
         and path.is_wanted is None
         and all(path.facts.get(name, value) == value for name, value in facts.items())
@@ -515,3 +579,61 @@ def test_the_table_is_that_of_the_documentation(row: str) -> None:
     assert found
     assert {path.row.step for path in found} == {step}
     assert {path.row.cookie for path in found} == {cookie}
+
+
+def test_no_two_steps_are_the_same() -> None:
+    assert len(Step) == len(Step.__members__) == 11
+
+
+def test_an_application_is_asked_before_an_unseen_cookie_is_sent_again() -> None:
+    for path in paths(known=Known.UNSEEN, is_error_unsaved=False):
+        if path.row.cookie is Cookie.SET:
+            assert "is_wanted" in path.facts
+    for path in paths(known=Known.UNSEEN, is_wanted=False):
+        assert path.row.step is Step.NOTHING or path.wish is Wish.TOUCH
+
+
+def test_what_was_changed_is_written() -> None:
+    for path in paths(known=Known.STORED, is_error_unsaved=False):
+        if path.wish >= Wish.SAVE:
+            assert path.row.step in WRITES | ENDS
+    for path in paths(known=Known.NEW, wish=Wish.SAVE, is_empty=False):
+        refused = path.is_wanted is False or path.is_error_unsaved
+        assert path.row.step is (Step.NOTHING if refused else Step.CREATE)
+
+
+def test_a_stored_session_is_asked_for_again_only_to_send_its_cookie() -> None:
+    for path in paths(known=Known.STORED, is_error_unsaved=False):
+        if path.row.step is Step.TOUCH and not path.is_touch_due:
+            assert path.row.cookie is Cookie.SET
+            assert path.is_doubtful
+            assert path.cookie is not None
+
+
+def test_what_is_written_without_having_been_used_is_not_prolonged() -> None:
+    for path in paths(
+        known=Known.STORED,
+        wish=Wish.NOTHING,
+        is_permanent=True,
+        is_refreshed=False,
+        is_saved=False,
+    ):
+        if path.row.step in WRITES | {Step.EXPIRE}:
+            assert not path.row.renews
+
+
+def test_nothing_is_written_only_if_nothing_asks_for_it() -> None:
+    for path in paths(known=Known.STORED, is_error_unsaved=False):
+        if path.row.step in (Step.NOTHING, Step.TOUCH):
+            assert path.rotation == ""
+            assert path.resave is False
+
+
+def test_a_change_that_cannot_be_stored_fails_unless_there_is_nothing_in_it() -> None:
+    for path in paths(known=Known.BROKEN, is_error_unsaved=False):
+        if path.wish < Wish.SAVE:
+            assert path.row.step is Step.NOTHING
+        elif path.wish is not Wish.END:
+            is_any = path.facts["raises"] or not path.is_empty
+            fails = is_any and path.failure is not None
+            assert path.row.step is (Step.FAIL if fails else Step.NOTHING)

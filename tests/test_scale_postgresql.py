@@ -112,6 +112,7 @@ def test_a_primary_that_restarts_costs_503s_and_nothing_that_was_confirmed(
         postgres.kill()
         postgres.start()
         load.wait_for_turns()
+    assert load.failures
     report(f"PostgreSQL restarted and killed: {load.check(client_of(apps[0]))}")
     assert load.lost == 0
     server_session = apps[1].extensions["extension"]

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import dataclasses
 import enum
+import io
 import json
 import math
 import os
@@ -36,6 +37,10 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 from markupsafe import Markup
+from werkzeug.datastructures import CombinedMultiDict
+from werkzeug.datastructures import FileMultiDict
+from werkzeug.datastructures import ImmutableMultiDict
+from werkzeug.datastructures import MultiDict
 
 from flask_serversession.errors import ConfigurationError
 from flask_serversession.errors import RecordError
@@ -70,6 +75,8 @@ def is_exact(one: t.Any, other: t.Any) -> bool:
         )
     if isinstance(one, Decimal):
         return one.as_tuple() == other.as_tuple()
+    if isinstance(one, MultiDict):
+        return is_exact(dict(one.lists()), dict(other.lists()))
     if isinstance(one, dict):
         return len(one) == len(other) and all(
             is_exact(*keys) and is_exact(*values)
@@ -213,6 +220,15 @@ def test_json_keeps_everything_that_it_takes_exactly(data: dict[t.Any, t.Any]) -
 
 
 NEW_YORK = ZoneInfo("America/New_York")
+
+
+def multi_dict(**lists: list[t.Any]) -> MultiDict[str, t.Any]:
+    made: MultiDict[str, t.Any] = MultiDict()
+    for key, values in lists.items():
+        made.setlist(key, values)
+    return made
+
+
 EXACT: list[t.Any] = [
     "",
     "\ud800",
@@ -249,6 +265,14 @@ EXACT: list[t.Any] = [
     {" da": {1: " da"}},
     {" de": Decimal("1.10")},
     {(" t"): {" t": {" t": {1: (2,)}}}},
+    {" md": [["a", [1]]]},
+    {" im": {1: " im"}},
+    MultiDict([("tag", "a"), ("size", 1), ("tag", "b")]),
+    ImmutableMultiDict([("tag", "a"), ("size", 1), ("tag", "b")]),
+    MultiDict(),
+    multi_dict(empty=[], one=[()], several=[Markup("<b>"), b"b", None]),
+    MultiDict([(1, {2: 3}), (None, MultiDict([(" md", [1, (2,)])]))]),
+    ImmutableMultiDict([("a", MultiDict([("b", ImmutableMultiDict([("c", "d")]))]))]),
     Markup("<b>\ud800"),
     Decimal("NaN"),
     Decimal("-sNaN7"),
@@ -276,6 +300,9 @@ EXACT: list[t.Any] = [
 ]
 EXACT_IN_MSGPACK: list[t.Any] = [
     {(1, "a", (None,)): 1, frozenset({1}): 2, time(1): 3, timedelta(1): 4},
+    {ImmutableMultiDict([("a", 1), ("a", 2)]): 1},
+    {frozenset({(ImmutableMultiDict([("a", (1,))]),)})},
+    MultiDict([((1,), {1}), ((1,), timedelta(1))]),
     set(),
     {1, "1", b"1", None, 1.5, (1,), frozenset({frozenset({1}), frozenset()})},
     frozenset({(frozenset({1, 2, 3}), "x")}),
@@ -458,6 +485,10 @@ class HTMLData:
         return self.name
 
 
+class HashableForm(MultiDict[str, t.Any]):
+    __hash__ = object.__hash__
+
+
 AS_FLASK: list[t.Any] = [
     TextEnum.A,
     NumberEnum.ONE,
@@ -541,6 +572,41 @@ def test_subclasses_of_what_flask_changes_come_back_as_their_base(
     assert is_exact(back(serializer, DecimalOfMine("1.10")), Decimal("1.10"))
 
 
+def test_other_forms_come_back_with_every_value(serializer: CodedSerializer) -> None:
+    """``request.values`` looks into two forms, and an application has its own."""
+
+    class Form(MultiDict[str, str]):
+        pass
+
+    class Arguments(ImmutableMultiDict[str, str]):
+        pass
+
+    pairs = [("tag", TextEnum.A), ("tag", "b")]
+    both = CombinedMultiDict([MultiDict(pairs), MultiDict([("tag", "c")])])
+    plain = [("tag", str(TextEnum.A.value)), ("tag", "b")]
+    assert is_exact(back(serializer, Form(pairs)), MultiDict(plain))
+    assert is_exact(back(serializer, Arguments(pairs)), ImmutableMultiDict(plain))
+    expected = ImmutableMultiDict([*plain, ("tag", "c")])
+    assert is_exact(back(serializer, both), expected)
+    assert is_exact(back(serializer, [both]), [expected])
+
+
+def test_a_form_that_holds_itself_or_a_file_is_refused(
+    serializer: CodedSerializer,
+) -> None:
+    form: MultiDict[str, t.Any] = MultiDict([("a", 1)])
+    form.add("a", form)
+    assert "session['form']['a'][1] contains itself" in str(
+        error_of(serializer, {"form": form})
+    )
+    files = FileMultiDict()
+    files.add_file("photo", io.BytesIO(b""), "photo.jpg")
+    start = "flask.session['files']['photo'][0] is a "
+    assert str(error_of(serializer, {"files": files})).startswith(start)
+    refused = error_of(serializer, {"a": {HashableForm([("a", 1)]): 1}})
+    assert str(refused).startswith("flask.session['a'] has in its keys a ")
+
+
 def test_moments_of_freezegun_come_back_as_real_ones(
     serializer: CodedSerializer,
 ) -> None:
@@ -619,6 +685,8 @@ def test_json_is_readable_text_in_the_order_of_the_session() -> None:
         ),
         (date(2024, 1, 2), {" da": "2024-01-02"}),
         ({1: "a"}, {" k": [[1, "a"]]}),
+        (MultiDict([("a", (1,)), ("a", 2)]), {" md": [["a", [{" t": [1]}, 2]]]}),
+        (ImmutableMultiDict([(1, 2)]), {" im": [[1, [2]]]}),
         ({" dt": 1}, {" di": {" dt__": 1}}),
     ],
 )
@@ -634,6 +702,8 @@ def test_the_tags_of_json_are_as_documented(
         ((1, 2), "93 d40174 01 02"),
         ({2, 1}, "93 d40173 01 02"),
         (frozenset(), "91 d40166"),
+        (MultiDict([("a", 1), ("a", 2)]), "92 d4016d 81 a161 92 01 02"),
+        (ImmutableMultiDict([("a", 1)]), "92 d40169 81 a161 91 01"),
         (2**64, "c7 09 02 01 00000000 00000000"),
         (Markup("a"), "d4 03 61"),
         (UUID(int=1), "d8 04 00000000 00000000 00000000 00000001"),
@@ -1059,7 +1129,10 @@ json_like = st.recursive(
         st.lists(inner, max_size=3),
         st.dictionaries(
             st.sampled_from(
-                [" t", " b", " m", " u", " d", " di", " k", " dt", " da", " de", "a"]
+                [
+                    *(" t", " b", " m", " u", " d", " di", " k", " dt", " da", " de"),
+                    *(" md", " im", "a"),
+                ]
             ),
             inner,
             max_size=2,
@@ -1094,6 +1167,10 @@ def test_hostile_tags_raise_nothing_but_record_errors(data: dict[str, t.Any]) ->
         b"\x81\xa1a\x91\xc7\x01\x01t",  # a marker in another form
         b"\x81\xa1a\x91\xd4\x01x",  # an unknown marker
         b"\x81\xa1a\x92\xd4\x01s\x90",  # a list in a set
+        b"\x81\xa1a\x91\xd4\x01m",  # no values
+        b"\x81\xa1a\x92\xd4\x01m\x90",
+        b"\x81\xa1a\x92\xd4\x01i\x81\xa1a\x01",
+        b"\x81\xa1a\x93\xd4\x01m\x80\x80",
         b"\x81\xa1a\xd4\x05x",  # no Decimal
         b"\x81\xa1a\xd4\x04x",  # no UUID
         b"\x81\xa1a\xd4\x09x",  # no timedelta
@@ -1134,6 +1211,10 @@ def test_unreadable_msgpack_is_refused(data: bytes) -> None:
         b'{"a":{" de":"much"}}',
         b'{"a":{" de":1.1}}',
         b'{"a":{" u":"x"}}',
+        b'{"a":{" md":{"a":[1]}}}',
+        b'{"a":{" md":[["a",1]]}}',
+        b'{"a":{" im":[[[],[1]]]}}',
+        b'{"a":{" im":1}}',
         b'{"a":' + b"[" * 100_000,
         b'{"a":' + b"9" * 5000 + b"}",
     ],

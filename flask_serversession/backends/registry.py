@@ -51,7 +51,7 @@ def build_backend(settings: BackendSettings) -> tuple[Backend, str | None]:
         raise _unknown(chosen)
     if (kind := _KINDS.get(chosen)) is not None:
         backend = kind.build(settings)
-        return backend, kind.warn(settings.config) if kind.warn else None
+        return backend, kind.warn(settings.config, backend) if kind.warn else None
     if "://" in chosen:
         # Not shown: it may have a password.
         raise ConfigurationError(
@@ -187,15 +187,19 @@ def _build_cachelib(settings: BackendSettings) -> Backend:
     return CachelibBackend(cache, clock=settings.clock)
 
 
-def _warn_of_eviction(config: SessionConfig) -> str | None:
+def _warn_of_eviction(config: SessionConfig, backend: Backend) -> str | None:
     from .cachelib import eviction_warning
 
     return eviction_warning(config.cachelib)
 
 
+def _warn_of_driver(config: SessionConfig, backend: Backend) -> str | None:
+    return t.cast("SQLAlchemyBackend", backend).warning
+
+
 class _Kind(t.NamedTuple):
     build: cabc.Callable[[BackendSettings], Backend]
-    warn: cabc.Callable[[SessionConfig], str | None] | None = None
+    warn: cabc.Callable[[SessionConfig, Backend], str | None] | None = None
 
 
 _KINDS: cabc.Mapping[str, _Kind] = {
@@ -203,7 +207,7 @@ _KINDS: cabc.Mapping[str, _Kind] = {
     "filesystem": _Kind(_build_filesystem),
     "memory": _Kind(_build_memory),
     "redis": _Kind(_build_redis),
-    "sqlalchemy": _Kind(_build_sqlalchemy),
+    "sqlalchemy": _Kind(_build_sqlalchemy, _warn_of_driver),
 }
 
 

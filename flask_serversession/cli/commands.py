@@ -34,8 +34,8 @@ from .output import SHOWN_DIGITS
 from .output import count_of
 from .output import document_of
 from .output import escape
+from .output import own_meta
 from .output import progress_bar
-from .output import reported
 from .output import write_json
 from .output import write_line
 from .output import write_sessions
@@ -72,6 +72,7 @@ sessions = AppGroup(
       flask sessions show 1f3a9c0b77de
       flask sessions revoke 1f3a9c0b77de
       flask sessions revoke --user ada
+      flask sessions revoke --all
       flask sessions list --json | jq -r '.sessions[].user'
 
     \b
@@ -167,8 +168,8 @@ def count(as_json: bool) -> None:
 def list_(user: str | None, limit: int | None, full: bool, as_json: bool) -> None:
     """List live sessions, those that were seen last first.
 
-    The user is what the application keeps under SESSION_USER_KEY; with Flask-Login
-    that is the user's id. Addresses and user agents are listed if SESSION_TRACK asks
+    The user is what SESSION_USER_KEY finds in the session; with Flask-Login that is
+    the user's id. Addresses and user agents are listed if SESSION_TRACK asks
     for them. A narrow terminal gets fewer columns; --full prints them all.
 
     With --user this costs what that user has; without, all sessions are read.
@@ -186,7 +187,7 @@ def list_(user: str | None, limit: int | None, full: bool, as_json: bool) -> Non
             found = operator.sessions(state)
         else:
             found = operator.sessions_of(state, user)
-        found = reported(found, progress)
+        found = operator.counted(found, progress)
         if limit is None:
             listed = sorted(found, key=_last_seen, reverse=True)
         else:
@@ -203,10 +204,9 @@ def list_(user: str | None, limit: int | None, full: bool, as_json: bool) -> Non
 
 
 def _none_of(user: str) -> str:
-    key = _state().config.user_key
     return (
-        f"There are no live sessions of {user!r}. A user is called what the session"
-        f" holds under {key!r}, which may be a number."
+        f"There are no live sessions of {user!r}. A user is called what"
+        " 'SESSION_USER_KEY' finds in the session, which may be a number."
     )
 
 
@@ -245,6 +245,7 @@ def show(handle: str, as_json: bool) -> None:
     for name, title in META_TITLES.items():
         if name in info.meta:
             rows.append([title, escape(info.meta[name])])
+    rows += [[f"Meta {name}", value] for name, value in own_meta(info)]
     write_table(rows)
 
 
@@ -254,10 +255,11 @@ def show(handle: str, as_json: bool) -> None:
 @sessions.command("revoke")
 @click.argument("handle", required=False)
 @click.option("--user", metavar="U", help="End all sessions of this user.")
+@click.option("--all", "is_all", is_flag=True, help="End all sessions of everybody.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before ending several.")
 @explained
-def revoke(handle: str | None, user: str | None, yes: bool) -> None:
-    """End a session, or all sessions of a user, at once.
+def revoke(handle: str | None, user: str | None, is_all: bool, yes: bool) -> None:
+    """End a session, all sessions of a user, or all there are, at once.
 
     Its user is logged out on their next request. A request that is running at this
     moment cannot bring it back. What the session held is lost.
@@ -270,13 +272,16 @@ def revoke(handle: str | None, user: str | None, yes: bool) -> None:
       flask sessions revoke 1f3a9c0b77de
       flask sessions revoke --user ada
       flask sessions revoke --user ada --yes
+      flask sessions revoke --all
     """
-    if handle is not None and user is None:
+    if (handle is not None) + (user is not None) + is_all != 1:
+        raise click.UsageError("Give a HANDLE, --user or --all, and only one of them.")
+    if handle is not None:
         _revoke_one(handle)
-    elif user is not None and handle is None:
+    elif user is not None:
         _revoke_all_of(user, is_sure=yes)
     else:
-        raise click.UsageError("Give either a HANDLE or --user.")
+        _revoke_all(is_sure=yes)
 
 
 def _revoke_one(handle: str) -> None:
@@ -297,6 +302,19 @@ def _revoke_all_of(user: str, *, is_sure: bool) -> None:
     if not ended:
         raise NotFound(_none_of(user))
     write_line(f"Ended {count_of(ended, 'session')} of {user!r}.")
+
+
+def _revoke_all(*, is_sure: bool) -> None:
+    if not is_sure:
+        number = operator.count(_state())
+        question = f"End {count_of(number, 'session')}, of everybody?"
+        if number and not _is_confirmed(question):
+            raise NotFound("No session was ended.")
+    with progress_bar("Ending sessions") as progress:
+        ended = operator.revoke_all(_state(), False, progress)
+    if not ended:
+        raise NotFound("There are no live sessions.")
+    write_line(f"Ended {count_of(ended, 'session')}.")
 
 
 def _is_confirmed(question: str) -> bool:

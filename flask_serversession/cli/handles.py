@@ -2,57 +2,44 @@
 
 from __future__ import annotations
 
-import re
-
 import click
 
 from .. import operator
 from ..backends.base import Capability
+from ..ids import handle_of
+from ..ids import key_of_handle
 from ..operator import AppState
 from .failures import NotFound
 from .failures import Unsupported
 from .output import SHOWN_DIGITS
 from .output import progress_bar
-from .output import reported
 from .output import shorten
-
-# How many digits have to be given.
-_LEAST_DIGITS = 8
 
 
 def whole_handle(state: AppState, text: str) -> str:
     """Return the whole handle that begins as given."""
-    handle = text.strip().lower()
-    if re.fullmatch(r"[0-9a-f]{64}", handle) is not None:
-        return handle
-    if re.fullmatch(rf"[0-9a-f]{{{_LEAST_DIGITS},63}}", handle) is None:
+    handle, backend = text.strip().lower(), state.backend
+    if not operator.is_handle(handle):
         raise click.BadParameter(
             "A handle has 64 hexadecimal digits, of which the first"
-            f" {_LEAST_DIGITS} or more are enough.",
+            f" {operator.LEAST_DIGITS} or more are enough.",
             param_hint="HANDLE",
         )
-    backend = state.backend
+    if key_of_handle(handle, "") is not None:
+        return handle
     if Capability.ITERATE not in backend.capabilities:
         raise Unsupported(
             f"The {backend.name!r} backend cannot list its sessions, so it cannot find"
             " one by how its handle begins. Give all 64 digits."
         )
-    with progress_bar("Looking for the session") as progress:
-        found = reported(operator.sessions(state), progress)
-        matches = sorted(
-            info.handle for info in found if info.handle.startswith(handle)
-        )
-    if not matches:
+    try:
+        with progress_bar("Looking for the session") as progress:
+            key = operator.find_key(state, handle, progress)
+    except LookupError as error:
+        raise click.BadParameter(str(error), param_hint="HANDLE") from error
+    if key is None:
         raise no_session(state, text)
-    if len(matches) > 1:
-        digits = max(SHOWN_DIGITS, len(handle) + 4)
-        shown = ", ".join(match[:digits] for match in matches[:5])
-        raise click.BadParameter(
-            f"{len(matches)} sessions begin with {handle}, such as {shown}. Give more"
-            " digits.",
-            param_hint="HANDLE",
-        )
-    return matches[0]
+    return handle_of(key, state.config.key_prefix)
 
 
 def no_session(state: AppState, handle: str) -> NotFound:

@@ -25,10 +25,16 @@ _WIDEST_META = 48
 # user agent should keep.
 _LEFT_OUT_FIRST = ("CREATED (UTC)", "EXPIRES (UTC)")
 _LEAST_AGENT = 24
-# How often a progress bar moves, in sessions.
-_STEP = 100
 
 META_TITLES = {"remote_addr": "Address", "user_agent": "User agent"}
+
+
+def own_meta(info: SessionInfo) -> list[tuple[str, str]]:
+    """Return what the application itself tells of a session, safe to print."""
+    return [
+        (escape(name), escape(info.meta[name]))
+        for name in sorted(info.meta.keys() - META_TITLES.keys())
+    ]
 
 
 def document_of(info: SessionInfo) -> dict[str, t.Any]:
@@ -148,26 +154,22 @@ def progress_bar(
         yield bar.update
 
 
-def reported(
-    found: cabc.Iterable[SessionInfo], progress: cabc.Callable[[int], None]
-) -> cabc.Iterator[SessionInfo]:
-    """Return an iterator that moves a progress bar."""
-    for number, info in enumerate(found, 1):
-        if number % _STEP == 0:
-            progress(_STEP)
-        yield info
-
-
 def write_sessions(listed: cabc.Sequence[SessionInfo], is_full: bool) -> None:
     """Write a table of sessions."""
-    tracked = {name for info in listed for name in info.meta}
-    names = [name for name in META_TITLES if name in tracked]
+    told = {name for info in listed for name in info.meta}
+    names = [name for name in META_TITLES if name in told]
+    has_own = not told <= META_TITLES.keys()
     header = ["HANDLE", "USER", "LAST SEEN (UTC)", "CREATED (UTC)", "EXPIRES (UTC)"]
+    if has_own:
+        header.append("META")
     rows = [[*header, *(META_TITLES[name].upper() for name in names)]]
     for info in listed:
         handle = info.handle if is_full else info.handle[:SHOWN_DIGITS]
         user = "-" if info.user is None else escape(info.user)
         meta = [escape(info.meta.get(name, "-")) for name in names]
+        if has_own:
+            own = [f"{name}={value}" for name, value in own_meta(info)]
+            meta.insert(0, ", ".join(own) or "-")
         if not is_full:
             user = shorten(user, _WIDEST_USER)
             # Nearly all user agents begin with it.

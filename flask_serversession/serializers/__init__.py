@@ -61,7 +61,7 @@ class CodedSerializer(t.Protocol):
     #: One byte, stored with each payload: which serializer wrote it.
     code: bytes
 
-    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+    def dumps(self, data: t.MutableMapping[str, t.Any], /) -> bytes:
         """Write the content of a session.
 
         :raises SerializationError: if it holds something that cannot be written.
@@ -72,6 +72,13 @@ class CodedSerializer(t.Protocol):
         """Read what :meth:`dumps` wrote.
 
         :raises RecordError: with the reason ``"unreadable"``, whatever the bytes are.
+        """
+        ...
+
+    def open(self, data: bytes, /) -> t.MutableMapping[str, t.Any]:
+        """Read the same, perhaps only what is looked at.
+
+        :raises RecordError: as :meth:`loads`, then or when a value is looked at.
         """
         ...
 
@@ -91,14 +98,16 @@ class CustomSerializer:
         #: The module's or the class's name.
         self.name: str = getattr(serializer, "__name__", type(serializer).__name__)
 
-    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+    def dumps(self, data: t.MutableMapping[str, t.Any], /) -> bytes:
         """Write the content of a session.
 
         :raises SerializationError: whatever the serializer raised, or if it gave
             something else than bytes.
         """
         try:
-            written: object = self._serializer.dumps(data)
+            written: object = self._serializer.dumps(
+                data if type(data) is dict else dict(data)
+            )
         except SerializationError:
             raise
         except Exception as error:
@@ -126,6 +135,8 @@ class CustomSerializer:
         except Exception as error:
             raise unreadable(self.name, error) from error
         return checked_dict(self.name, value)
+
+    open = loads
 
 
 #: The built-in serializers, by code.

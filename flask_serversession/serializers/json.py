@@ -19,6 +19,8 @@ from flask.json.tag import TaggedJSONSerializer
 from flask.json.tag import TagMarkup
 from flask.json.tag import TagTuple
 from flask.json.tag import TagUUID
+from werkzeug.datastructures import ImmutableMultiDict
+from werkzeug.datastructures import MultiDict
 
 from .datetimes import moment_text
 from .datetimes import parse_date
@@ -26,6 +28,7 @@ from .datetimes import parse_datetime
 from .datetimes import read_moment
 from .plain import ATOMS
 from .plain import JSON
+from .plain import make_multi_dict
 from .plain import write_plain
 from .wording import checked_dict
 from .wording import unreadable
@@ -48,6 +51,8 @@ class JSONSerializer:
     ``" da"``  date: ISO 8601
     ``" de"``  Decimal: its ``str``
     ``" k"``   dict with keys that are not all str: list of ``[key, value]``
+    ``" md"``  Werkzeug's MultiDict: list of ``[key, [value, ...]]``
+    ``" im"``  ImmutableMultiDict, such as ``request.form``: the same
     =========  ======================================================================
 
     set, frozenset, time, timedelta and tuples as keys are refused, as Flask does.
@@ -62,7 +67,7 @@ class JSONSerializer:
     def __init__(self) -> None:
         self._tagged = _TaggedJSON()
 
-    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+    def dumps(self, data: t.MutableMapping[str, t.Any], /) -> bytes:
         """Write the content of a session.
 
         :raises SerializationError: if it holds something that cannot be written.
@@ -85,6 +90,8 @@ class JSONSerializer:
             raise unreadable(self.name, error) from None
         return checked_dict(self.name, value)
 
+    open = loads
+
 
 class _TagKeys(JSONTag):
     """Tag for dicts with keys that JSON would turn into strings."""
@@ -103,6 +110,28 @@ class _TagKeys(JSONTag):
 
     def to_python(self, value: t.Any) -> t.Any:
         return {key: item for key, item in value}  # noqa: C416 - refuses more shapes
+
+
+class _TagMultiDict(JSONTag):
+    __slots__ = ()
+    key = " md"
+    kind: type = MultiDict
+
+    def check(self, value: t.Any) -> bool:
+        return type(value) is self.kind
+
+    def to_json(self, value: t.Any) -> t.Any:
+        tag = self.serializer.tag
+        return [[tag(key), tag(values)] for key, values in value.lists()]
+
+    def to_python(self, value: t.Any) -> t.Any:
+        return make_multi_dict(self.kind, {key: values for key, values in value})  # noqa: C416 - refuses more shapes
+
+
+class _TagImmutableMultiDict(_TagMultiDict):
+    __slots__ = ()
+    key = " im"
+    kind = ImmutableMultiDict
 
 
 class _TagHTTPDate(TagDateTime):
@@ -175,6 +204,8 @@ class _TaggedJSON(TaggedJSONSerializer):
     __slots__ = ()
 
     default_tags = [  # noqa: RUF012 - as Flask has it
+        _TagMultiDict,
+        _TagImmutableMultiDict,
         _TagKeys,
         TagDict,
         PassDict,

@@ -14,13 +14,19 @@ from uuid import UUID
 
 import msgpack  # type: ignore[import-untyped] # pyright: ignore[reportMissingTypeStubs]
 from markupsafe import Markup
+from werkzeug.datastructures import ImmutableMultiDict
+from werkzeug.datastructures import MultiDict
 
 from .datetimes import moment_text
 from .datetimes import parse_date
 from .datetimes import parse_datetime
 from .datetimes import parse_time
 from .datetimes import read_moment
+from .lazy import LEAST_SIZE
+from .lazy import MOST_KEYS
+from .lazy import LazyMap
 from .plain import MSGPACK
+from .plain import make_multi_dict
 from .plain import write_plain
 from .wording import checked_dict
 from .wording import unreadable
@@ -34,8 +40,9 @@ class MsgpackSerializer:
 
     Keeps str (lone surrogates too), bytes, None, bool, int of any size, float, list,
     tuple, dict (in order; with keys of any of these types that can be hashed), set,
-    frozenset, :class:`~markupsafe.Markup`, UUID, Decimal, datetime, date, time and
-    timedelta. An aware datetime or time keeps its fixed offset or the key of its
+    frozenset, :class:`~markupsafe.Markup`, UUID, Decimal, datetime, date, time,
+    timedelta, and Werkzeug's MultiDict and ImmutableMultiDict with all values. An aware
+    datetime or time keeps its fixed offset or the key of its
     :class:`~zoneinfo.ZoneInfo`; where a machine that reads it does not know the key, a
     datetime gets its fixed offset instead, a time none. Any other tzinfo becomes the
     fixed offset at that moment.
@@ -46,7 +53,9 @@ class MsgpackSerializer:
     code  content
     ====  ===========================================================================
     1     marks the array that it is the first item of: ``t`` a tuple, ``s`` a set,
-          ``f`` a frozenset. Sets are sorted by the packed form of their members
+          ``f`` a frozenset, ``m`` a MultiDict, ``i`` an ImmutableMultiDict. Sets are
+          sorted by the packed form of their members; the second item of the last two
+          is a map of lists
     2     int beyond 64 bits: two's complement, big-endian
     3     Markup: UTF-8
     4     UUID: 16 bytes
@@ -62,16 +71,66 @@ class MsgpackSerializer:
     name: str = "msgpack"
     code: bytes = b"m"
 
-    def dumps(self, data: dict[str, t.Any], /) -> bytes:
+    def dumps(self, data: t.MutableMapping[str, t.Any], /) -> bytes:
         """Write the content of a session.
 
+        :param data: A dict, or what :meth:`open` returned.
         :raises SerializationError: if it holds something that cannot be written.
         """
         try:
+            if type(data) is LazyMap:
+                return data.dumps()
             packed: bytes = _strict_packer().pack(data)
         except Exception:  # noqa: BLE001 - the second, slower try explains it
             return write_plain(data, MSGPACK, lambda plain: _packer().pack(plain))
         return packed
+
+    def open(self, data: bytes, /) -> t.MutableMapping[str, t.Any]:
+        """Read what :meth:`dumps` wrote, of a large session only what is looked at.
+
+        :raises RecordError: as :meth:`loads`. A value that is read later can raise it
+            then.
+        """
+        if len(data) >= LEAST_SIZE:
+            try:
+                return LazyMap(data, self)
+            except Exception:  # noqa: BLE001, S110 - loads() can, or explains it
+                pass
+        return self.loads(data)
+
+    # As the codec of a lazy map
+
+    def index(self, payload: bytes, /) -> t.Iterator[tuple[t.Any, int, int, int]]:
+        """See :meth:`.lazy.Codec.index`."""
+        unpacker: t.Any = _unpacker(payload)
+        size = unpacker.read_map_header()
+        if size > MOST_KEYS:
+            raise ValueError("too many keys")
+        end = unpacker.tell()
+        for _ in range(size):
+            start, key, middle = end, unpacker.unpack(), unpacker.tell()
+            unpacker.skip()
+            end = unpacker.tell()
+            yield key, start, middle, end
+        if end != len(payload):
+            raise ValueError("something after the end")
+
+    def read(self, part: bytes, /) -> t.Any:
+        """See :meth:`.lazy.Codec.read`."""
+        try:
+            return _read(part)
+        except Exception as error:  # noqa: BLE001 - hostile bytes raise many things
+            raise unreadable(self.name, error) from None
+
+    def write_header(self, size: int, /) -> bytes:
+        """See :meth:`.lazy.Codec.write_header`."""
+        header: bytes = _packer().pack_map_header(size)
+        return header
+
+    def write_pair(self, key: str, value: t.Any, /) -> bytes:
+        """See :meth:`.lazy.Codec.write_pair`."""
+        packed: bytes = _strict_packer().pack({key: value})
+        return packed[1:]  # without the header of a map of one pair
 
     def loads(self, data: bytes, /) -> dict[str, t.Any]:
         """Read what :meth:`dumps` wrote.
@@ -79,19 +138,10 @@ class MsgpackSerializer:
         :raises RecordError: with the reason ``"unreadable"``, whatever the bytes are.
         """
         try:
-            # A hook on every list is slow; without this byte there are no markers.
-            if b"\xd4" in data:
-                reader = _MarkReader()
-                value = _unpack(
-                    data, ext_hook=reader.read_ext, list_hook=reader.read_list
-                )
-                if reader.open:
-                    raise ValueError("a marker outside of its place")
-            else:
-                value = _unpack(data, ext_hook=_read_ext)
+            value: dict[str, t.Any] = _read(data)
         except Exception as error:  # noqa: BLE001 - hostile bytes raise many things
             raise unreadable(self.name, error) from None
-        return checked_dict(self.name, value)
+        return value if type(value) is dict else checked_dict(self.name, value)
 
 
 _MARK = 1
@@ -120,6 +170,8 @@ _timedelta_struct = struct.Struct(">iii")
 _MARK_TUPLE = _ext((_MARK, b"t"))
 _MARK_SET = _ext((_MARK, b"s"))
 _MARK_FROZENSET = _ext((_MARK, b"f"))
+_MARK_MULTI = _ext((_MARK, b"m"))
+_MARK_IMMUTABLE = _ext((_MARK, b"i"))
 
 
 def _write_int(value: int) -> t.Any:
@@ -150,6 +202,8 @@ _WRITERS: dict[type, t.Callable[[t.Any], t.Any]] = {
     tuple: lambda value: [_MARK_TUPLE, *value],
     set: lambda value: [_MARK_SET, *_sorted_members(value)],
     frozenset: lambda value: [_MARK_FROZENSET, *_sorted_members(value)],
+    MultiDict: lambda value: [_MARK_MULTI, dict(value.lists())],
+    ImmutableMultiDict: lambda value: [_MARK_IMMUTABLE, dict(value.lists())],
     Markup: lambda value: _ext((_MARKUP, value.encode("utf-8", "surrogatepass"))),
     UUID: lambda value: _ext((_UUID, value.bytes)),
     Decimal: lambda value: _ext((_DECIMAL, str(value).encode())),
@@ -197,6 +251,28 @@ _unpack: t.Any = functools.partial(
 )
 
 
+def _unpacker(data: bytes) -> t.Any:
+    """Return what goes through bytes, and decodes keys that are texts."""
+    unpacker = _msgpack.Unpacker(
+        strict_map_key=False,
+        unicode_errors="surrogatepass",
+        max_buffer_size=len(data),
+    )
+    unpacker.feed(data)
+    return unpacker
+
+
+def _read(data: bytes) -> t.Any:
+    # A hook on every list is slow; without this byte there are no markers.
+    if b"\xd4" not in data:
+        return _unpack(data, ext_hook=_read_ext)
+    reader = _MarkReader()
+    value = _unpack(data, ext_hook=reader.read_ext, list_hook=reader.read_list)
+    if reader.open:
+        raise ValueError("a marker outside of its place")
+    return value
+
+
 def _moment_bytes(value: datetime | time) -> bytes:
     return moment_text(value).encode("utf-8", "surrogatepass")
 
@@ -226,11 +302,25 @@ class _Marker:
         self.make = make
 
 
-_MARKERS = {b"t": _Marker(tuple), b"s": _Marker(set), b"f": _Marker(frozenset)}
+def _make_multi(kind: type) -> t.Callable[[list[t.Any]], t.Any]:
+    def make(items: list[t.Any]) -> t.Any:
+        (lists,) = items
+        return make_multi_dict(kind, lists)
+
+    return make
+
+
+_MARKERS = {
+    b"t": _Marker(tuple),
+    b"s": _Marker(set),
+    b"f": _Marker(frozenset),
+    b"m": _Marker(_make_multi(MultiDict)),
+    b"i": _Marker(_make_multi(ImmutableMultiDict)),
+}
 
 
 class _MarkReader:
-    """Builds tuples and sets while one payload is read."""
+    """Builds tuples, sets and forms while one payload is read."""
 
     __slots__ = ("open",)
 

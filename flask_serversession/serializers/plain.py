@@ -14,6 +14,9 @@ from decimal import Decimal
 from uuid import UUID
 
 from markupsafe import Markup
+from werkzeug.datastructures import CombinedMultiDict
+from werkzeug.datastructures import ImmutableMultiDict
+from werkzeug.datastructures import MultiDict
 
 from ..errors import SerializationError
 from .datetimes import RefusedError
@@ -23,9 +26,11 @@ from .wording import with_article
 
 #: Types that both serializers write unchanged.
 ATOMS = frozenset({str, int, bool, float, type(None), bytes})
+_DICTS = frozenset({dict, MultiDict, ImmutableMultiDict, CombinedMultiDict})
 #: Types that hold other values.
-CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
-_SHOWN = ATOMS | {Markup, UUID, Decimal, datetime, date, time, timedelta}
+CONTAINERS = _DICTS | {list, tuple, set, frozenset}
+#: Types whose values cannot change in place.
+IMMUTABLE = ATOMS | {Markup, UUID, Decimal, datetime, date, time, timedelta}
 _class_of: t.Callable[[object], type] = type
 
 
@@ -49,7 +54,7 @@ JSON = Format(
         time: "Keep its isoformat(), or use the default serializer.",
         timedelta: "Keep its total_seconds(), or use the default serializer.",
     },
-    {tuple: _KEY, frozenset: _KEY},
+    dict.fromkeys((tuple, frozenset, ImmutableMultiDict, CombinedMultiDict), _KEY),
 )
 
 #: The deepest nesting that is converted. The recursion takes three or four frames per
@@ -57,15 +62,34 @@ JSON = Format(
 _MAX_DEPTH = 200
 
 
+def make_multi_dict(kind: type, lists: t.Any) -> MultiDict[t.Any, t.Any]:
+    """Return a dict of several values for each key, such as a form.
+
+    :param kind: ``MultiDict``, or an immutable one.
+    :param lists: The values of each key.
+    :raises ValueError: if it is anything else than a dict of lists.
+    """
+    if type(lists) is not dict or not all(
+        type(values) is list
+        for values in t.cast("dict[object, object]", lists).values()
+    ):
+        raise ValueError("not a dict of lists")
+    made = t.cast("t.Any", MultiDict if kind is MultiDict else ImmutableMultiDict)()
+    # As its own methods fill it: they drop a key without values, or refuse to change.
+    dict.update(made, lists)  # pyright: ignore[reportUnknownMemberType]
+    return t.cast("MultiDict[t.Any, t.Any]", made)
+
+
 def write_plain(
-    data: dict[str, t.Any], format: Format, write: t.Callable[[t.Any], bytes]
+    data: t.Mapping[str, t.Any], format: Format, write: t.Callable[[t.Any], bytes]
 ) -> bytes:
     """Convert and write a session.
 
     :raises SerializationError: and nothing else; it says where and why.
     """
     try:
-        return write(_Converter(format).convert(data, None))
+        whole = data if isinstance(data, dict) else dict(data)
+        return write(_Converter(format).convert(whole, None))
     except SerializationError:
         raise
     except RecursionError as error:
@@ -114,7 +138,7 @@ class _Converter:
     def convert_items(
         self, value: t.Any, kind: t.Any, items: t.Any, place: _Place
     ) -> t.Any:
-        if kind is dict:
+        if kind in _DICTS:
             lead = _ITEM if isinstance(value, dict) else _FIELD
             # Most keys and values are atoms and need neither a step nor a call.
             plain: dict[t.Any, t.Any] = {}
@@ -125,7 +149,7 @@ class _Converter:
                 if type(item) not in ATOMS:
                     item = self.convert(item, _Step(place, lead, key))
                 plain[plain_key] = item
-            return plain
+            return plain if kind is dict else make_multi_dict(kind, plain)
         if kind is set or kind is frozenset:
             step = _Step(place, _HOLDS)
             members = [self.convert_hashed(item, step) for item in items]
@@ -145,7 +169,7 @@ class _Converter:
         kind, convert = self.kind_of(value, place)
         if place.lead is _IN_KEYS and kind in self.format.refused_keys:
             raise self.refusal(value, place, self.format.refused_keys[kind])
-        if kind in (dict, list, set):
+        if kind in (dict, list, set, MultiDict):
             remedy = f"It would become a {kind.__name__}, which cannot be hashed."
             raise self.refusal(value, place, remedy)
         if kind is tuple:
@@ -209,6 +233,10 @@ def _items_of_dict(value: t.Any) -> list[tuple[t.Any, t.Any]]:
     return list(value.items())
 
 
+def _lists_of_multi_dict(value: t.Any) -> list[tuple[t.Any, list[t.Any]]]:
+    return list(value.lists())
+
+
 def _items_of_dataclass(value: t.Any) -> list[tuple[t.Any, t.Any]]:
     # dataclasses.asdict() copies every value and fails for those that cannot be copied.
     return [
@@ -260,6 +288,9 @@ _Kind = tuple[t.Any, t.Callable[[t.Any], t.Any]]
 # These call the base classes' methods, since a subclass may override them: str() of an
 # enum member that is a str does not return the string.
 _KINDS_BEFORE_HTML: tuple[_Kind, ...] = (
+    (ImmutableMultiDict, _lists_of_multi_dict),
+    (CombinedMultiDict, _lists_of_multi_dict),
+    (MultiDict, _lists_of_multi_dict),
     (dict, _items_of_dict),
     (tuple, list),
     (list, list),
@@ -343,7 +374,7 @@ def _show_key(key: t.Any) -> str:
         shown = f"({inside},)" if len(key) == 1 else f"({inside})"
     elif isinstance(key, str):
         shown = str.__repr__(key)
-    elif kind in _SHOWN:
+    elif kind in IMMUTABLE:
         shown = repr(key)
     else:  # its repr may reveal, or run, anything
         shown = f"<{type_name(key)}>"

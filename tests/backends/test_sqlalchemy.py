@@ -20,6 +20,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 
+import flask
 import pytest
 import sqlalchemy as sa
 from flask import Flask
@@ -1685,21 +1686,59 @@ def test_a_second_create_of_the_same_record_is_refused(
     assert backend.create(KEY, record(clock)) is False
 
 
-def test_a_wrong_table_is_no_reason_to_wait(
-    url: str, make: Make, clock: FakeClock
+# What Flask-Session 0.8 keeps its sessions in.
+FLASK_SESSION_COLUMNS = {
+    "id": sa.Integer(),
+    "session_id": sa.String(255),
+    "data": sa.LargeBinary(),
+    "expiry": sa.DateTime(),
+}
+
+
+@pytest.mark.parametrize("is_there_to_create", [True, False])
+def test_a_table_with_other_columns_is_named_as_such(
+    url: str, make: Make, clock: FakeClock, is_there_to_create: bool
 ) -> None:
-    backend = make(url)
+    backend = make(url, create_table=is_there_to_create)
+    name = backend.table.name
     with engine_of(backend).connect() as connection:
-        table = sa.Table(
-            backend.table.name,
-            sa.MetaData(),
-            sa.Column("key", sa.String(99), primary_key=True),
+        columns = [sa.Column(*column) for column in FLASK_SESSION_COLUMNS.items()]
+        sa.Table(name, sa.MetaData(), *columns).create(connection)
+    operations: list[Callable[[], object]] = [
+        lambda: backend.load(KEY),
+        lambda: backend.create(KEY, record(clock)),
+        lambda: backend.touch(KEY, clock(), clock()),
+        backend.create_tables,
+    ]
+    for operation in operations:
+        with pytest.raises(BackendError) as info:
+            operation()
+        assert not isinstance(info.value, BackendUnavailableError)
+        text = str(info.value)
+        assert text.startswith(f"The table {name!r} in the {engine_of(backend).name} ")
+        assert text.endswith(
+            " is not one of this library's: it has the columns 'id', 'session_id',"
+            " 'data', 'expiry'. Choose another name in 'SESSION_SQLALCHEMY_TABLE', or"
+            " rename that table."
         )
-        table.create(connection)
-    with pytest.raises(BackendError) as info:
-        backend.load(KEY)
-    assert not isinstance(info.value, BackendUnavailableError)
-    assert "expected columns" in str(info.value)
+
+
+def test_the_table_of_flask_session_in_the_same_database_does_no_harm(
+    sqlite_url: str,
+) -> None:
+    engine = sa.create_engine(sqlite_url)
+    with engine.begin() as connection:
+        columns = [sa.Column(*column) for column in FLASK_SESSION_COLUMNS.items()]
+        sa.Table("sessions", sa.MetaData(), *columns).create(connection)
+    app = Flask("shop")
+    app.config.update(
+        SECRET_KEY="k", SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY_URL=sqlite_url
+    )
+    ServerSession(app)
+    app.add_url_rule("/", view_func=lambda: flask.session.update(n=1) or "")
+    assert app.test_client().get("/").status_code == 200
+    assert set(sa.inspect(engine).get_table_names()) == {"server_sessions", "sessions"}
+    engine.dispose()
 
 
 def test_an_exhausted_pool_is_unavailable(
@@ -1964,3 +2003,26 @@ def test_a_new_sqlite_file_is_for_its_owner_alone(tmp_path: Path) -> None:
     backend.close()
     assert set(modes.values()) == {0o600}
     assert "sessions.db" in modes
+
+
+def test_users_whom_the_collation_of_a_table_finds_equal_are_told_apart(
+    request: pytest.FixtureRequest, make: Make, clock: FakeClock
+) -> None:
+    url = get_url(request, "mariadb")
+    backend = make(url)
+    backend.create_tables()
+    name = backend.table.name
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        # As in a table that somebody has made, or converted, by hand.
+        connection.execute(
+            sa.text(
+                f"ALTER TABLE {name} MODIFY `user` VARCHAR(255)"
+                " CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci"
+            )
+        )
+    users = ["ada", "ADA", "Ada", "\xe4da", "ada "]
+    for number, user in enumerate(users):
+        assert backend.create(f"key {number}", record(clock, user=user))
+    for number, user in enumerate(users):
+        assert backend.keys_of_user(user) == [f"key {number}"]

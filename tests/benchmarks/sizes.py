@@ -94,7 +94,7 @@ def postgresql() -> Iterator[tuple[dict[str, t.Any], Callable[[], int]]]:
                 # As autovacuum does it, and before it is measured.
                 connection.execute("VACUUM sessions")
                 row = connection.execute(
-                    "SELECT pg_total_relation_size('sessions')"
+                    "SELECT pg_total_relation_size('server_sessions')"
                 ).fetchone()
             assert row is not None
             return t.cast(int, row[0])

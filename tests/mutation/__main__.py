@@ -53,6 +53,7 @@ _SLOW_IMPORTS = (
     "flask.testing",
     "flask_login",
     "freezegun",
+    "hypothesis",
     "itsdangerous",
     "msgpack",
     "psutil",
@@ -90,7 +91,7 @@ def try_module(name: str, sample: int | None, seed: int, again: bool) -> bool:
     module = MODULES[name]
     sample = sample or module.sample
     results = RESULTS / f"{name.replace('/', '.')}.txt"
-    mutants = make_mutants((ROOT / PACKAGE / f"{name}.py").read_text("utf-8"))
+    mutants = [*find_mutants(name)]
     if sample is not None and sample < len(mutants):
         mutants = random.Random(seed).sample(mutants, sample)
     if again:
@@ -100,7 +101,7 @@ def try_module(name: str, sample: int | None, seed: int, again: bool) -> bool:
     began = time.monotonic()
     survivors: list[str] = []
     counts = collections.Counter[str]()
-    for mutant, is_noticed in try_mutants(name, module, mutants):
+    for mutant, is_noticed in try_mutants(module, mutants):
         reason = reasons.get(mutant.change)
         if is_noticed:
             counts["killed"] += 1
@@ -110,7 +111,8 @@ def try_module(name: str, sample: int | None, seed: int, again: bool) -> bool:
         survivors.append(mutant.change)
         counts[reason or "unexplained"] += 1
         if reason is None:
-            say(f"{PACKAGE}/{name}.py:{mutant.line}: {mutant.change}\n")
+            place = f"{mutant.module.replace('.', '/')}.py:{mutant.line}"
+            say(f"{place}: {mutant.change}\n")
     RESULTS.mkdir(exist_ok=True)
     results.write_text("\n\n".join(survivors), "utf-8")
     share = counts["killed"] / max(1, len(mutants) - counts["equivalent"])
@@ -123,20 +125,26 @@ def try_module(name: str, sample: int | None, seed: int, again: bool) -> bool:
     return share >= ENOUGH
 
 
-def try_mutants(
-    name: str, module: Module, mutants: list[Mutant]
-) -> Iterator[tuple[Mutant, bool]]:
+def find_mutants(name: str) -> Iterator[Mutant]:
+    """Give those of a module, or of all modules in a folder."""
+    path = ROOT / PACKAGE / name
+    files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    for file in files:
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        yield from make_mutants(module, file.read_text("utf-8"))
+
+
+def try_mutants(module: Module, mutants: list[Mutant]) -> Iterator[tuple[Mutant, bool]]:
     """Give each mutant, and whether a test noticed it."""
-    full_name = f"{PACKAGE}.{name.replace('/', '.')}"
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="q") as folder:
         result = Path(folder, "survivors")
 
         def run_quickly(_: str) -> bool:
-            return run_pytest(module, folder, Quick(full_name, mutants, result, fork))
+            return run_pytest(module, folder, Quick(mutants, result, fork))
 
         if not fork(run_quickly, math.inf, is_quiet=False):
-            raise SystemExit(f"The tests of {name} fail without any change.")
+            raise SystemExit(f"Without any change fails one of: {module.tests}")
         survived, others = json.loads(result.read_text())
     limit = 60 + time.monotonic() - began
     for number, mutant in enumerate(mutants):
@@ -145,7 +153,7 @@ def try_mutants(
             continue
 
         def run(folder: str, mutant: Mutant = mutant) -> bool:
-            mutate(full_name, mutant.source, folder)
+            mutate(mutant.module, mutant.source, folder)
             return run_pytest(module, folder)
 
         yield mutant, not fork(run, min(limit, 300))

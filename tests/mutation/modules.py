@@ -27,17 +27,7 @@ class Module:
     only: str = _MEMORY
 
 
-def _files(sample: int | None = None) -> Module:
-    return Module(
-        ("backends/test_filesystem.py",),
-        sample=sample,
-        # These take seconds.
-        only="not (thousands or several_processes or race_for or only_one_process"
-        " or listing_a_user_reads or without_a_marker or lets_others_write)",
-    )
-
-
-#: By the path of the module, without folder and suffix.
+#: By the path of the module, without suffix, or of a folder of modules.
 MODULES = {
     "cookie": Module(("test_cookie.py",)),
     "record": Module(("test_record.py",)),
@@ -59,55 +49,47 @@ MODULES = {
         ("test_sessions.py", "test_interface.py", *_WHOLE, "test_signals.py")
     ),
     "plan": Module(("test_plan.py",)),
-    "unit": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
-    "core": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
+    "unit": Module(("test_unit.py",)),
+    "core": Module(("test_core.py", "test_interface.py", *_WHOLE, "test_signals.py")),
     "loading": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
     "conflicts": Module(("test_concurrency.py", *_WHOLE)),
     "atomic": Module(("test_life_cycle.py", "test_concurrency.py")),
-    "moment": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
+    "activity": Module(("test_activity.py",)),
+    "user_limit": Module(
+        (
+            "test_user_limit.py",
+            "test_operator.py::test_the_oldest_sessions_beyond_the_limit_are_ended",
+            "test_operator.py::test_the_current_session_is_never_the_one_to_end",
+            "test_operator.py::test_a_lower_limit_ends_several_at_the_next_log_in",
+            "test_operator.py::test_a_session_counts_once_in_the_middle_of_its_rotation",
+            "test_operator.py::test_two_who_log_in_at_once_do_not_end_each_other",
+        )
+    ),
+    "ended": Module(("test_ended.py",)),
+    "unsaved": Module(("test_unsaved.py",)),
+    "moment": Module(("test_moment.py",)),
     "lifecycle": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
     "rotation": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
     "interface": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
     "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
-    "backends/filesystem/backend": _files(sample=80),
-    "backends/filesystem/files": _files(sample=40),
-    "backends/filesystem/layout": _files(),
-    "backends/filesystem/locks": _files(),
-    "backends/filesystem/pruning": _files(sample=40),
-    "backends/filesystem/user_index": _files(),
-    **dict.fromkeys(
-        (
-            "backends/sqlalchemy/backend",
-            "backends/sqlalchemy/engines",
-            "backends/sqlalchemy/problems",
-            "backends/sqlalchemy/rows",
-            "backends/sqlalchemy/runner",
-            "backends/sqlalchemy/statements",
-            "backends/sqlalchemy/table",
-        ),
-        Module(
-            ("backends/test_sqlalchemy.py",),
-            sample=40,
-            only=f"{_NO_SERVERS} and not (pgbouncer or stale_connection"
-            " or what_that_user_has or uses_the_indexes)",
-        ),
+    "backends/filesystem": Module(
+        ("backends/test_filesystem.py",),
+        sample=200,
+        # These take seconds.
+        only="not (thousands or several_processes or race_for or only_one_process"
+        " or listing_a_user_reads or without_a_marker or lets_others_write)",
+    ),
+    "backends/sqlalchemy": Module(
+        ("backends/test_sqlalchemy.py",),
+        sample=200,
+        only=f"{_NO_SERVERS} and not (pgbouncer or stale_connection"
+        " or what_that_user_has or uses_the_indexes)",
     ),
     # There is no Redis without a server.
-    **dict.fromkeys(
-        (
-            "backends/redis/backend",
-            "backends/redis/pool",
-            "backends/redis/scripts",
-            "backends/redis/server",
-            "backends/redis/urls",
-            "backends/redis/user_index",
-            "backends/redis/values",
-        ),
-        Module(
-            ("backends/test_redis.py",),
-            sample=40,
-            only="valkey and not (withvalkey or what_that_user_has or all_day"
-            " or whatever_happens or interruption)",
-        ),
+    "backends/redis": Module(
+        ("backends/test_redis.py",),
+        sample=200,
+        only="valkey and not (withvalkey or what_that_user_has or all_day"
+        " or whatever_happens or interruption)",
     ),
 }

@@ -43,6 +43,7 @@ _PLAIN = m.Call(func=m.Name("len") | m.Name("isinstance"))
 class Mutant:
     """A module with one change.
 
+    :param module: Its name, as it is imported.
     :param place: The class and function, as ``Class.function``.
     :param line: Where the change begins in the module.
     :param change: Place, lines removed and lines added: what it is known by, also after
@@ -52,6 +53,7 @@ class Mutant:
         before it; ``None`` if it is not in the body of a function.
     """
 
+    module: str
     place: str
     line: int
     change: str
@@ -59,7 +61,7 @@ class Mutant:
     function: tuple[str, int] | None
 
 
-def make_mutants(source: str) -> list[Mutant]:
+def make_mutants(module: str, source: str) -> list[Mutant]:
     """Give all that differ from the module and from each other, in their order."""
     visitor = _Visitor()
     wrapper = MetadataWrapper(cst.parse_module(source))
@@ -75,7 +77,7 @@ def make_mutants(source: str) -> list[Mutant]:
             continue
         line, change = _difference(source.splitlines(), mutated.splitlines())
         text = "\n".join([place or "(module)", *change])
-        mutants[mutated] = Mutant(place, line, text, mutated, function)
+        mutants[mutated] = Mutant(module, place, line, text, mutated, function)
     return list(mutants.values())
 
 

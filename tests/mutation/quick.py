@@ -32,70 +32,70 @@ Fork = Callable[[Callable[[str], object], float], bool]
 class Quick:
     """A plugin that runs the tests as often as there are mutants.
 
-    :param name: The module, as it is imported.
+    :param mutants: Of one or several modules.
     :param survivors: A file for what was found: the numbers of the mutants that
         survived, and of those that have to be tried otherwise.
     """
 
-    def __init__(
-        self, name: str, mutants: list[Mutant], survivors: Path, fork: Fork
-    ) -> None:
-        self._name = name
+    def __init__(self, mutants: list[Mutant], survivors: Path, fork: Fork) -> None:
         self._mutants = mutants
         self._result = survivors
         self._fork = fork
-        self._file = ""
-        self._called: set[int] = set()
+        self._ends = tuple(
+            f"/{name.replace('.', '/')}.py" for name in {m.module for m in mutants}
+        )
+        self._called: set[str] = set()
         sys.settrace(self._trace)
 
     def _trace(self, frame: types.FrameType, event: str, arg: object) -> None:
         code = frame.f_code
-        if self._name.replace(".", "/") in code.co_filename:
-            self._called.add(code.co_firstlineno)
+        if code.co_filename.endswith(self._ends):
+            self._called.add(_spot(code))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Run all tests once, and then those of each mutant."""
         sys.settrace(None)
         at_import = set(self._called)
-        module = sys.modules[self._name]
-        self._file = t.cast("str", module.__file__)
-        source = Path(self._file).read_text("utf-8")
-        originals = dict(_codes_of(compile(source, self._file, "exec")))
+        originals = {
+            (name, *place): code
+            for name in {mutant.module for mutant in self._mutants}
+            for place, code in _codes_of(compile_as(name))
+        }
         table = Path(f"{self._result}.tests")
         failed = Path(f"{self._result}.failed")
         if not self._fork(lambda _: self._run_all(session, table, failed), 600):
             raise RuntimeError(f"Without a change: {failed.read_text()}")
-        tests: dict[str, tuple[float, list[int]]] = json.loads(table.read_text())
+        tests: dict[str, tuple[float, list[str]]] = json.loads(table.read_text())
         survived: list[int] = []
         others: list[int] = []
-        checked: set[int] = set()
+        checked: set[str] = set()
         for number, mutant in enumerate(self._mutants):
-            original = originals.get(mutant.function) if mutant.function else None
-            if original is None or original.co_firstlineno in at_import:
+            place = mutant.function and (mutant.module, *mutant.function)
+            original = originals.get(place) if place else None
+            if original is None or (spot := _spot(original)) in at_import:
                 others.append(number)
                 continue
-            line = original.co_firstlineno
             # What calls nothing here may do so in a process of its own.
-            names = [name for name, (_, lines) in tests.items() if line in lines]
-            names += [name for name, (_, lines) in tests.items() if not lines]
+            names = [name for name, (_, spots) in tests.items() if spot in spots]
+            names += [name for name, (_, spots) in tests.items() if not spots]
             limit = 10 + 3 * sum(tests[name][0] for name in names)
-            if line not in checked:
+            if spot not in checked:
                 # Else tests that need others before them would kill every mutant.
                 if not self._fork(
                     lambda _, names=names: self._run(session, names, failed), limit
                 ):
                     raise RuntimeError(f"Without a change: {failed.read_text()}")
-                checked.add(line)
+                checked.add(spot)
 
             def run(
                 folder: str,
                 mutant: Mutant = mutant,
-                line: int = line,
+                original: types.CodeType = original,
                 names: list[str] = names,
             ) -> bool:
-                self._replace(mutant, line)
-                mutate(self._name, mutant.source, folder)
+                _replace(mutant, original)
+                mutate(mutant.module, mutant.source, folder)
                 return self._run(session, names)
 
             if not names or self._fork(run, limit):
@@ -103,20 +103,8 @@ class Quick:
         self._result.write_text(json.dumps([survived, others]))
         return True
 
-    def _replace(self, mutant: Mutant, line: int) -> None:
-        codes = dict(_codes_of(compile(mutant.source, self._file, "exec")))
-        changed = codes[t.cast("tuple[str, int]", mutant.function)]
-        for function in gc.get_objects():
-            if (
-                isinstance(function, types.FunctionType)
-                and function.__code__.co_filename == self._file
-                and function.__code__.co_firstlineno == line
-                and function.__code__.co_name == changed.co_name
-            ):
-                function.__code__ = changed
-
     def _run_all(self, session: pytest.Session, table: Path, failed: Path) -> bool:
-        tests: dict[str, tuple[float, list[int]]] = {}
+        tests: dict[str, tuple[float, list[str]]] = {}
         for number, item in enumerate(session.items):
             self._called.clear()
             threading.settrace(self._trace)
@@ -148,6 +136,30 @@ class Quick:
             if session.testsfailed:
                 return False
         return True
+
+
+def compile_as(name: str, source: str | None = None) -> types.CodeType:
+    """Compile another source in place of a module's own, or that one."""
+    file = t.cast("str", sys.modules[name].__file__)
+    if source is None:
+        source = Path(file).read_text("utf-8")
+    return compile(source, file, "exec", dont_inherit=True)
+
+
+def _spot(code: types.CodeType) -> str:
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _replace(mutant: Mutant, original: types.CodeType) -> None:
+    codes = dict(_codes_of(compile_as(mutant.module, mutant.source)))
+    changed = codes[t.cast("tuple[str, int]", mutant.function)]
+    for function in gc.get_objects():
+        if (
+            isinstance(function, types.FunctionType)
+            and _spot(function.__code__) == _spot(original)
+            and function.__code__.co_name == changed.co_name
+        ):
+            function.__code__ = changed
 
 
 def _codes_of(

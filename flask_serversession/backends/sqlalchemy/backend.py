@@ -113,7 +113,7 @@ class SQLAlchemyBackend(Backend):
         self,
         engine: sa.Engine,
         *,
-        table_name: str = "sessions",
+        table_name: str = "server_sessions",
         schema: str | None = None,
         metadata: sa.MetaData | None = None,
         create_table: bool = True,
@@ -153,6 +153,8 @@ class SQLAlchemyBackend(Backend):
         )
         self._run = self._runner.run
         self._engine = self._runner.engine
+        #: What an operator has to know at the start; ``None`` if nothing.
+        self.warning = engines.driver_warning(self._engine)
         if self._runner.is_owner:
             weakref.finalize(self, engine.dispose)
 
@@ -161,7 +163,7 @@ class SQLAlchemyBackend(Backend):
         cls,
         url: str | sa.URL,
         *,
-        table_name: str = "sessions",
+        table_name: str = "server_sessions",
         schema: str | None = None,
         metadata: sa.MetaData | None = None,
         create_table: bool = True,
@@ -255,14 +257,18 @@ class SQLAlchemyBackend(Backend):
 
     def keys_of_user(self, user: str) -> list[str]:
         """Return the keys of all live records of a user, tombstones left out."""
-        given = {"user_": to_user_column(user)}
+        column = to_user_column(user)
+        given = {"user_": column}
         rows = self._run("keys_of_user", self._statements.keys_of_user, given).rows
         now = self._clock()
         return [
             self._from_column(row.key)
             for row in rows
+            # In a table that was made without ours, the collation may find other
+            # users equal: those whose case differs, for one.
+            if row.user == column
             # A moment that makes no sense has perhaps not passed; so it is listed.
-            if not (isinstance(row.expires_at, float) and row.expires_at <= now)
+            and not (isinstance(row.expires_at, float) and row.expires_at <= now)
         ]
 
     def iterate(self) -> t.Iterator[tuple[str, Record]]:

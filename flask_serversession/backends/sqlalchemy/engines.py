@@ -48,6 +48,16 @@ _CONNECT_ARGS: dict[str, dict[str, t.Any]] = {
 }
 
 
+# Drivers that wait for an answer without any limit, and what to do about it.
+_UNLIMITED = {
+    "psycopg2": "Use 'postgresql+psycopg://' in the URL instead.",
+    "psycopg2cffi": "Use 'postgresql+psycopg://' in the URL instead.",
+    "mysqlconnector": "Use 'mysql+pymysql://' in the URL instead.",
+    "mariadbconnector": "Use 'mysql+pymysql://' in the URL instead.",
+    "psycopg": "Update it to version 3.2.11 or later.",
+}
+
+
 class AutocommitConnection(sa.Connection):
     """A connection in AUTOCOMMIT that begins nothing.
 
@@ -143,6 +153,23 @@ def make_engine(url: str | sa.URL) -> sa.Engine:
         event.listen(engine, "connect", _prepare_psycopg)
     own_engines.add(engine)
     return engine
+
+
+def driver_warning(engine: sa.Engine) -> str | None:
+    """Return what to warn of if a server that hangs would be waited for for ever."""
+    driver = engine.dialect.driver
+    version: tuple[int, ...] = getattr(engine.dialect, "psycopg_version", ())
+    if (
+        driver not in _UNLIMITED
+        or (driver == "psycopg" and version >= (3, 2, 11))
+        or "read_timeout" in engine.url.query
+    ):
+        return None
+    return (
+        f"The database driver {driver!r} waits for an answer without any limit: a"
+        " server that hangs would hold every worker that asks it for a session."
+        f" {_UNLIMITED[driver]}"
+    )
 
 
 def _end_transaction(dbapi_connection: t.Any, _: t.Any) -> None:

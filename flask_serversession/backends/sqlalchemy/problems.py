@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 import sqlalchemy as sa
@@ -22,6 +23,8 @@ _TABLE_MISSING = frozenset({"42P01", 1146})
 # PostgreSQL's duplicate_table, duplicate_object and unique_violation; MySQL's
 # existing table and duplicate index.
 _THERE_ALREADY = frozenset({"42P07", "42710", "23505", 1050, 1061})
+# PostgreSQL's undefined_column, and MySQL's unknown columns. SQLite has no code for it.
+_COLUMN_MISSING = frozenset({"42703", 1054, 1072})
 # MySQL's unknown column and missing privileges, which drivers call operational.
 _REFUSED = frozenset({1054, 1142, 1143})
 # How SQLite, which has no class of its own for them, describes wrong statements.
@@ -32,10 +35,7 @@ def explain(
     error: exc.SQLAlchemyError, operation: str, engine: sa.Engine, table: sa.Table
 ) -> BackendError:
     """Return our exception for one of SQLAlchemy's, whose own text may hold values."""
-    url = engine.url
-    where = f"the {engine.dialect.name} database {url.database or ''!r}"
-    if url.host:
-        where += f" at {url.host}" + (f":{url.port}" if url.port else "")
+    where = locate(engine)
     cause = error.orig if isinstance(error, exc.DBAPIError) else error
     what = " ".join([type(cause).__name__, *map(str, _codes_of(error))])
     error_class: type[BackendError] = BackendUnavailableError
@@ -73,9 +73,34 @@ def explain(
         message = (
             f"The 'sqlalchemy' backend could not {operation!r}: {where} does not"
             f" accept the statement ({what}). Does the table"
-            f" {table.fullname!r} have the expected columns?"
+            f" {table.fullname!r} have the expected types of columns?"
         )
     return error_class(message, backend="sqlalchemy", operation=operation)
+
+
+def locate(engine: sa.Engine) -> str:
+    """Return which database an engine is for, and where; without a password."""
+    url = engine.url
+    where = f"the {engine.dialect.name} database {url.database or ''!r}"
+    if url.host:
+        where += f" at {url.host}" + (f":{url.port}" if url.port else "")
+    return where
+
+
+def other_table(
+    operation: str, engine: sa.Engine, table: sa.Table, columns: t.Iterable[str]
+) -> BackendError:
+    """Return the error about a table of our name that somebody else has made.
+
+    :param columns: Those that it has.
+    """
+    return BackendError(
+        f"The table {table.fullname!r} in {locate(engine)} is not one of this"
+        f" library's: it has the columns {', '.join(map(repr, columns))}. Choose"
+        " another name in 'SESSION_SQLALCHEMY_TABLE', or rename that table.",
+        backend="sqlalchemy",
+        operation=operation,
+    )
 
 
 def missing_table(table: sa.Table, operation: str) -> BackendError:
@@ -164,6 +189,15 @@ def is_table_missing(error: exc.SQLAlchemyError) -> bool:
     """Return whether a statement failed because there is no such table."""
     return isinstance(error, exc.DBAPIError) and (
         _has_code(error, _TABLE_MISSING) or str(error.orig).startswith("no such table")
+    )
+
+
+def is_column_missing(error: exc.SQLAlchemyError) -> bool:
+    """Return whether a statement failed because the table has no such column."""
+    if not isinstance(error, exc.DBAPIError):
+        return False
+    return _has_code(error, _COLUMN_MISSING) or bool(
+        re.search("no such column|has no column named", str(error.orig))
     )
 
 

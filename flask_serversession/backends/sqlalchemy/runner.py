@@ -159,7 +159,19 @@ class Runner:
 
     def explain(self, error: exc.SQLAlchemyError, operation: str) -> BackendError:
         """Return our exception for one of SQLAlchemy's."""
+        if problems.is_column_missing(error) and (columns := self._read_columns()):
+            return problems.other_table(operation, self.engine, self._table, columns)
         return problems.explain(error, operation, self.engine, self._table)
+
+    def _read_columns(self) -> list[str]:
+        """Return the names of the columns that the table really has, if it can."""
+        name, schema = self._table.name, self._table.schema
+        try:
+            with self.connect() as connection:
+                found = sa.inspect(connection).get_columns(name, schema)
+        except exc.SQLAlchemyError:
+            return []
+        return [column["name"] for column in found]
 
     @contextlib.contextmanager
     def connect(self) -> t.Generator[sa.Connection]:

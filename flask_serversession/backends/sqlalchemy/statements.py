@@ -112,7 +112,7 @@ class Statements:
         self.load_many = sa.select(*terms.record, key).where(
             key.in_(sa.bindparam("keys", type_=key.type, expanding=True))
         )
-        self.keys_of_user = sa.select(key, terms.expires_at).where(
+        self.keys_of_user = sa.select(key, terms.expires_at, terms.user).where(
             terms.user == terms.values["user"], terms.is_no_tombstone, terms.is_ours
         )
         self.page = (

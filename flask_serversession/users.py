@@ -1,0 +1,101 @@
+"""Whom a session belongs to: what :data:`SESSION_USER_KEY` finds in its content."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import hashlib
+import types
+import typing as t
+
+from .errors import SerializationError
+
+#: Keys, of which the first that is there counts, or a function of the content.
+UserKey: t.TypeAlias = (
+    tuple[str, ...] | cabc.Callable[[cabc.Mapping[str, t.Any]], t.Any]
+)
+
+# Columns and index names hold no more characters.
+_MAX_LENGTH = 255
+_HASH = "sha256:"
+
+
+def find_user(data: cabc.Mapping[str, t.Any], user_key: UserKey) -> str | None:
+    """Return whom a session's content belongs to, as the application names them.
+
+    :raises SerializationError: if that is a container, or a function raises.
+    """
+    if callable(user_key):
+        return _ask_function(data, user_key)
+    for key in user_key:
+        user: object = data.get(key)
+        if user is not None:
+            text = user if type(user) is str else _as_text(user)
+            if text is None:
+                raise SerializationError(
+                    f"flask.session[{key!r}] is a {type(user).__name__}, which names"
+                    " nobody. Let 'SESSION_USER_KEY' be a function that returns the id"
+                    f" inside of it, such as lambda data: data.get({key!r},"
+                    " {}).get('sub'), or keep the id under a key of its own.",
+                    f"session[{key!r}]",
+                )
+            return text
+    return None
+
+
+def _ask_function(
+    data: cabc.Mapping[str, t.Any],
+    function: cabc.Callable[[cabc.Mapping[str, t.Any]], t.Any],
+) -> str | None:
+    try:
+        user: object = function(types.MappingProxyType(data))
+    except Exception as error:
+        raise SerializationError(
+            f"The function 'SESSION_USER_KEY' raised {type(error).__name__}. It has to"
+            " return the user's id, and None where nobody is logged in."
+        ) from error
+    if user is None:
+        return None
+    text = _as_text(user)
+    if text is None:
+        raise SerializationError(
+            f"The function 'SESSION_USER_KEY' returned a {type(user).__name__}, which"
+            " names nobody. Let it return the user's id."
+        )
+    return text
+
+
+def stored_name(user: str) -> str:
+    """Return what a user is called in records: their name, or a hash of a long one."""
+    # What looks like a hash is hashed too, or somebody could be called like another.
+    if len(user) <= _MAX_LENGTH and not user.startswith(_HASH):
+        return user
+    return _HASH + hashlib.sha256(user.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def stored_name_of(user: object) -> str:
+    """Return what a user who is asked for is called in records.
+
+    :raises ValueError: if it is ``None`` or a container, which is nobody's name.
+    """
+    text = None if user is None else _as_text(user)
+    if text is None:
+        raise ValueError(
+            f"Sessions are found by the id of a user, not by {type(user).__name__}."
+            " Is somebody logged in?"
+        )
+    return stored_name(text)
+
+
+def _as_text(user: object) -> str | None:
+    """Return an id as text, the same before it was stored and afterwards."""
+    # Subclasses, such as enums, come back as what they derive from.
+    if isinstance(user, str):
+        return str.__str__(user)
+    if isinstance(user, int) and not isinstance(user, bool):
+        return int.__repr__(user)
+    if isinstance(user, (bytes, bytearray, memoryview)):
+        return repr(bytes(t.cast("bytes", user)))
+    if isinstance(user, (cabc.Iterable, cabc.Awaitable)) or callable(user):
+        return None
+    return None if dataclasses.is_dataclass(user) else str(user)

@@ -1,0 +1,97 @@
+"""What a process remembers of the sessions that it has ended."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+
+from flask_serversession.config import SessionConfig
+from flask_serversession.ended import EndedSessions
+from flask_serversession.testing import FakeClock
+
+
+class Settings(t.NamedTuple):
+    rotation_grace: float = 10
+    touch_interval: float = 20
+
+
+def remember(clock: FakeClock, **settings: float) -> EndedSessions:
+    config = t.cast(SessionConfig, Settings(**settings))
+    return EndedSessions(config, clock)
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [({}, 60), ({"rotation_grace": 90}, 90), ({"touch_interval": 120}, 120)],
+)
+def test_what_has_ended_is_remembered_as_long_as_a_cookie_can_look_fresh(
+    settings: dict[str, float], seconds: float
+) -> None:
+    clock = FakeClock()
+    ended = remember(clock, **settings)
+    assert not ended.has("a")
+    ended.add("a")
+    assert ended.has("a") is True
+    assert not ended.has("b")
+    clock.advance(seconds - 1)
+    assert ended.has("a")
+    clock.advance(1)
+    assert ended.has("a") is False
+
+
+def test_what_had_ended_before_a_moment_has_not_ended_since() -> None:
+    clock = FakeClock()
+    ended = remember(clock)
+    clock.advance(1)
+    before, at = clock() - 1, clock()
+    ended.add("a")
+    assert ended.has("a", since=before)
+    assert not ended.has("a", since=at)
+
+
+def test_a_key_that_is_in_use_again_is_forgotten() -> None:
+    ended = remember(FakeClock())
+    ended.add("a")
+    ended.discard("a")
+    ended.discard("b")
+    assert not ended.has("a")
+
+
+def test_what_ends_again_is_remembered_from_then_on() -> None:
+    clock = FakeClock()
+    ended = remember(clock)
+    ended.add("a")
+    ended.add("b")
+    ended.add("d")
+    clock.advance(59)
+    ended.add("a")
+    clock.advance(1)
+    ended.add("c")
+    # It was the oldest, and is not any more.
+    assert [*ended._until] == ["a", "c"]
+    assert ended.has("a")
+
+
+def test_two_that_are_old_are_forgotten_with_each_new_one() -> None:
+    clock = FakeClock()
+    ended = remember(clock)
+    for key in "abcde":
+        ended.add(key)
+    clock.advance(60)
+    ended.add("f")
+    assert [*ended._until] == ["c", "d", "e", "f"]
+    ended.add("g")
+    assert [*ended._until] == ["e", "f", "g"]
+
+
+def test_no_more_than_ten_thousand_are_remembered() -> None:
+    ended = remember(FakeClock())
+    for number in range(10_000):
+        ended.add(str(number))
+    assert len(ended._until) == 10_000
+    ended.add("one more")
+    assert len(ended._until) == 10_000
+    assert not ended.has("0")
+    assert ended.has("1")
+    assert ended.has("one more")

@@ -1,0 +1,261 @@
+"""``SESSION_MAX_PER_USER``: who is ended, when others log in or out meanwhile.
+
+What a user sees of the limit, on every backend, is in ``test_operator.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing as t
+
+import pytest
+from flask import session
+
+from flask_serversession import session as typed_session
+from flask_serversession.record import key_of
+from flask_serversession.signals import backend_failed
+from flask_serversession.signals import session_created
+from flask_serversession.signals import session_destroyed
+from flask_serversession.signals import session_regenerated
+from flask_serversession.testing import FakeClock
+
+from .site import Action
+from .site import Browser
+from .site import Site
+
+TRIES = 6
+
+
+def make_site(limit: int, **settings: t.Any) -> Site:
+    return Site({"SESSION_BACKEND": "memory"}, SESSION_MAX_PER_USER=limit, **settings)
+
+
+def key(browser: Browser) -> str:
+    return key_of(browser.id, browser.site.state.config.key_prefix)
+
+
+def log_in(site: Site, user: str = "ada") -> Browser:
+    """Give a browser that logs in a second after all before."""
+    t.cast(FakeClock, site.clock).advance(1)
+    browser = site.browser()
+    browser.set(_user_id=user)
+    return browser
+
+
+def is_live(browser: Browser) -> bool:
+    return browser.read() != {}
+
+
+def change(browser: Browser, **values: t.Any) -> None:
+    """Change what is stored of a session, as another machine would have."""
+    backend = t.cast(t.Any, browser.site.backend.backend)
+    record = backend.load(key(browser))
+    changed = dataclasses.replace(record, **values)
+    backend.replace(key(browser), changed, record.version)
+
+
+def once(site: Site, when: str, operation: str, action: Action) -> None:
+    hooks = getattr(site.backend, when)
+
+    def hook() -> None:
+        del hooks[operation]
+        action()
+
+    hooks[operation] = hook
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Give for how long somebody has paused, which takes no time."""
+    pauses: list[float] = []
+    waiting = types.SimpleNamespace(sleep=pauses.append)
+    monkeypatch.setattr("flask_serversession.user_limit.time", waiting)
+    return pauses
+
+
+def test_who_is_within_the_limit_costs_one_look(pauses: list[float]) -> None:
+    site = make_site(2)
+    for _ in range(2):
+        browser = site.browser()
+        calls, _ = browser.costs(lambda: session.update(_user_id="ada"))
+        assert calls == {"create": 1, "keys_of_user": 1}
+    assert pauses == []
+
+
+def test_who_is_beyond_the_limit_costs_one_round(pauses: list[float]) -> None:
+    site = make_site(1)
+    log_in(site)
+    t.cast(FakeClock, site.clock).advance(1)
+    calls, _ = site.browser().costs(lambda: session.update(_user_id="ada"))
+    assert calls == {"create": 1, "keys_of_user": 1, "load_many": 1, "delete": 1}
+    assert pauses == []
+
+
+def test_a_session_that_ends_while_it_is_counted_makes_room() -> None:
+    site = make_site(2)
+    first, second = log_in(site), log_in(site)
+    once(site, "before", "load_many", lambda: site.backend.delete(key(first)))
+    assert is_live(log_in(site))
+    assert is_live(second)
+    assert not is_live(first)
+
+
+def test_who_logs_in_and_is_ended_meanwhile_ends_nobody() -> None:
+    site = make_site(1)
+    first, late = log_in(site), site.browser()
+
+    def end() -> None:
+        with site.app.app_context():
+            for info in site.extension.sessions_of("ada"):
+                if info.handle != key_of(first.id, ""):
+                    site.extension.revoke(info.handle)
+
+    once(site, "before", "keys_of_user", end)
+    t.cast(FakeClock, site.clock).advance(1)
+    late.set(_user_id="ada")
+    assert is_live(first)
+
+
+def test_keys_of_another_prefix_are_not_counted() -> None:
+    site = make_site(1)
+    first = log_in(site)
+    listed = site.backend.keys_of_user
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            site.backend,
+            "keys_of_user",
+            lambda user: [
+                f"other{found}" if found == key(first) else found
+                for found in listed(user)
+            ],
+        )
+        assert is_live(log_in(site))
+    assert is_live(first)
+
+
+def test_a_newer_log_in_is_left_to_its_own_request_until_the_last_round(
+    pauses: list[float],
+) -> None:
+    """What has written later counts later; but a clock may have been wrong."""
+    site = make_site(1)
+    ahead = log_in(site)
+    change(ahead, touched_at=site.clock() + 1000)
+    with site.backend.counting() as calls:
+        latest = log_in(site)
+    assert calls["keys_of_user"] == TRIES
+    assert len(pauses) == TRIES - 1
+    assert all(0.01 <= pause <= 0.03 for pause in pauses)
+    assert is_live(latest)
+    assert not is_live(ahead)
+
+
+def test_only_the_newest_log_in_ends_another_for_itself(pauses: list[float]) -> None:
+    """One that is itself among the oldest may be about to be ended."""
+    site = make_site(9)
+    browser = site.browser()
+    browser.set(n=1)  # the oldest
+    older, ahead = log_in(site), log_in(site)
+    site = Site({"SESSION_BACKEND": site.backend}, site.clock, SESSION_MAX_PER_USER=2)
+    change(ahead, touched_at=site.clock() + 1000)
+    ended_at: list[int] = []
+    site.backend.before["delete"] = lambda: ended_at.append(len(pauses))
+    own = site.browser()
+    own.cookie = browser.cookie
+    own.set(_user_id="ada")
+    # Whoever is ahead may end this one, so nobody is ended for it before that is clear.
+    assert ended_at == [TRIES - 1]
+    assert is_live(own)
+    assert is_live(ahead)
+    assert not is_live(older)
+
+
+@pytest.mark.parametrize("operation", ["keys_of_user", "load_many", "delete"])
+def test_an_engine_that_fails_while_sessions_are_counted_is_told_of(
+    operation: str,
+) -> None:
+    site = make_site(1)
+    log_in(site)
+    heard: list[str] = []
+
+    def hear(sender: object, **values: t.Any) -> None:
+        heard.append(values["operation"])
+
+    t.cast(FakeClock, site.clock).advance(1)
+    with (
+        site.backend.failing(operation),
+        backend_failed.connected_to(hear, site.app),
+    ):
+        response = site.browser().set(_user_id="ada")
+    assert response.status_code == 503
+    assert heard == [operation.replace("_many", "")]
+
+
+def test_what_was_ended_is_known_whoever_raises() -> None:
+    site = make_site(1)
+    former = log_in(site)
+    ended = site.state.interface.core.ended
+
+    def fail(sender: object, **values: t.Any) -> None:
+        assert ended.has(key(former))
+        raise ZeroDivisionError
+
+    t.cast(FakeClock, site.clock).advance(1)
+    with (
+        session_created.connected_to(fail, site.app),
+        pytest.raises(ZeroDivisionError),
+    ):
+        site.browser().set(_user_id="ada")
+    assert ended.has(key(former))
+
+
+def test_the_signal_of_what_was_stored_comes_first_and_says_all() -> None:
+    site = make_site(1)
+    former, browser = log_in(site), site.browser()
+    browser.set(n=1)
+    previous = key_of(browser.id, "")
+    heard: list[dict[str, t.Any]] = []
+
+    def hear(sender: object, **values: t.Any) -> None:
+        heard.append({**values})
+
+    t.cast(FakeClock, site.clock).advance(1)
+    with (
+        session_regenerated.connected_to(hear, site.app),
+        session_destroyed.connected_to(hear, site.app),
+    ):
+        browser.set(_user_id="ada")
+    assert [{**values, "_async_wrapper": None} for values in heard] == [
+        {
+            "handle": key_of(browser.id, ""),
+            "user": "ada",
+            "previous": previous,
+            "_async_wrapper": None,
+        },
+        {"handle": key_of(former.id, ""), "user": "ada", "_async_wrapper": None},
+    ]
+
+
+def test_only_who_logs_in_is_counted() -> None:
+    site = make_site(1)
+    browser = log_in(site)
+    with site.backend.counting() as calls:
+        browser.set(n=1)
+        browser.visit(lambda: typed_session.regenerate())
+        site.browser().set(n=1)
+    assert calls["keys_of_user"] == 0
+
+
+def test_a_session_that_gets_a_new_id_while_it_is_ended_is_counted_again() -> None:
+    site = make_site(1)
+    former = log_in(site)
+
+    def regenerate() -> None:
+        former.visit(lambda: typed_session.regenerate())
+
+    once(site, "before", "delete", regenerate)
+    with site.backend.counting() as calls:
+        latest = log_in(site)
+    assert calls["keys_of_user"] == 2
+    assert is_live(latest)
+    assert not is_live(former)

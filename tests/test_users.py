@@ -1,0 +1,261 @@
+"""Whom a session belongs to, wherever the application keeps that user."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import typing as t
+import uuid
+from collections.abc import Callable
+
+import pytest
+from flask import session
+
+from flask_serversession import SerializationError
+from flask_serversession import session as typed_session
+from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.testing import FakeClock
+from flask_serversession.users import stored_name_of
+
+from .backend_configs import BACKEND_CONFIGS
+from .backend_configs import Config
+from .site import Browser
+from .site import Site
+
+INDEXED = [name for name in BACKEND_CONFIGS if not name.startswith("cachelib")]
+LONG = "urn:" + "x" * 300
+
+
+class Role(enum.Enum):
+    ADMIN = "admin"
+
+
+class Name(str, enum.Enum):
+    ADA = "ada"
+
+
+class Number(enum.IntEnum):
+    SEVEN = 7
+
+
+@dataclasses.dataclass
+class User:
+    name: str
+
+
+def claim(data: t.Mapping[str, t.Any]) -> object:
+    claims = data.get("claims")
+    return None if claims is None else claims["sub"]
+
+
+@pytest.fixture(params=INDEXED)
+def make_site(
+    request: pytest.FixtureRequest, make_backend_config: Callable[[str], Config]
+) -> Callable[..., Site]:
+    config = make_backend_config(request.param)
+    return lambda **settings: Site(config, **settings)
+
+
+def in_memory(**settings: t.Any) -> Site:
+    clock = FakeClock()
+    return Site({"SESSION_BACKEND": MemoryBackend(clock)}, clock, **settings)
+
+
+def users_of(site: Site) -> list[str | None]:
+    with site.app.app_context():
+        return [info.user for info in site.extension.sessions()]
+
+
+def count_of(site: Site, user: object) -> int:
+    with site.app.app_context():
+        return len(site.extension.sessions_of(user))
+
+
+def revoked(site: Site, user: object) -> int:
+    with site.app.app_context():
+        return site.extension.revoke_user(user)
+
+
+WAYS: dict[str, tuple[dict[str, t.Any], dict[str, t.Any]]] = {
+    "Flask-Login": ({}, {"_user_id": "ada"}),
+    "Flask's tutorial": ({}, {"user_id": "ada"}),
+    "a key": ({"SESSION_USER_KEY": "account"}, {"account": "ada"}),
+    "several": ({"SESSION_USER_KEY": ["a", "b"]}, {"a": None, "b": "ada"}),
+    "a function": ({"SESSION_USER_KEY": claim}, {"claims": {"sub": "ada"}}),
+}
+
+
+@pytest.mark.parametrize(("settings", "content"), WAYS.values(), ids=WAYS)
+def test_a_planted_session_opens_nothing_wherever_the_user_is_kept(
+    settings: dict[str, t.Any], content: dict[str, t.Any]
+) -> None:
+    site = in_memory(**settings)
+    attacker = site.browser()
+    attacker.set(seen=1)
+    victim = attacker.twin()
+    victim.set(**content)
+    assert attacker.read() == {}
+    assert victim.visit(lambda: typed_session.user).text == "ada"
+    assert count_of(site, "ada") == 1
+    assert revoked(site, "ada") == 1
+    assert victim.read() == {}
+
+
+def test_the_first_key_that_is_there_counts() -> None:
+    browser = in_memory().browser()
+    browser.set(user_id="bob", _user_id="ada")
+    assert browser.visit(lambda: typed_session.user).text == "ada"
+    browser.visit(lambda: session.pop("_user_id"))
+    assert browser.visit(lambda: typed_session.user).text == "bob"
+
+
+def test_a_long_user_is_kept_as_a_hash_and_found_by_it(
+    make_site: Callable[..., Site],
+) -> None:
+    site = make_site(SESSION_MAX_PER_USER=1)
+    first, second, other = site.browser(), site.browser(), site.browser()
+    hashed = "sha256:" + hashlib.sha256(LONG.encode()).hexdigest()
+    for browser, user in ((first, LONG), (other, LONG + "y"), (second, LONG)):
+        browser.set(_user_id=user)
+    assert first.read() == {}
+    assert second.visit(lambda: typed_session.user).text == LONG
+    with site.app.app_context():
+        assert [info.user for info in site.extension.sessions_of(LONG)] == [hashed]
+    # Nobody becomes another by calling himself as that one is kept.
+    assert count_of(site, hashed) == 0
+    assert revoked(site, hashed) == 0
+    assert revoked(site, LONG) == 1
+    assert other.read() == {"_user_id": LONG + "y"}
+
+
+def test_users_whom_a_database_could_find_equal_are_told_apart(
+    make_site: Callable[..., Site],
+) -> None:
+    site = make_site(SESSION_MAX_PER_USER=1)
+    users = [
+        "ada",
+        "ADA",
+        "Ada ",
+        "ada ",
+        " ada",
+        "\xe4da",
+        "a\u0308da",
+        "ad\xe0",
+        "ad",
+    ]
+    browsers: dict[str, Browser] = {}
+    for user in users:
+        browsers[user] = site.browser()
+        browsers[user].set(user_id=user)
+    for user in users:
+        assert count_of(site, user) == 1
+    for user in users:
+        assert revoked(site, user) == 1
+        assert browsers.pop(user).read() == {}
+        for other, browser in browsers.items():
+            assert browser.read() == {"user_id": other}
+
+
+@pytest.mark.parametrize("user", [None, {"sub": "7"}, ["ada"], ()])
+def test_nobody_is_no_user_to_be_listed_or_ended(user: object) -> None:
+    site = in_memory()
+    site.browser().set(n=1)
+    with site.app.app_context():
+        for ask in (site.extension.sessions_of, site.extension.revoke_user):
+            with pytest.raises(ValueError, match="found by the id of a user, not by"):
+                ask(user)
+    assert len(users_of(site)) == 1
+
+
+@pytest.mark.parametrize(
+    "user", [{"sub": "secret"}, ["secret"], ("secret",), {"secret"}, User("secret")]
+)
+def test_a_container_is_refused_with_the_remedy(user: object) -> None:
+    site = in_memory()
+    browser = site.browser()
+    browser.set(n=1)
+    with pytest.raises(SerializationError) as caught:
+        browser.visit(lambda: session.update(user_id=user, n=2))
+    assert caught.value.path == "session['user_id']"
+    message = str(caught.value)
+    assert f"flask.session['user_id'] is a {type(user).__name__}" in message
+    assert "Let 'SESSION_USER_KEY' be a function" in message
+    assert "secret" not in message
+    assert browser.read() == {"n": 1}
+    assert users_of(site) == [None]
+
+
+def test_what_a_function_returns_or_raises_is_refused_with_the_remedy() -> None:
+    site = in_memory(SESSION_USER_KEY=claim)
+    browser = site.browser()
+    browser.set(n=1)
+    with pytest.raises(SerializationError, match="raised TypeError"):
+        browser.visit(lambda: session.update(claims=5))
+    with pytest.raises(SerializationError, match="returned a list, which names"):
+        browser.visit(lambda: session.update(claims={"sub": ["secret"]}))
+    assert browser.read() == {"n": 1}
+
+
+def test_a_function_cannot_change_the_session() -> None:
+    def change(data: t.Any) -> object:
+        data["n"] = 2
+        return "ada"
+
+    with pytest.raises(SerializationError, match="raised TypeError"):
+        in_memory(SESSION_USER_KEY=change).browser().set(n=1)
+
+
+def test_a_function_that_raises_keeps_nobody_from_logging_out() -> None:
+    def demand(data: t.Mapping[str, t.Any]) -> object:
+        return data["claims"]["sub"]
+
+    site = in_memory(SESSION_USER_KEY=demand)
+    for log_out in (lambda: session.clear(), lambda: typed_session.destroy()):
+        browser = site.browser()
+        browser.set(claims={"sub": "ada"}, _permanent=True)
+        assert browser.visit(log_out).status_code == 200
+        assert users_of(site) == []
+
+
+def test_what_other_settings_have_stored_can_still_be_read_and_ended() -> None:
+    clock = FakeClock()
+    backend = MemoryBackend(clock)
+    before = Site({"SESSION_BACKEND": backend}, clock, SESSION_USER_KEY="account")
+    after = Site({"SESSION_BACKEND": backend}, clock)
+    browser = before.browser()
+    browser.set(user_id={"sub": "7"})
+    cookie, browser = browser.cookie, after.browser()
+    browser.cookie = cookie
+    assert browser.read() == {"user_id": {"sub": "7"}}
+    with pytest.raises(SerializationError):
+        browser.set(n=1)
+    assert browser.visit(lambda: session.clear()).status_code == 200
+    assert backend.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("user", "name"),
+    [
+        (7, "7"),
+        (True, "True"),
+        (Number.SEVEN, "7"),
+        (Name.ADA, "ada"),
+        (uuid.UUID(int=1), str(uuid.UUID(int=1))),
+        (b"\xff", "b'\\xff'"),
+        (bytearray(b"a"), "b'a'"),
+        ("", ""),
+    ],
+)
+def test_a_user_has_one_name_before_and_after_being_stored(
+    user: object, name: str
+) -> None:
+    site = in_memory()
+    browser = site.browser()
+    browser.set(user_id=user)
+    first = browser.id
+    assert browser.visit(lambda: typed_session.user).text == name
+    assert browser.id == first
+    assert users_of(site) == [name]
+    assert stored_name_of(user) == name
+    assert revoked(site, user) == 1
