@@ -184,8 +184,8 @@ class Core:
 
     def is_user_key(self, key: object) -> bool:
         """Whether a session's content says under a key whom it belongs to."""
-        user_key: t.Any = self.config.user_key
-        return key == user_key or (isinstance(user_key, tuple) and key in user_key)
+        user_key = self.config.user_key
+        return not callable(user_key) and key in user_key
 
     def handle(self, unit: Unit) -> str:
         """Return the public form of the session's key."""
@@ -323,7 +323,9 @@ class Core:
             issued_at=issued_at,
         )
         return Record(
-            data=self._sealer.seal(envelope, identity.key),
+            data=self._sealer.seal(
+                envelope, identity.key, created_at=created_at, user=user
+            ),
             version=version,
             created_at=created_at,
             touched_at=touched_at,
@@ -360,7 +362,9 @@ class Core:
         :return: Whether it was adopted.
         :raises RecordError: if it cannot be read.
         """
-        envelope = self._sealer.open(record.data, unit.key)
+        envelope = self._sealer.open(
+            record.data, unit.key, created_at=record.created_at, user=record.user
+        )
         payload, serializer = envelope.payload, self.serializer
         if envelope.serializer != serializer.code:
             serializer = _former_serializer(envelope.serializer)

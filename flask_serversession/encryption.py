@@ -18,7 +18,7 @@ _SUBKEY_INFO = b"flask-serversession record key 1\0"
 
 
 class Cipher:
-    """Encrypts payloads, bound to the key of their record and to their header.
+    """Encrypts payloads, bound to the key of their record and to what stays readable.
 
     Data that was changed, or copied from another record, is refused. Thread-safe.
 
@@ -42,13 +42,16 @@ class Cipher:
         self._aesgcm = AESGCM
         self._invalid_tag = InvalidTag
 
-    def encrypt(self, payload: bytes, header: bytes, key: str) -> bytes:
-        """Return nonce, ciphertext and tag."""
+    def encrypt(self, payload: bytes, bound: bytes, key: str) -> bytes:
+        """Return nonce, ciphertext and tag.
+
+        :param bound: What stays readable, and is noticed when it changes.
+        """
         nonce = os.urandom(_NONCE_SIZE)
         cipher = self._aesgcm(_subkey(self._keys[0], key))
-        return nonce + cipher.encrypt(nonce, payload, _associated(header, key))
+        return nonce + cipher.encrypt(nonce, payload, _associated(bound, key))
 
-    def decrypt(self, sealed: bytes, header: bytes, key: str) -> bytes:
+    def decrypt(self, sealed: bytes, bound: bytes, key: str) -> bytes:
         """Read back what :meth:`encrypt` returned.
 
         :raises RecordError: with the reason ``"damaged"`` if it is cut off;
@@ -57,7 +60,7 @@ class Cipher:
         if len(sealed) < _NONCE_SIZE + _TAG_SIZE:
             raise RecordError("The encrypted payload is truncated.", "damaged")
         nonce, ciphertext = sealed[:_NONCE_SIZE], sealed[_NONCE_SIZE:]
-        associated = _associated(header, key)
+        associated = _associated(bound, key)
         for master in self._keys:
             cipher = self._aesgcm(_subkey(master, key))
             try:
@@ -102,9 +105,9 @@ def _subkey(master: bytes, key: str) -> bytes:
     return hmac.digest(master, _SUBKEY_INFO + _key_bytes(key), "sha256")
 
 
-def _associated(header: bytes, key: str) -> bytes:
-    # Unambiguous, since the header has a fixed size.
-    return header + _key_bytes(key)
+def _associated(bound: bytes, key: str) -> bytes:
+    # Unambiguous, since what is bound says how long it is.
+    return bound + _key_bytes(key)
 
 
 def _key_bytes(key: str) -> bytes:

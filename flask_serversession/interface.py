@@ -220,11 +220,10 @@ class ServerSessionInterface(SessionInterface):
             unit.phase = Phase.ABANDONED
             raise
         unit.phase = unit.phase or Phase.CLOSED
-        if unit.is_exposed:
-            if response.is_streamed:
-                self.lifecycle.unsaved.watch()
-            else:
-                unit.is_exposed = False
+        if unit.is_exposed and response.is_streamed:
+            self.lifecycle.unsaved.watch()
+        else:
+            unit.is_exposed = False
         if session.accessed or cookie is not Cookie.NONE:
             _vary_by_cookie(response)
         if cookie:

@@ -25,6 +25,7 @@ import typing as t
 from .encryption import Cipher
 from .errors import RecordError
 from .forks import unique_number
+from .record import encode_user
 
 #: The format written by this version. Whenever it is raised, raise that of
 #: :mod:`.record` too: log-out deletes a record without looking inside.
@@ -34,6 +35,7 @@ _ENCRYPTED = 1
 # Slightly above the maximum of session.lifetime; guards against corrupt values.
 _LONGEST_LIFETIME = 1001 * 366 * 86_400.0
 _HEADER = struct.Struct(">BcBBQdd")
+_BOUND = struct.Struct(">d?I")
 
 
 @dataclasses.dataclass(slots=True)
@@ -56,9 +58,9 @@ class Envelope:
 class Sealer:
     """Turns envelopes into the data of records and back. Thread-safe.
 
-    With keys, payloads are encrypted and bound to the record's key and to their header,
-    which stays readable. Unencrypted data is then refused: anyone who can write to the
-    store could have planted it.
+    With keys, payloads are encrypted, and bound to the record's key, to whom it belongs
+    and when it began, and to their header. All of these stay readable. Unencrypted data
+    is then refused: anyone who can write to the store could have planted it.
 
     :param keys: 32 bytes each, newest first: the first encrypts, all decrypt. None
         leaves payloads unencrypted.
@@ -68,13 +70,22 @@ class Sealer:
     def __init__(self, keys: t.Sequence[bytes] = ()) -> None:
         self._cipher = Cipher(keys) if keys else None
 
-    def seal(self, envelope: Envelope, key: str) -> bytes:
+    def seal(
+        self,
+        envelope: Envelope,
+        key: str,
+        *,
+        created_at: float = 0.0,
+        user: str | None = None,
+    ) -> bytes:
         """Return the data to store.
 
         No two calls return the same bytes, so a write whose acknowledgement was lost
         with its connection can be recognized as our own in what is stored now.
 
         :param key: The key of the record, which encrypted data is bound to.
+        :param created_at: What the record says; bound likewise.
+        :param user: The same.
         """
         header = _HEADER.pack(
             FORMAT,
@@ -87,12 +98,22 @@ class Sealer:
         )
         if self._cipher is None:
             return header + envelope.payload
-        return header + self._cipher.encrypt(envelope.payload, header, key)
+        bound = header + _bind(created_at, user)
+        return header + self._cipher.encrypt(envelope.payload, bound, key)
 
-    def open(self, data: bytes, key: str) -> Envelope:
+    def open(
+        self,
+        data: bytes,
+        key: str,
+        *,
+        created_at: float = 0.0,
+        user: str | None = None,
+    ) -> Envelope:
         """Read back what :meth:`seal` returned.
 
         :param key: The key of the record that the data was found in.
+        :param created_at: What that record says.
+        :param user: The same.
         :raises RecordError: with the reason ``"newer"`` for a format that only a later
             version of the library knows; ``"damaged"`` if the data is cut off or
             makes no sense; ``"unreadable"`` if it is encrypted and no key opens it,
@@ -118,7 +139,8 @@ class Sealer:
             raise RecordError("The envelope's header makes no sense.", "damaged")
         payload = data[_HEADER.size :]
         if flags:
-            payload = self._decrypt(payload, data[: _HEADER.size], key)
+            bound = data[: _HEADER.size] + _bind(created_at, user)
+            payload = self._decrypt(payload, bound, key)
         elif self._cipher is not None:
             raise RecordError(
                 "The payload is not encrypted, although 'SESSION_ENCRYPTION_KEY' is"
@@ -132,10 +154,19 @@ class Sealer:
             issued_at=issued_at,
         )
 
-    def _decrypt(self, payload: bytes, header: bytes, key: str) -> bytes:
+    def _decrypt(self, payload: bytes, bound: bytes, key: str) -> bytes:
         if self._cipher is None:
             raise RecordError(
                 "The payload is encrypted, and 'SESSION_ENCRYPTION_KEY' is not set.",
                 "unreadable",
             )
-        return self._cipher.decrypt(payload, header, key)
+        return self._cipher.decrypt(payload, bound, key)
+
+
+def _bind(created_at: float, user: str | None) -> bytes:
+    """Return the fields of a record that its payload is bound to.
+
+    Not the times that a touch moves without opening the payload.
+    """
+    name = b"" if user is None else encode_user(user)
+    return _BOUND.pack(created_at, user is not None, len(name)) + name

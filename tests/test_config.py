@@ -23,6 +23,7 @@ from flask_serversession import ConfigurationError
 from flask_serversession import ConfigurationWarning
 from flask_serversession import ServerSession
 from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.backends.sqlalchemy.engines import driver_warning
 from flask_serversession.config import KEYS
 from flask_serversession.config import SessionConfig
 
@@ -651,9 +652,13 @@ def test_a_driver_that_waits_without_limit_is_warned_of(url: str, remedy: str) -
         adapters=psycopg.adapters,
     )
     engine = sa.create_engine(url, module=driver, _initialize=False)
-    with pytest.warns(ConfigurationWarning, match=re.escape(remedy)) as caught:
-        state_of(SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY=engine)
-    assert repr(engine.dialect.driver) in str(caught[0].message)
+    warning = driver_warning(engine)
+    assert warning is not None
+    assert repr(engine.dialect.driver) in warning
+    assert remedy in warning
+    if "psycopg2" not in url:  # which has to be installed for it
+        with pytest.warns(ConfigurationWarning, match=re.escape(warning)):
+            state_of(SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY=engine)
 
 
 @pytest.mark.parametrize(

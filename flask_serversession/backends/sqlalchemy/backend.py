@@ -60,33 +60,28 @@ class SQLAlchemyBackend(Backend):
     the second one recognizes the data as its own; so data should never be the same
     twice.
 
-    With an engine of the application's, its pool is shared. It must have room for
-    one connection more than views hold at the same time, and after a fork it is the
-    application that has to dispose of it. Where its connections are not in
-    AUTOCOMMIT, they are switched for each statement, which costs nothing with
-    psycopg, psycopg2 and SQLite. MySQL drivers would need five more round trips for
-    that; so there the statement is a transaction of its own, which listeners are told
-    of, for one more round trip when it reads and two when it writes. :meth:`from_url`
-    needs none of them.
+    An engine of the application's lends its address, its credentials, its connect
+    arguments, and what listens on it. The connections are the backend's own, in a
+    pool of their own: at most 15 in each process, of which 5 are kept. So a view that
+    holds a connection of the application's never waits for a second one of the same
+    pool. With a ``NullPool``, none is kept. After a fork, the child makes new ones.
 
-    On an engine of the backend's own for SQLite or psycopg, what almost all requests
-    consist of (:meth:`load`, :meth:`create`, :meth:`replace` and :meth:`delete`) is
-    compiled by SQLAlchemy and executed by the driver, which takes a third less time.
-    Where listeners or a log ask for statements, SQLAlchemy executes these too.
+    For SQLite and psycopg, what almost all requests consist of (:meth:`load`,
+    :meth:`create`, :meth:`replace` and :meth:`delete`) is compiled by SQLAlchemy and
+    executed by the driver, which takes a third less time. Where listeners or a log ask
+    for statements, SQLAlchemy executes these too.
 
     SQLite has one writer at a time: a view that saves its session while its own
     uncommitted changes hold the lock on the same file waits in vain. It should
     commit before, or keep sessions in a file of their own. An engine of SQLite with
-    a pool of one connection for everything, as for databases in memory, is not
-    used: statements of the backend's would commit and roll back the application's
-    work. An engine of the backend's own for the same URL takes its place, so
-    sessions are kept in an in-memory database of their own then.
+    a pool of one connection for everything, as for databases in memory, lends its URL
+    only; so sessions are kept in an in-memory database of their own then.
 
     Damage inside the data shows in :meth:`load`. The other operations read no more
     of it than the two bytes that name the format, and :meth:`replace` overwrites
     it, if the version is the expected one.
 
-    :param engine: The engine to use. It stays open in :meth:`close`.
+    :param engine: The engine to borrow from. It stays open in :meth:`close`.
     :param table_name: The table's name.
     :param schema: The table's schema; ``None`` for the metadata's or the
         connection's default.
@@ -130,13 +125,13 @@ class SQLAlchemyBackend(Backend):
                 f"The prefix of the keys has {len(prefix)} characters; the 'sqlalchemy'"
                 f" backend takes at most {_PREFIX_LENGTH}."
             )
-        if engines.has_one_connection(engine):
+        if engine not in engines.own_engines:
             if engines.is_memory(engine.url):
                 _logger.info(
                     "The engine's in-memory SQLite database has only one connection;"
                     " the sessions are kept in an in-memory database of their own."
                 )
-            engine = engines.make_engine(engine.url)
+            engine = engines.borrow_from(engine)
         self.key_prefix = prefix
         self._clock = clock
         self._is_mysql = engine.dialect.name in ("mysql", "mariadb")
@@ -155,8 +150,7 @@ class SQLAlchemyBackend(Backend):
         self._engine = self._runner.engine
         #: What an operator has to know at the start; ``None`` if nothing.
         self.warning = engines.driver_warning(self._engine)
-        if self._runner.is_owner:
-            weakref.finalize(self, engine.dispose)
+        weakref.finalize(self, engine.dispose)
 
     @classmethod
     def from_url(
@@ -319,11 +313,11 @@ class SQLAlchemyBackend(Backend):
         return " ".join([_SHOWN_NAMES.get(name, name), ".".join(version)]).rstrip()
 
     def close(self) -> None:
-        """Close the connections of an engine that the backend itself made.
+        """Close the backend's own connections. The application's engine stays open.
 
         An in-memory database is kept: there would be nothing to come back to.
         """
-        if self._runner.is_owner and not engines.is_memory(self._engine.url):
+        if not engines.is_memory(self._engine.url):
             self._engine.dispose()
 
     def _read_listable(

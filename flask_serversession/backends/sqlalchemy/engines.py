@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import threading
 import time
@@ -26,6 +27,17 @@ _TOUCH_LOCK_TIMEOUT = 100
 # For connections to a server, in seconds.
 _CONNECT_TIMEOUT = 5
 _ANSWER_TIMEOUT = 10
+# At most 15 connections for each process, of which 5 are kept. A statement holds one
+# for about a millisecond.
+_POOL: dict[str, t.Any] = {
+    "poolclass": sa.QueuePool,
+    "pool_size": 5,
+    "max_overflow": 10,
+    "pool_timeout": _ANSWER_TIMEOUT,
+    "pool_use_lifo": True,
+}
+# Modules of the listeners that SQLAlchemy itself adds to a pool.
+_SQLALCHEMYS_OWN = ("sqlalchemy.engine", "sqlalchemy.dialects", "sqlalchemy.util")
 _MYSQL_ARGS = {
     "connect_timeout": _CONNECT_TIMEOUT,
     "read_timeout": _ANSWER_TIMEOUT,
@@ -69,6 +81,28 @@ class AutocommitConnection(sa.Connection):
     def _autobegin(self) -> None:
         # Not documented. If SQLAlchemy renames it, applications with such listeners
         # are affected, and nobody else.
+        pass
+
+
+class _BorrowingEngine(sa.Engine):
+    """An engine of our own that tells the application's listeners, too.
+
+    As the engines do that ``Engine.execution_options()`` returns, which would share
+    the pool. What listens on the class is told by the application's engine.
+    """
+
+    # Not documented: these names, and _join() below.
+    _sa_propagate_class_events = False
+    _lender: sa.Engine
+
+    @property
+    def _has_events(self) -> bool:
+        return t.cast(bool, t.cast("t.Any", self._lender)._has_events)
+
+    @_has_events.setter
+    def _has_events(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, value: bool
+    ) -> None:
         pass
 
 
@@ -119,20 +153,12 @@ def make_engine(url: str | sa.URL) -> sa.Engine:
             for name, value in _CONNECT_ARGS.get(dialect.driver, {}).items()
             if name not in url.query
         }
-        options: dict[str, t.Any] = {"pool_use_lifo": True}
+        options = _POOL
         if is_memory(url):
             # All threads take turns with one connection.
-            options = {"poolclass": sa.QueuePool, "pool_size": 1, "max_overflow": 0}
+            options = {**_POOL, "pool_size": 1, "max_overflow": 0}
             arguments["check_same_thread"] = False
-        engine = sa.create_engine(
-            url,
-            isolation_level="AUTOCOMMIT",
-            hide_parameters=True,
-            connect_args=arguments,
-            pool_reset_on_return=None,
-            pool_timeout=_CONNECT_TIMEOUT,
-            **options,
-        )
+        engine = _create_engine(url, connect_args=arguments, **options)
     except exc.ArgumentError as error:
         # Its text is not passed on: it may hold the URL.
         raise ValueError(
@@ -140,15 +166,78 @@ def make_engine(url: str | sa.URL) -> sa.Engine:
             " something like 'sqlite:///sessions.db' or"
             " 'postgresql+psycopg://user@host/database'."
         ) from error
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "do_connect", _create_private_file)
+        event.listen(engine, "connect", _use_wal)
+    return engine
+
+
+def borrow_from(lender: sa.Engine) -> sa.Engine:
+    """Return an engine of our own that connects as the application's does.
+
+    It has a pool of its own: a request that holds a connection of the application's
+    would otherwise wait for a second one, which other requests hold that wait for
+    the same. It connects with the same address, credentials and arguments; what
+    listens for connections of the application's engine prepares these too.
+
+    The only connection of a database in memory, or to a file of SQLite, is left
+    alone; an engine for the same URL takes its place.
+    """
+    if is_memory(lender.url) or has_one_connection(lender):
+        return make_engine(lender.url)
+    pool = t.cast("t.Any", lender.pool)
+    options = {**_POOL, "pool_recycle": pool._recycle}
+    if isinstance(lender.pool, sa.NullPool):
+        # Somebody else keeps the connections, a pooler for instance.
+        options = {"poolclass": sa.NullPool}
+    engine = _create_engine(
+        lender.url,
+        # Not documented: the function that knows the arguments, and asks listeners
+        # to "do_connect".
+        creator=pool._creator,
+        module=lender.dialect.dbapi,
+        echo=lender.echo,
+        execution_options={
+            name: value
+            for name, value in lender.get_execution_options().items()
+            if name != "isolation_level"
+        },
+        **options,
+    )
+
+    def prepare(dbapi_connection: t.Any, record: t.Any) -> None:
+        # What listens on classes has been called already.
+        listeners: t.Any = t.cast("t.Any", lender.pool).dispatch.connect.listeners
+        for listener in listeners:
+            if not str(listener.__module__).startswith(_SQLALCHEMYS_OWN):
+                listener(dbapi_connection, record)
+
+    event.listen(engine, "connect", prepare, insert=True)
+    engine.__class__ = _BorrowingEngine
+    borrowing: t.Any = engine
+    borrowing._lender = lender
+    borrowing.dispatch = borrowing.dispatch._join(t.cast("t.Any", lender).dispatch)
+    return engine
+
+
+def _create_engine(url: str | sa.URL, **options: t.Any) -> sa.Engine:
+    """Create an engine in AUTOCOMMIT, prepare its connections, and remember it."""
+    engine = sa.create_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        hide_parameters=True,
+        pool_reset_on_return=None,
+        **options,
+    )
     # Not meant to be replaced. In AUTOCOMMIT there is nothing to roll back, and yet
     # MySQL drivers would send it. (The option skip_autocommit_rollback came with
     # SQLAlchemy 2.0.43.)
     engine.dialect.do_rollback = _do_nothing  # type: ignore[method-assign]
     if engine.dialect.name not in ("mysql", "mariadb"):
         event.listen(engine, "connect", _end_transaction, insert=True)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "do_connect", _create_private_file)
-        event.listen(engine, "connect", _prepare_sqlite)
+    else:
+        event.listen(engine, "connect", _prepare_mysql)
+    event.listen(engine, "connect", _prepare_rows, insert=True)
     if engine.dialect.driver == "psycopg":
         event.listen(engine, "connect", _prepare_psycopg)
     own_engines.add(engine)
@@ -177,6 +266,38 @@ def _end_transaction(dbapi_connection: t.Any, _: t.Any) -> None:
     dbapi_connection.commit()
 
 
+def _prepare_rows(dbapi_connection: t.Any, _: t.Any) -> None:
+    """Have rows as tuples of texts, whatever connect arguments or listeners ask for."""
+    module = type(dbapi_connection).__module__.partition(".")[0]
+    if module == "psycopg":
+        from psycopg.rows import tuple_row
+
+        dbapi_connection.row_factory = tuple_row
+        if dbapi_connection.info.encoding == "ascii":
+            # From a database in SQL_ASCII, psycopg returns bytes for texts.
+            dbapi_connection.execute("SET client_encoding TO 'UTF8'")
+    elif module == "sqlite3":
+        dbapi_connection.row_factory = None
+        # A damaged text must not make the engine look broken.
+        dbapi_connection.text_factory = functools.partial(
+            str, encoding="utf-8", errors="replace"
+        )
+    elif module == "psycopg2":
+        dbapi_connection.cursor_factory = None
+    elif module == "pymysql":
+        cursors: t.Any = importlib.import_module("pymysql.cursors")
+        dbapi_connection.cursorclass = cursors.Cursor
+    elif module == "MySQLdb":
+        dbapi_connection.cursorclass = dbapi_connection.default_cursor
+
+
+def _prepare_mysql(dbapi_connection: t.Any, _: t.Any) -> None:
+    """Read nothing that is not committed yet, whatever the server's default is."""
+    cursor = dbapi_connection.cursor()
+    cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    cursor.close()
+
+
 def _do_nothing(dbapi_connection: t.Any) -> None:
     pass
 
@@ -196,11 +317,7 @@ def _create_private_file(
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
-def _prepare_sqlite(dbapi_connection: t.Any, _: t.Any) -> None:
-    # A damaged text must not make the engine look broken.
-    dbapi_connection.text_factory = functools.partial(
-        str, encoding="utf-8", errors="replace"
-    )
+def _use_wal(dbapi_connection: t.Any, _: t.Any) -> None:
     cursor = dbapi_connection.cursor()
     try:
         # Some file systems cannot; and of several workers one is enough.

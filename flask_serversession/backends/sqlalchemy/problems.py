@@ -42,7 +42,8 @@ def explain(
     if isinstance(error, exc.TimeoutError):
         message = (
             f"The 'sqlalchemy' backend got no connection to {where} for"
-            f" {operation!r}: all of the pool's are in use."
+            f" {operation!r}: all of the pool of sessions are in use"
+            f" ({engine.pool.status()})."
         )
     elif has_lock(engine) and _is_locked(error):
         message = (

@@ -44,7 +44,7 @@ class Runner:
 
     Thread-safe.
 
-    :param engine: One of our own, or the application's, of which it uses a view.
+    :param engine: One of our own, from engines.py.
     :param frequent: The statements that are worth going to the driver directly.
     :param create_table: Whether to create the table when it turns out to be missing.
     """
@@ -57,20 +57,14 @@ class Runner:
         frequent: frozenset[sa.Executable] = frozenset(),
         create_table: bool = False,
     ) -> None:
-        self.is_owner = engine in engines.own_engines
         self.engine = engine
-        if not self.is_owner:
-            self.engine = engine.execution_options()
-            # Only of this view of the engine, not of the application's.
-            self.engine.hide_parameters = True
         self._table = table
         self._frequent = frequent
         self._create_table = create_table
         self._is_mysql = engine.dialect.name in ("mysql", "mariadb")
-        self._has_transactions = self._is_mysql and not self.is_owner
         self._has_lock = engines.has_lock(engine)
         self._direct: DirectRunner | None = None
-        if self.is_owner and DirectRunner.takes(engine):
+        if DirectRunner.takes(engine):
             self._direct = DirectRunner(engine, is_kept=engines.is_memory(engine.url))
 
     def run(
@@ -116,10 +110,7 @@ class Runner:
                 result = connection.execute(statement, parameters)
             if result.returns_rows:
                 return Reply(rows=result.all())
-            changed = result.rowcount
-            if self._has_transactions:
-                connection.commit()
-            return Reply(changed=changed)
+            return Reply(changed=result.rowcount)
 
     def _find_remedy(
         self, error: exc.SQLAlchemyError, operation: str, tried: set[str]
@@ -149,8 +140,6 @@ class Runner:
             try:
                 with self.connect() as connection:
                     connection.execute(statement)
-                    if self._has_transactions:
-                        connection.commit()
             except (exc.DBAPIError, exc.TimeoutError) as error:
                 # PostgreSQL notices late that another worker was quicker, and reports
                 # it in three ways, one of them an IntegrityError.
@@ -177,7 +166,7 @@ class Runner:
     def connect(self) -> t.Generator[sa.Connection]:
         """Return a connection; one that may not be as it was is closed afterwards."""
         engines.forget_connections_of_parent()
-        with self._open() as connection:
+        with engines.AutocommitConnection(self.engine) as connection:
             try:
                 yield connection
             except exc.SQLAlchemyError as error:
@@ -189,21 +178,6 @@ class Runner:
                 if not (connection.invalidated or engines.is_memory(self.engine.url)):
                     connection.invalidate(error)
                 raise
-
-    def _open(self) -> sa.Connection:
-        if self._has_transactions:
-            return self.engine.connect()
-        connection: sa.Connection = engines.AutocommitConnection(self.engine)
-        if not self.is_owner:
-            # Listeners may have left the driver in a transaction. Otherwise this sends
-            # nothing.
-            connection.connection.commit()
-            driver: t.Any = connection.connection.dbapi_connection
-            is_sqlite = self.engine.dialect.name == "sqlite"
-            # SQLAlchemy would not return it to the application as it was.
-            if not (is_sqlite and driver.isolation_level is None):
-                connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-        return connection
 
 
 class DirectRunner:
@@ -229,8 +203,9 @@ class DirectRunner:
 
     @staticmethod
     def takes(engine: sa.Engine) -> bool:
-        """Return whether an engine's driver needs no translation."""
-        return engine.dialect.driver in _DRIVERS
+        """Return whether an engine's driver and its statements need no translation."""
+        is_translated = "schema_translate_map" in engine.get_execution_options()
+        return engine.dialect.driver in _DRIVERS and not is_translated
 
     def is_watched(self) -> bool:
         """Return whether statements are listened to or logged.
