@@ -138,12 +138,13 @@ def _run_on_unstored(core: Core, unit: Unit, function: cabc.Callable[[], T]) -> 
     What it changed before it raised is undone, as in a stored one.
     """
     known, wish, is_modified = unit.known, unit.wish, unit.is_modified
-    content, lifetime = core.serializer.dumps(unit.data), unit.lifetime
+    lifetime, own_meta = unit.lifetime, unit.own_meta
+    content = core.serializer.dumps(unit.data)
     try:
         return function()
     except BaseException:
         if unit.known is known and unit.failure is None:
             unit.data = core.serializer.loads(content)
-            unit.lifetime = lifetime
+            unit.lifetime, unit.own_meta = lifetime, own_meta
             unit.wish, unit.is_modified = max(wish, unit.least_wish), is_modified
         raise

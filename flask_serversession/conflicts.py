@@ -81,8 +81,10 @@ def is_changed(core: Core, unit: Unit, stored: Stored) -> bool:
     That it is to be stored says nothing about it: ``SESSION_RESAVE`` and a renewal
     store what was only read, and so does ``regenerate()``.
     """
-    if unit.wish is not Wish.NEW_ID or unit.lifetime != stored.lifetime:
+    if unit.wish is not Wish.NEW_ID:
         return unit.wish >= Wish.SAVE
+    if unit.lifetime != stored.lifetime or unit.own_meta is not None:
+        return True
     try:
         content = stored.serializer.dumps(unit.data)
     except SerializationError:

@@ -26,6 +26,7 @@ from .attempts import Resolve
 from .backends.base import Conflict
 from .backends.base import Replaced
 from .core import Core
+from .ending import Ending
 from .errors import BackendError
 from .errors import BackendUnavailableError
 from .errors import ConflictError
@@ -45,7 +46,6 @@ from .record import NO_META
 from .record import Record
 from .rotation import Rotation
 from .rotation import create
-from .rotation import delete_successor
 from .rotation import is_somebody_left
 from .rotation import log_out_successor
 from .unit import PERMANENT_KEY
@@ -84,6 +84,7 @@ class Lifecycle:
     ) -> None:
         self.core = core
         self.loader = Loader(core, takeover, log_outs)
+        self.ending = Ending(core, self.loader)
         self.unsaved = unsaved
         self._act: dict[
             Step, cabc.Callable[[Unit, Plan, Moment, Attempts], Outcome]
@@ -265,7 +266,7 @@ class Lifecycle:
             result = Replaced(result.current.version)
         if isinstance(result, Replaced):
             if record.expires_at <= now:
-                self._end(unit)
+                self.ending.end(unit)
                 return Outcome.DONE
             if result.version != version:
                 record = dataclasses.replace(record, version=result.version)
@@ -318,7 +319,7 @@ class Lifecycle:
         return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
 
     def _delete(self, unit: Unit, *_: t.Any) -> Outcome:
-        return Outcome.DONE if self._delete_current(unit) else Outcome.LOST
+        return Outcome.DONE if self.ending.delete_current(unit) else Outcome.LOST
 
     def _report(self, unit: Unit, *_: t.Any) -> Outcome:
         is_ending = unit.wish is Wish.END
@@ -327,7 +328,7 @@ class Lifecycle:
         finally:
             # A log-out is one whatever else is dropped, such as a message.
             if is_ending:
-                self._delete_current(unit)
+                self.ending.delete_current(unit)
 
     def _fail(self, unit: Unit, *_: t.Any) -> Outcome:
         raise unit.failure or refuse_newer(self.core, unit)
@@ -406,48 +407,6 @@ class Lifecycle:
                 )
         return Outcome.LOST
 
-    # Ending
-
-    def _delete_current(self, unit: Unit) -> bool:
-        """Delete the session; if it was not loaded yet, the first that is there."""
-        is_unseen = unit.known is Known.UNSEEN
-        is_deleted = self._delete_record(unit)
-        while is_unseen and not is_deleted and self.loader.verify_next(unit):
-            is_deleted = self._delete_record(unit)
-        return is_deleted
-
-    def _delete_record(self, unit: Unit) -> bool:
-        core = self.core
-        try:
-            if core.ask(unit, "delete", core.backend.delete, unit.key):
-                self._end(unit)
-                return True
-            record = core.ask(unit, "load", core.backend.load, unit.key)
-        except RecordError as error:
-            self.loader.take_unreadable(unit, error)
-            if unit.known is Known.BROKEN:
-                raise refuse_newer(core, unit) from error
-            return False
-        if record is None:
-            self.loader.begin_instead(unit, self.loader.why_absent(unit))
-            return False
-        try:
-            delete_successor(core, unit, record)
-        except RecordError as error:
-            if error.reason == "newer":
-                raise refuse_newer(core, unit) from error
-        unit.lose()
-        return False
-
-    def _end(self, unit: Unit) -> None:
-        key, user = unit.key, unit.stored_user
-        logger.debug("Session %s ended", self.core.handle_of(key))
-        unit.begin()
-        unit.owed = Cookie.NONE if unit.cookie is None else Cookie.DELETE
-        unit.wish = unit.least_wish
-        unit.is_exposed = False
-        self.core.send_destroyed(key, user, "logged out")
-
     # What a session asks for
 
     def regenerate(self, unit: Unit, keep_data: bool) -> None:
@@ -474,32 +433,6 @@ class Lifecycle:
         unit.want(Wish.SAVE)
         if unit.known is Known.NEW:
             unit.identity = None
-
-    def destroy(self, unit: Unit) -> None:
-        """Delete the record now and start over."""
-        self.loader.verify(unit)
-        if unit.presented.claim is not None and unit.known is Known.UNSEEN:
-            # What is ended has to leave a marker, and that is what taking over does.
-            unit.want(Wish.END)
-            self.loader.load(unit)
-        if unit.failure is not None:
-            # Not known to be ended, so nobody may be told that it is: the response
-            # neither, should the view go on.
-            unit.want(Wish.END)
-            raise unit.failure
-        if unit.known is Known.BROKEN:
-            raise refuse_newer(self.core, unit)
-        unit.data.clear()
-        unit.forget_wishes()
-        unit.is_exposed = False
-        if unit.key and unit.known in (Known.UNSEEN, Known.STORED, Known.GONE):
-            try:
-                self._delete_current(unit)
-            except BackendUnavailableError:
-                unit.want(Wish.END)
-                raise
-        elif unit.known in (Known.UNSEEN, Known.NEW):
-            unit.begin()
 
     def reload(self, unit: Unit) -> None:
         """Forget local changes and load again."""

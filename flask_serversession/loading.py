@@ -130,7 +130,7 @@ class Loader:
         """
         presented, core = unit.presented, self.core
         for number, cookie in presented.candidates(unit.signer, identity.id):
-            other = core.identify(cookie.id)
+            other = self._identify(cookie.id)
             is_chosen = True
             try:
                 found = core.backend.load(other.key)

@@ -396,7 +396,7 @@ class ServerSideSession(SessionMixin):
         flash message for example, a new id is issued. Does not load the session.
         """
         self.accessed = True
-        self._lifecycle.destroy(self._unit)
+        self._lifecycle.ending.destroy(self._unit)
 
     def reload(self) -> None:
         """Forget all changes of this request and read the backend again."""

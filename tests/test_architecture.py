@@ -34,6 +34,7 @@ CALLERS = {
         "loading.py",
         "conflicts.py",
         "atomic.py",
+        "ending.py",
         "rotation.py",
     ),
     *("user_limit.py", "operator.py", "core.py"),

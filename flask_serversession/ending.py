@@ -1,0 +1,93 @@
+"""The end of a session: it is deleted, under whatever id it has now."""
+
+from __future__ import annotations
+
+import logging
+
+from .core import Core
+from .errors import BackendUnavailableError
+from .errors import RecordError
+from .loading import Loader
+from .logouts import refuse_newer
+from .rotation import delete_successor
+from .unit import Cookie
+from .unit import Known
+from .unit import Unit
+from .unit import Wish
+
+logger = logging.getLogger("flask_serversession")
+
+
+class Ending:
+    """Ends sessions that their own requests want to end. Thread-safe."""
+
+    def __init__(self, core: Core, loader: Loader) -> None:
+        self._core = core
+        self._loader = loader
+
+    def destroy(self, unit: Unit) -> None:
+        """Delete the record now and start over."""
+        self._loader.verify(unit)
+        if unit.presented.claim is not None and unit.known is Known.UNSEEN:
+            # What is ended has to leave a marker, and that is what taking over does.
+            unit.want(Wish.END)
+            self._loader.load(unit)
+        if unit.failure is not None:
+            # Not known to be ended, so nobody may be told that it is: the response
+            # neither, should the view go on.
+            unit.want(Wish.END)
+            raise unit.failure
+        if unit.known is Known.BROKEN:
+            raise refuse_newer(self._core, unit)
+        unit.data.clear()
+        unit.forget_wishes()
+        unit.is_exposed = False
+        if unit.key and unit.known in (Known.UNSEEN, Known.STORED, Known.GONE):
+            try:
+                self.delete_current(unit)
+            except BackendUnavailableError:
+                unit.want(Wish.END)
+                raise
+        elif unit.known in (Known.UNSEEN, Known.NEW):
+            unit.begin()
+
+    def delete_current(self, unit: Unit) -> bool:
+        """Delete the session; if it was not loaded yet, the first that is there."""
+        is_unseen = unit.known is Known.UNSEEN
+        is_deleted = self._delete_record(unit)
+        while is_unseen and not is_deleted and self._loader.verify_next(unit):
+            is_deleted = self._delete_record(unit)
+        return is_deleted
+
+    def _delete_record(self, unit: Unit) -> bool:
+        core = self._core
+        try:
+            if core.ask(unit, "delete", core.backend.delete, unit.key):
+                self.end(unit)
+                return True
+            record = core.ask(unit, "load", core.backend.load, unit.key)
+        except RecordError as error:
+            self._loader.take_unreadable(unit, error)
+            if unit.known is Known.BROKEN:
+                raise refuse_newer(core, unit) from error
+            return False
+        if record is None:
+            self._loader.begin_instead(unit, self._loader.why_absent(unit))
+            return False
+        try:
+            delete_successor(core, unit, record)
+        except RecordError as error:
+            if error.reason == "newer":
+                raise refuse_newer(core, unit) from error
+        unit.lose()
+        return False
+
+    def end(self, unit: Unit) -> None:
+        """Go on without the session, which was deleted, and tell of it."""
+        key, user = unit.key, unit.stored_user
+        logger.debug("Session %s ended", self._core.handle_of(key))
+        unit.begin()
+        unit.owed = Cookie.NONE if unit.cookie is None else Cookie.DELETE
+        unit.wish = unit.least_wish
+        unit.is_exposed = False
+        self._core.send_destroyed(key, user, "logged out")
