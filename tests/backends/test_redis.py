@@ -1745,6 +1745,74 @@ def retrying(driver: t.Any) -> dict[str, t.Any]:
     }
 
 
+@pytest.fixture(params=["from_url", "redis-py", "blocking", "valkey-py", "blocking v."])
+def switching_backend(
+    request: pytest.FixtureRequest, proxy: LossyProxy
+) -> cabc.Iterator[RedisBackend]:
+    url = f"redis://127.0.0.1:{proxy.port}"
+    if request.param == "from_url":
+        backend = RedisBackend.from_url(url)
+        yield backend
+        backend.close()
+        return
+    driver: t.Any = valkey if "v" in request.param else redis
+    if "blocking" in request.param:
+        pool = driver.BlockingConnectionPool.from_url(url, protocol=2)
+        name = "Valkey" if driver is valkey else "Redis"
+        client: t.Any = getattr(driver, name)(connection_pool=pool)
+    else:
+        client = driver.from_url(url, protocol=2)
+    yield RedisBackend(client)
+    client.close()
+    client.connection_pool.disconnect()
+
+
+def switch_over(proxy: LossyProxy, successor: ValkeyServer) -> None:
+    """Make the primary behind the proxy a replica of its own replica."""
+    before = proxy.server
+    with (
+        redis.Redis.from_url(before.url, socket_timeout=60) as old,
+        redis.Redis.from_url(successor.url, socket_timeout=60) as new,
+    ):
+        assert old.execute_command("WAIT", 1, 10_000) == 1
+        new.replicaof("NO", "ONE")
+        old.replicaof(successor.host, successor.port)
+        proxy.server = successor
+        new.execute_command("WAIT", 1, 10_000)
+
+
+def test_a_switch_over_costs_nobody_a_request(
+    own_server: ValkeyServer, proxy: LossyProxy, switching_backend: RedisBackend
+) -> None:
+    backend = switching_backend
+    options = ("--replicaof", f"{own_server.host} {own_server.port}")
+    with ValkeyServer(*options) as other:
+        servers = [own_server, other]
+        for server in servers:
+            with redis.Redis.from_url(server.url) as client:
+                client.config_set("repl-diskless-sync-delay", 0)
+        pool = backend._server.connect().connection_pool
+        # Several connections, all of which lead to the old primary.
+        named = ("GET",) if type(pool).__module__.startswith("valkey") else ()
+        taken = [pool.get_connection(*named) for _ in range(3)]
+        for connection in taken:
+            connection.connect()
+            pool.release(connection)
+        writes: dict[str, cabc.Callable[[], object]] = {
+            "create": lambda: backend.create("key", make_record()) is True,
+            "with a user": lambda: backend.create("ada's", make_record(user="ada")),
+            "replace": lambda: backend.replace("key", make_record(), 1) == Replaced(2),
+            "touch": lambda: backend.touch("key", 1, time.time() + 900),
+            "delete": lambda: backend.delete("key"),
+        }
+        backend.load("key")
+        for write in writes.values():
+            switch_over(proxy, servers[1])
+            servers.reverse()
+            assert write() is True
+        assert backend.keys_of_user("ada") == ["ada's"]
+
+
 def test_a_write_whose_answer_was_lost_is_recognized(
     proxy: LossyProxy, lossy_backend: RedisBackend
 ) -> None:

@@ -1420,6 +1420,114 @@ def test_a_given_engine_is_left_as_it_was(
         assert backend.load(KEY) is None
 
 
+# -- a primary that becomes a replica
+
+
+class Demotion:
+    """Lets a server refuse to write, except on connections that are made later."""
+
+    def __init__(self, server: Server, engine: sa.Engine) -> None:
+        self._admin = sa.create_engine(server.url, isolation_level="AUTOCOMMIT")
+        self._is_mariadb = isinstance(server, MariaDBServer)
+        self._has_successor = True
+        self.connected = 0
+        # Whoever connects finds the new primary.
+        event.listen(engine, "do_connect", self._connect)
+
+    def __call__(self, *, has_successor: bool = True) -> None:
+        self._has_successor, self.connected = has_successor, 0
+        self._set(read_only=True)
+
+    def _connect(self, *_: t.Any) -> None:
+        self.connected += 1
+        if self._has_successor:
+            self._set(read_only=False)
+
+    def _set(self, read_only: bool) -> None:
+        with self._admin.connect() as connection:
+            if self._is_mariadb:
+                connection.exec_driver_sql(f"SET GLOBAL read_only = {read_only:d}")
+                return
+            value = "on" if read_only else "off"
+            connection.exec_driver_sql(
+                f"ALTER SYSTEM SET default_transaction_read_only = {value}"
+            )
+            connection.exec_driver_sql("SELECT pg_reload_conf()")
+            # It has reached a connection that says so.
+            while True:
+                with sa.create_engine(
+                    self._admin.url, poolclass=sa.NullPool
+                ).connect() as other:
+                    shown = "SHOW default_transaction_read_only"
+                    if other.exec_driver_sql(shown).scalar() == value:
+                        return
+
+    def close(self) -> None:
+        self._set(read_only=False)
+        self._admin.dispose()
+
+
+@pytest.mark.parametrize("is_watched", [False, True], ids=["direct", "watched"])
+@pytest.mark.parametrize("is_given", [False, True], ids=["own", "given"])
+def test_a_switch_over_costs_nobody_a_request(
+    server: Server,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+    is_given: bool,
+    is_watched: bool,
+) -> None:
+    url = server.url
+    if isinstance(server, MariaDBServer):
+        # Who may write to a read-only server is not told.
+        with make_engine(url, isolation_level="AUTOCOMMIT").connect() as connection:
+            for statement in (
+                "CREATE USER shop@'127.0.0.1' IDENTIFIED BY 'p'",
+                "GRANT ALL ON test.* TO shop@'127.0.0.1'",
+            ):
+                connection.exec_driver_sql(statement)
+        full = sa.make_url(url).set(username="shop", password="p")
+        url = full.render_as_string(hide_password=False)
+    engine = make_engine(url) if is_given else None
+    backend = make(engine or url)
+    if is_watched:
+        event.listen(engine or engine_of(backend), "after_execute", lambda *_: None)
+    backend.create_tables()
+    backend.create("old", record(clock))
+    demote = Demotion(server, engine or engine_of(backend))
+    # Several connections, all of which lead to the old primary.
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(engine_of(backend).connect())
+    writes: dict[str, Callable[[], object]] = {
+        "create": lambda: backend.create(KEY, record(clock)) is True,
+        "replace": lambda: (
+            backend.replace(KEY, record(clock, b"new"), 1) == Replaced(2)
+        ),
+        "touch": lambda: backend.touch(KEY, clock(), clock() + 900),
+        "prune": lambda: backend.prune(10) == 0,
+        "delete": lambda: backend.delete(KEY),
+    }
+    try:
+        for write in writes.values():
+            demote()
+            assert write() is True
+            assert demote.connected == 1
+            # None that is left leads to the old one.
+            demote()
+            assert write() is not None
+        demote(has_successor=False)
+        with pytest.raises(BackendUnavailableError):
+            backend.create(KEY, record(clock))
+        assert backend.load("old") is not None
+        with pytest.raises(BackendUnavailableError):
+            backend.delete("old")
+        demote()
+        assert backend.delete("old") is True
+    finally:
+        demote.close()
+
+
 # -- engines that fail
 
 

@@ -172,7 +172,7 @@ class RedisBackend(Backend):
             if not lives:
                 return not client.execute_command("EXISTS", name)
             if record.user is None or not listed:
-                is_created = client.execute_command(*command)
+                is_created = self._server.write(*command)
             else:
                 is_created = self._index.create(name, record.user, listed, command)
             if is_created:

@@ -110,14 +110,42 @@ class Server:
 
     def evaluate(self, script: str, name: bytes, *args: t.Any) -> t.Any:
         """Run a script on a key; raises what the driver does."""
-        client = self.connect()
         try:
-            return client.execute_command("EVALSHA", digest_of(script), 1, name, *args)
+            return self.write("EVALSHA", digest_of(script), 1, name, *args)
         except self.errors as error:
             if "NoScriptError" not in names_of(error):
                 raise
             # The server is new or was restarted, or its scripts were flushed.
-            return client.execute_command("EVAL", script, 1, name, *args)
+            return self.write("EVAL", script, 1, name, *args)
+
+    def write(self, *command: t.Any) -> t.Any:
+        """Send a command that writes; raises what the driver does.
+
+        A second time, on a new connection, if the server is no primary any more.
+        """
+        client = self.connect()
+        try:
+            return client.execute_command(*command)
+        except self.errors as error:
+            if not is_demoted(error):
+                raise
+        self.leave_primary()
+        return client.execute_command(*command)
+
+    def leave_primary(self) -> None:
+        """Close the connections that nobody is using: they lead to the old primary.
+
+        The next ones lead to the new one, wherever the address or a Sentinel says that
+        it is. A Cluster's client finds it by itself.
+        """
+        pool = getattr(self.connect(), "connection_pool", None)
+        queue = getattr(getattr(pool, "pool", None), "queue", None)
+        if queue is not None:
+            # Of a pool that blocks. Older ones close what others are using, too.
+            for connection in filter(None, [*queue]):
+                connection.disconnect()
+        elif pool is not None:
+            pool.disconnect(inuse_connections=False)
 
     # -- many keys at once -----------------------------------------------------
 
@@ -311,6 +339,13 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
 def names_of(error: object) -> set[str]:
     """Return the names of the classes of an exception, or of anything else."""
     return {cls.__name__ for cls in type(error).__mro__}
+
+
+def is_demoted(error: object) -> bool:
+    """Return whether a server refused to write because it is a replica."""
+    if not isinstance(error, Exception):
+        return False
+    return "ReadOnlyError" in names_of(error) or has_code(error, "READONLY")
 
 
 def is_exhausted(error: Exception) -> bool:

@@ -214,8 +214,8 @@ def _get_defaults(url: str, options: cabc.Mapping[str, t.Any]) -> dict[str, t.An
     retrying = {"retry", "retry_on_timeout", "retry_on_error"}
     if retrying.isdisjoint(options) and not any(f"{name}=" in url for name in retrying):
         defaults["retry"] = pool.RetryOnce()
-        # redis-py before 6 retries only for these, whatever the above says.
-        defaults["retry_on_error"] = [redis.ConnectionError, redis.ReadOnlyError]
+        # redis-py before 6 retries only for this, whatever the above says.
+        defaults["retry_on_error"] = [redis.ConnectionError]
     if url.startswith("rediss") and "ssl_cert_reqs=" not in url:
         # redis-py before 6 accepts a certificate for any host, unless told not to.
         defaults["ssl_check_hostname"] = True

@@ -13,7 +13,7 @@ from . import scripts
 from . import values
 from .server import Server
 from .server import is_cluster
-from .server import names_of
+from .server import is_demoted
 from .server import was_cut_off
 
 # How many members one script repairs.
@@ -72,11 +72,12 @@ class UserIndex:
             except self._server.errors as error:
                 if not was_cut_off(error):
                     raise
-        if not answers or "ReadOnlyError" in names_of(answers[0]):
-            # Drivers try these once more, on a new connection, which may lead to
-            # another server.
+        if answers and is_demoted(answers[0]):
+            self._server.leave_primary()
+            answers = []
+        if not answers:
             number = self._server.run("create", scripts.INDEX, index, *args)
-            answers = [number, client.execute_command(*command)]
+            answers = [number, self._server.write(*command)]
         number, is_created = answers
         if isinstance(number, Exception):
             if is_created and not isinstance(is_created, Exception):

@@ -18,6 +18,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import exc
 
+from .codes import is_demoted
+
 # How long SQLite waits for another writer, in seconds.
 _LOCK_TIMEOUT = 5.0
 # How long a touch waits, in milliseconds: enough for the single statements of other
@@ -233,6 +235,15 @@ def _create_engine(url: str | sa.URL, **options: t.Any) -> sa.Engine:
     # MySQL drivers would send it. (The option skip_autocommit_rollback came with
     # SQLAlchemy 2.0.43.)
     engine.dialect.do_rollback = _do_nothing  # type: ignore[method-assign]
+    # Nor this. All connections of a primary that was demoted have to go: who reads from
+    # it may miss what its successor has been told.
+    dialect = t.cast("t.Any", engine.dialect)
+    is_disconnect = dialect.is_disconnect
+
+    def is_lost(error: t.Any, connection: t.Any, cursor: t.Any) -> bool:
+        return is_demoted(error) or is_disconnect(error, connection, cursor)
+
+    dialect.is_disconnect = is_lost
     if engine.dialect.name not in ("mysql", "mariadb"):
         event.listen(engine, "connect", _end_transaction, insert=True)
     else:

@@ -10,6 +10,7 @@ from sqlalchemy import exc
 
 from ...errors import BackendError
 from ...errors import BackendUnavailableError
+from .codes import codes_of
 from .engines import has_lock
 
 # serialization_failure and deadlock_detected; MySQL's deadlock, and MariaDB's
@@ -37,7 +38,7 @@ def explain(
     """Return our exception for one of SQLAlchemy's, whose own text may hold values."""
     where = locate(engine)
     cause = error.orig if isinstance(error, exc.DBAPIError) else error
-    what = " ".join([type(cause).__name__, *map(str, _codes_of(error))])
+    what = " ".join([type(cause).__name__, *map(str, codes_of(error))])
     error_class: type[BackendError] = BackendUnavailableError
     if isinstance(error, exc.TimeoutError):
         message = (
@@ -114,30 +115,13 @@ def missing_table(table: sa.Table, operation: str) -> BackendError:
     )
 
 
-def _codes_of(error: exc.SQLAlchemyError) -> dict[str | int, None]:
-    """Return SQLSTATE and number of the engine's error, if the driver has them.
-
-    Each driver has a place of its own for them; some fill several.
-    """
-    cause: t.Any = getattr(error, "orig", None)
-    arguments: t.Any = getattr(cause, "args", ())
-    first = arguments[0] if arguments else None
-    if isinstance(first, dict):
-        first = t.cast("dict[str, t.Any]", first).get("C")  # pg8000
-    elif not isinstance(first, int):
-        first = None  # a text, which may hold values
-    names = ("sqlstate", "pgcode", "errno", "sqlite_errorname")
-    codes = [*(getattr(cause, name, None) for name in names), first]
-    return dict.fromkeys(code for code in codes if isinstance(code, (str, int)))
-
-
 def _has_code(error: exc.SQLAlchemyError, codes: frozenset[object]) -> bool:
-    return not codes.isdisjoint(_codes_of(error))
+    return not codes.isdisjoint(codes_of(error))
 
 
 def is_plan_stale(error: exc.SQLAlchemyError) -> bool:
     """Return whether what the connection has prepared is for an older table."""
-    return STALE_PLAN in _codes_of(error)
+    return STALE_PLAN in codes_of(error)
 
 
 def is_worth_a_retry(error: exc.SQLAlchemyError) -> bool:
