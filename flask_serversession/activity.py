@@ -6,7 +6,7 @@ import dataclasses
 import logging
 
 from .core import Core
-from .errors import BackendUnavailableError
+from .errors import BackendError
 from .loading import Loader
 from .unit import Unit
 
@@ -55,8 +55,9 @@ def _ask(core: Core, unit: Unit, now: float, expires_at: float) -> bool | None:
     if unit.failure is not None and not unit.is_closed:
         return None
     try:
-        is_alive = core.backend.touch(unit.key, now, expires_at)
-    except BackendUnavailableError as error:
+        touch = core.backend.touch
+        is_alive = core.breaker.ask(touch, unit.key, now, expires_at)
+    except BackendError as error:
         core.report_failure(unit, unit.key, "touch", error)
         return None
     handle = core.handle_of(unit.key)

@@ -10,8 +10,11 @@ import weakref
 
 from . import signals
 from .backends.base import Backend
+from .breaker import Breaker
+from .breaker import NotAskedError
 from .config import SessionConfig
 from .ended import EndedSessions
+from .errors import BackendError
 from .errors import BackendUnavailableError
 from .errors import RecordError
 from .errors import SerializationError
@@ -71,6 +74,7 @@ class Core:
         self.serializer = serializer_for(config.serializer)
         self.ended = EndedSessions(config, clock)
         self._sealer = Sealer(config.encryption_key)
+        self.breaker = Breaker(clock, self._report_recovery)
 
     @property
     def app(self) -> Flask:
@@ -97,7 +101,7 @@ class Core:
         if unit.failure is not None and not unit.is_closed:
             raise unit.failure
         try:
-            return function(*args, **kwargs)
+            return self.breaker.ask(function, *args, **kwargs)
         except BackendUnavailableError as error:
             if not unit.is_closed:
                 unit.failure = error
@@ -112,9 +116,11 @@ class Core:
             raise
 
     def report_failure(
-        self, unit: Unit, key: str, operation: str, error: BackendUnavailableError
+        self, unit: Unit, key: str, operation: str, error: BackendError
     ) -> None:
-        """Log that the backend failed, and send the signal."""
+        """Log that the backend failed, and send the signal; not if it was not asked."""
+        if isinstance(error, NotAskedError):
+            return
         logger.error("The session backend failed at %r: %s", operation, error)
         self.send(
             signals.backend_failed,
@@ -123,6 +129,9 @@ class Core:
             operation=operation,
             error=error,
         )
+
+    def _report_recovery(self) -> None:
+        self.send(signals.backend_recovered, "", None)
 
     # Signals
 

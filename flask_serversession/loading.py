@@ -64,7 +64,7 @@ class Loader:
             return
         opened_at, presented.seen_at = presented.seen_at, core.clock()
         try:
-            record = core.backend.load(unit.identity.key)
+            record = core.breaker.ask(core.backend.load, unit.identity.key)
             if len(presented.values) > 1 and (record is None or record.is_tombstone):
                 record = self._load_next(unit, record)
         except BackendUnavailableError as error:
@@ -95,7 +95,7 @@ class Loader:
         """
         first = unit.cookie, unit.identity
         while self.verify_next(unit):
-            found = self.core.backend.load(unit.key)
+            found = self.core.breaker.ask(self.core.backend.load, unit.key)
             if found is not None and not found.is_tombstone:
                 return found
         unit.presented.cookie, unit.identity = first
