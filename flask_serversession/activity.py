@@ -114,7 +114,8 @@ def _ask(core: Core, unit: Unit, now: float, expires_at: float) -> bool | None:
     if unit.failure is not None and not unit.is_closed:
         return None
     try:
-        is_alive = core.backend.touch(unit.key, now, expires_at)
+        touch = core.backend.touch
+        is_alive = core.breaker.ask(touch, unit.key, now, expires_at)
     except BackendError as error:
         core.report_failure(unit, unit.key, "touch", error)
         return None

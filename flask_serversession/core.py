@@ -10,6 +10,8 @@ import weakref
 
 from . import signals
 from .backends.base import Backend
+from .breaker import Breaker
+from .breaker import NotAskedError
 from .config import SessionConfig
 from .cookie import CookieState
 from .ended import EndedSessions
@@ -76,6 +78,7 @@ class Core:
         self.serializer = serializer_for(config.serializer)
         self.ended = EndedSessions(config, clock)
         self._sealer = Sealer(config.encryption_key)
+        self.breaker = Breaker(clock, self._report_recovery)
 
     @property
     def app(self) -> Flask:
@@ -102,7 +105,7 @@ class Core:
         if unit.failure is not None and not unit.is_closed:
             raise unit.failure
         try:
-            return function(*args, **kwargs)
+            return self.breaker.ask(function, *args, **kwargs)
         except BackendUnavailableError as error:
             if not unit.is_closed:
                 unit.failure = error
@@ -119,7 +122,9 @@ class Core:
     def report_failure(
         self, unit: Unit, key: str, operation: str, error: BackendError
     ) -> None:
-        """Log that the backend failed, and send the signal."""
+        """Log that the backend failed, and send the signal; not if it was not asked."""
+        if isinstance(error, NotAskedError):
+            return
         logger.error("The session backend failed at %r: %s", operation, error)
         self.send(
             signals.backend_failed,
@@ -128,6 +133,9 @@ class Core:
             operation=operation,
             error=error,
         )
+
+    def _report_recovery(self) -> None:
+        self.send(signals.backend_recovered, "", None)
 
     # Signals
 

@@ -88,6 +88,8 @@ class BackendUnavailableError(BackendError, ServiceUnavailable):
     standard text, never the message of this exception.
 
     :param retry_after: What ``Retry-After`` says, in seconds.
+    :param refused: Whether the engine has answered, and refused: it is full or
+        read-only, or another writer holds its lock. Other operations may work.
     """
 
     def __init__(
@@ -97,7 +99,9 @@ class BackendUnavailableError(BackendError, ServiceUnavailable):
         backend: str | None = None,
         operation: str | None = None,
         retry_after: int = 5,
+        refused: bool = False,
     ) -> None:
+        self.refused = refused
         BackendError.__init__(self, message, backend=backend, operation=operation)
         # BackendError's super() has made the message the page's text meanwhile.
         text = ServiceUnavailable.description

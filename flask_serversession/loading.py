@@ -89,7 +89,7 @@ class Loader:
             return
         opened_at, presented.seen_at = presented.seen_at, core.clock()
         try:
-            record = core.backend.load(identity.key)
+            record = core.breaker.ask(core.backend.load, identity.key)
             if len(presented.values) > 1 and (record is None or record.is_tombstone):
                 record = self._load_next(unit, identity, record)
         except BackendUnavailableError as error:
@@ -133,7 +133,7 @@ class Loader:
             other = self._identify(cookie.id)
             is_chosen = True
             try:
-                found = core.backend.load(other.key)
+                found = core.breaker.ask(core.backend.load, other.key)
                 is_chosen = found is not None and not found.is_tombstone
             finally:
                 if is_chosen and unit.known is Known.UNSEEN:

@@ -70,3 +70,6 @@ session_rejected = _signals.signal("session-rejected")
 #: the :exc:`.BackendUnavailableError`. Not for what an operator asks, who gets the
 #: exception, nor for the automatic cleanup, which logs it.
 backend_failed = _signals.signal("backend-failed")
+#: The backend answers again, after it had failed five times in a row, so that this
+#: process had given it up. ``handle`` and ``user`` are ``None``.
+backend_recovered = _signals.signal("backend-recovered")

@@ -1045,6 +1045,7 @@ def test_the_signals_are_listed_in_the_package() -> None:
         "session_lost",
         "session_rejected",
         "backend_failed",
+        "backend_recovered",
     }
     for name, signal in SIGNALS.items():
         assert getattr(flask_serversession, name) is signal

@@ -257,6 +257,7 @@ class CachelibBackend(Backend):
             " record, perhaps because of its size.",
             backend=self.name,
             operation=operation,
+            refused=operation != "load",
         )
 
 

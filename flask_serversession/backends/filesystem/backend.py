@@ -65,6 +65,7 @@ def _unavailable(
         f" {error.strerror or type(error).__name__}.",
         backend=backend.name,
         operation=operation,
+        refused=True,  # nobody waits for another machine
     )
 
 

@@ -285,6 +285,7 @@ class Server:
                     f"{start} {text.format(repr(operation))}.",
                     backend="redis",
                     operation=operation,
+                    refused=bool(code),
                 )
         problem = "does not understand {}; it has to be Redis 6.0 or newer, or Valkey"
         if has_code(error, "WRONGTYPE"):

@@ -11,6 +11,7 @@ from sqlalchemy import exc
 from ...errors import BackendError
 from ...errors import BackendUnavailableError
 from .codes import codes_of
+from .codes import is_demoted
 from .engines import has_lock
 
 # serialization_failure and deadlock_detected; MySQL's deadlock, and MariaDB's
@@ -77,7 +78,22 @@ def explain(
             f" accept the statement ({what}). Does the table"
             f" {table.fullname!r} have the expected types of columns?"
         )
-    return error_class(message, backend="sqlalchemy", operation=operation)
+    if error_class is BackendError:
+        return BackendError(message, backend="sqlalchemy", operation=operation)
+    return BackendUnavailableError(
+        message,
+        backend="sqlalchemy",
+        operation=operation,
+        refused=_is_refusal(error),
+    )
+
+
+def _is_refusal(error: exc.SQLAlchemyError) -> bool:
+    """Return whether the engine has answered, and refused to carry a statement out."""
+    if not isinstance(error, exc.DBAPIError) or not error.statement:
+        return False  # there was no connection
+    is_lost = error.connection_invalidated and not is_demoted(error)
+    return not is_lost and not _is_overdue(error)
 
 
 def locate(engine: sa.Engine) -> str:
