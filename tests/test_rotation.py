@@ -13,6 +13,7 @@ from flask_serversession import BackendUnavailableError
 from flask_serversession import RecordError
 from flask_serversession import ServerSessionError
 from flask_serversession.core import Core
+from flask_serversession.meta import INTERNAL
 from flask_serversession.payload import Sealer
 from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
@@ -496,7 +497,15 @@ def test_a_tombstone_leads_to_the_next_key_and_nothing_else_does() -> None:
     record = dataclasses.replace(tombstone, data=b"x", meta={PREDECESSOR: handle})
     assert predecessor_of(record, "p:") == f"p:{handle}"
     assert predecessor_of(dataclasses.replace(record, meta={}), "p:") is None
-    assert len({SUCCESSOR, SAME_USER, PREDECESSOR}) == 3
+
+
+def test_what_a_tombstone_says_keeps_its_names_between_versions() -> None:
+    assert (SUCCESSOR, SAME_USER, PREDECESSOR) == (
+        "successor",
+        "same_user",
+        "predecessor",
+    )
+    assert {SUCCESSOR, SAME_USER, PREDECESSOR} == INTERNAL
 
 
 def test_all_ids_that_a_session_got_are_followed_in_turn() -> None:
