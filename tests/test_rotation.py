@@ -269,6 +269,7 @@ def test_what_another_request_has_stored_comes_back_and_the_new_id_waits() -> No
     assert unit.record == turn.stored(unit.key)
     assert unit.record.version == pending.record.version + 1
     assert unit.record.touched_at == turn.now + 5
+    assert unit.record.created_at == turn.began_at
     found = Sealer().open(unit.record.data, unit.key)
     assert found.issued_at == turn.now
     assert turn.core.serializer.loads(found.payload)["merged"] == 1
