@@ -98,3 +98,18 @@ def test_no_more_than_ten_thousand_are_remembered() -> None:
     assert not ended.has("0")
     assert ended.has("1")
     assert ended.has("one more")
+
+
+def test_threads_do_not_trip_over_each_other() -> None:
+    """The oldest are looked for while nobody else adds any."""
+    ended = remember(FakeClock())
+
+    class Watched(dict[str, float]):
+        def items(self) -> t.Any:
+            looks.append(ended._lock.locked())
+            return super().items()
+
+    looks: list[bool] = []
+    ended._until = Watched()
+    ended.add("a")
+    assert looks == [True]

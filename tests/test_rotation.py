@@ -13,6 +13,7 @@ from flask_serversession import BackendUnavailableError
 from flask_serversession import RecordError
 from flask_serversession import ServerSessionError
 from flask_serversession.core import Core
+from flask_serversession.meta import INTERNAL
 from flask_serversession.payload import Sealer
 from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
@@ -268,6 +269,7 @@ def test_what_another_request_has_stored_comes_back_and_the_new_id_waits() -> No
     assert unit.record == turn.stored(unit.key)
     assert unit.record.version == pending.record.version + 1
     assert unit.record.touched_at == turn.now + 5
+    assert unit.record.created_at == turn.began_at
     found = Sealer().open(unit.record.data, unit.key)
     assert found.issued_at == turn.now
     assert turn.core.serializer.loads(found.payload)["merged"] == 1
@@ -496,7 +498,15 @@ def test_a_tombstone_leads_to_the_next_key_and_nothing_else_does() -> None:
     record = dataclasses.replace(tombstone, data=b"x", meta={PREDECESSOR: handle})
     assert predecessor_of(record, "p:") == f"p:{handle}"
     assert predecessor_of(dataclasses.replace(record, meta={}), "p:") is None
-    assert len({SUCCESSOR, SAME_USER, PREDECESSOR}) == 3
+
+
+def test_what_a_tombstone_says_keeps_its_names_between_versions() -> None:
+    assert (SUCCESSOR, SAME_USER, PREDECESSOR) == (
+        "successor",
+        "same_user",
+        "predecessor",
+    )
+    assert {SUCCESSOR, SAME_USER, PREDECESSOR} == INTERNAL
 
 
 def test_all_ids_that_a_session_got_are_followed_in_turn() -> None:

@@ -241,8 +241,10 @@ def test_what_was_stored_is_no_wish_any_more() -> None:
     unit.data, unit.lifetime = {"n": 1}, 7.0
     unit.want(Wish.TOUCH)
     unit.want(Wish.SAVE)
-    unit.adopt(stored({"n": 1}, lifetime=8.0))
+    found = stored({"n": 1}, lifetime=8.0)
+    unit.adopt(found)
     assert unit.known is Known.STORED
+    assert unit.stored is found
     assert unit.data == {"n": 1}
     assert unit.lifetime == 7.0
     assert unit.wish is Wish.TOUCH

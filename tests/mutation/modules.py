@@ -85,7 +85,18 @@ MODULES = {
         )
     ),
     "rotation": Module(("test_rotation.py",)),
-    "interface": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
+    "interface": Module(
+        (
+            *("test_interface_parts.py", "test_interface.py", "test_hooks.py", *_WHOLE),
+            "test_faults.py::test_the_applications_own_error_page_is_shown",
+            "test_faults.py::test_a_failure_that_an_after_request_function_meets_is_a_503_too",
+            "test_faults.py::test_a_failure_that_another_error_page_meets_is_a_503_too",
+            "test_faults.py::test_nothing_of_the_views_answer_is_in_the_error",
+            "test_faults.py::test_a_stream_is_closed_that_is_not_sent",
+            "test_faults.py::test_a_session_transaction_raises_when_its_store_fails",
+            "test_faults.py::test_a_session_transaction_raises_what_was_swallowed_in_it",
+        )
+    ),
     "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
     "backends/filesystem": Module(
         ("backends/test_filesystem.py",),
