@@ -171,7 +171,7 @@ class ServerSideSession(SessionMixin):
         """Remove the last key, and give it and its value."""
         for key in reversed(self):
             return key, self.pop(key)
-        raise KeyError("popitem(): the session is empty")
+        raise KeyError  # as a dict does
 
     def __reversed__(self) -> cabc.Iterator[str]:
         return reversed([*iter(self)])

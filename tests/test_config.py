@@ -637,15 +637,15 @@ def test_a_cache_that_evicts_live_sessions_is_warned_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "remedy"),
+    "url",
     [
-        ("postgresql+psycopg2://me@localhost/d", "Use 'postgresql+psycopg://'"),
-        ("mysql+mysqlconnector://me@localhost/d", "Use 'mysql+pymysql://'"),
-        ("mysql+mariadbconnector://me@localhost/d", "Use 'mysql+pymysql://'"),
-        ("postgresql+psycopg://me@localhost/d", "Update it to version 3.2.11"),
+        "postgresql+psycopg2://me@localhost/d",
+        "postgresql+psycopg://me@localhost/d",
+        "mysql+mysqlconnector://me@localhost/d",
+        "mysql+mariadbconnector://me@localhost/d",
     ],
 )
-def test_a_driver_that_waits_without_limit_is_warned_of(url: str, remedy: str) -> None:
+def test_a_driver_that_waits_without_limit_is_warned_of(url: str) -> None:
     # Versions only: nothing is connected at the start.
     driver = types.SimpleNamespace(
         __version__="3.2.9" if "psycopg:" in url else "2.9.10",
@@ -656,7 +656,7 @@ def test_a_driver_that_waits_without_limit_is_warned_of(url: str, remedy: str) -
     warning = driver_warning(engine)
     assert warning is not None
     assert repr(engine.dialect.driver) in warning
-    assert remedy in warning
+    assert "Use psycopg 3.2.11 or later" in warning
     if "psycopg2" not in url:  # which has to be installed for it
         with pytest.warns(ConfigurationWarning, match=re.escape(warning)):
             state_of(SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY=engine)

@@ -62,14 +62,10 @@ _CONNECT_ARGS: dict[str, dict[str, t.Any]] = {
 }
 
 
-# Drivers that wait for an answer without any limit, and what to do about it.
-_UNLIMITED = {
-    "psycopg2": "Use 'postgresql+psycopg://' in the URL instead.",
-    "psycopg2cffi": "Use 'postgresql+psycopg://' in the URL instead.",
-    "mysqlconnector": "Use 'mysql+pymysql://' in the URL instead.",
-    "mariadbconnector": "Use 'mysql+pymysql://' in the URL instead.",
-    "psycopg": "Update it to version 3.2.11 or later.",
-}
+# Drivers that wait for an answer without any limit; psycopg only before 3.2.11.
+_UNLIMITED = frozenset(
+    {"mariadbconnector", "mysqlconnector", "psycopg", "psycopg2", "psycopg2cffi"}
+)
 
 
 class AutocommitConnection(sa.Connection):
@@ -267,8 +263,9 @@ def driver_warning(engine: sa.Engine) -> str | None:
         return None
     return (
         f"The database driver {driver!r} waits for an answer without any limit: a"
-        " server that hangs would hold every worker that asks it for a session."
-        f" {_UNLIMITED[driver]}"
+        " server that hangs would hold every worker that asks it for a session. Use"
+        " psycopg 3.2.11 or later ('postgresql+psycopg://') or PyMySQL"
+        " ('mysql+pymysql://') instead."
     )
 
 
