@@ -8,6 +8,7 @@ import typing as t
 from .conflicts import rebase
 from .core import Core
 from .errors import RecordError
+from .loading import Loader
 from .record import Record
 from .unit import Known
 from .unit import Stored
@@ -27,6 +28,7 @@ class _Before(t.NamedTuple):
     wish: Wish
     is_modified: bool
     lifetime: float | None
+    confirmed_at: float | None
 
     def __repr__(self) -> str:
         return "<_Before>"  # without the content of the session
@@ -39,6 +41,7 @@ class _Before(t.NamedTuple):
     def restore(self, core: Core, unit: Unit, current: Record) -> None:
         """Put what the request had changed on top of a record."""
         unit.wish, unit.is_modified = self.wish, self.is_modified
+        unit.confirmed_at = self.confirmed_at
         is_mine = self.lifetime != self.stored.lifetime or unit.is_restarted
         now = unit.stored or self.stored
         unit.lifetime = self.lifetime if is_mine else now.lifetime
@@ -48,7 +51,7 @@ class _Before(t.NamedTuple):
 
 
 def run_atomically(
-    core: Core,
+    loader: Loader,
     unit: Unit,
     function: cabc.Callable[[], T],
     write: cabc.Callable[[Unit, Resolve], None],
@@ -57,10 +60,17 @@ def run_atomically(
 
     :param write: Writes the unit; gets what brings in another request's version.
     """
-    stored = unit.stored
+    core, stored = loader.core, unit.stored
     assert stored is not None  # noqa: S101 - for type checkers
     content = core.serializer.dumps(unit.data)
-    before = _Before(stored, content, unit.wish, unit.is_modified, unit.lifetime)
+    before = _Before(
+        stored,
+        content,
+        unit.wish,
+        unit.is_modified,
+        unit.lifetime,
+        unit.confirmed_at,
+    )
     results: list[T] = []
 
     def run(current: Record) -> None:
@@ -71,9 +81,11 @@ def run_atomically(
 
     try:
         current = core.ask(unit, "load", core.backend.load, unit.key)
+        if current is not None and current.is_tombstone:
+            current = loader.follow(unit, current)
     except RecordError:
         current = None
-    if current is None or current.is_tombstone:
+    if current is None:
         unit.data.clear()
         unit.lose()
         unit.wish = max(unit.wish, Wish.SAVE)

@@ -23,7 +23,7 @@ _MAX_PAUSE = 0.05
 
 
 def wait(core: Core, unit: Unit, current: Record, conflicts: int) -> Record | None:
-    """Wait before another try; return what is stored then, or ``None``.
+    """Wait before another try; return what is stored then, perhaps a tombstone.
 
     :param current: What was in the way.
     :param conflicts: How many there were in a row.
@@ -44,15 +44,18 @@ def wait(core: Core, unit: Unit, current: Record, conflicts: int) -> Record | No
         record = core.ask(unit, "load", core.backend.load, unit.key)
     except RecordError:
         return None
-    return None if record is None or record.is_tombstone else record
+    return record
 
 
-def resolve(core: Core, unit: Unit, current: Record) -> None:
+def resolve(core: Core, unit: Unit, current: Record, is_changed: bool) -> None:
     """Bring another request's version and this one's changes together.
 
+    :param is_changed: Whether there are any.
     :raises ConflictError: if ``SESSION_CONFLICT`` is ``"raise"``.
     """
     policy, stored = core.config.conflict, unit.stored
+    if unit.is_renewed and not (is_changed and core.is_changed(unit, current)):
+        policy = "merge"  # nothing is in the way but the new id
     if policy == "raise":
         raise ConflictError(
             "Another request changed the session while this one ran, and"

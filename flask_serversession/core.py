@@ -14,6 +14,7 @@ from .config import SessionConfig
 from .ended import EndedSessions
 from .errors import BackendUnavailableError
 from .errors import RecordError
+from .errors import SerializationError
 from .errors import SessionTooLargeError
 from .ids import check_id
 from .ids import generate_id
@@ -21,6 +22,7 @@ from .ids import handle_of
 from .ids import key_of
 from .payload import Envelope
 from .payload import Sealer
+from .payload import read_authenticated_at
 from .record import Record
 from .serializers import BUILT_IN
 from .serializers import CodedSerializer
@@ -178,6 +180,31 @@ class Core:
             return None  # a function cannot keep anybody from logging out
         return find_user(data, user_key)
 
+    def is_log_in(self, unit: Unit) -> bool:
+        """Whether the user who is in the session was not in it before this request."""
+        user = self.user_of(unit.data)
+        if user is None:
+            return False
+        if unit.known is Known.NEW or unit.is_restarted:
+            return True
+        stored = unit.stored
+        if stored is None or user == stored.record.user:
+            return False
+        # They are in there and were not found before, if the settings have changed.
+        try:
+            return user != self.user_of(stored.serializer.loads(stored.payload))
+        except SerializationError:
+            return True
+
+    def authenticated_at(self, unit: Unit, now: float) -> float | None:
+        """Return when the user logged in; ``None`` if nobody did, or nobody knows."""
+        if self.is_log_in(unit):
+            return now
+        if unit.stored is None or self.user_of(unit.data) is None:
+            return None
+        moments = (unit.stored.authenticated_at, unit.confirmed_at)
+        return max((moment for moment in moments if moment is not None), default=None)
+
     def handle(self, unit: Unit) -> str:
         """Return the public form of the session's key."""
         if unit.identity is None and unit.known is Known.NEW:
@@ -227,10 +254,13 @@ class Core:
         """Return for how long the session lives without being used, in seconds."""
         return unit.lifetime or self.idle_timeout(self.is_permanent(unit))
 
-    def limit(self, expires_at: float, created_at: float) -> float:
-        """Return when a session expires that would, at the latest, at a moment."""
+    def limit(self, expires_at: float, counts_from: float) -> float:
+        """Return when a session expires that would, at the latest, at a moment.
+
+        :param counts_from: When the user logged in, or the session began without one.
+        """
         limit = self.config.absolute_timeout
-        return expires_at if limit is None else min(expires_at, created_at + limit)
+        return expires_at if limit is None else min(expires_at, counts_from + limit)
 
     def is_touch_due(self, now: float, touched_at: float, lifetime: float) -> bool:
         """Whether activity has to be recorded again.
@@ -243,7 +273,7 @@ class Core:
     def is_too_old(self, record: Record) -> bool:
         """Whether a session has reached its absolute timeout."""
         limit = self.config.absolute_timeout
-        return limit is not None and self.clock() >= record.created_at + limit
+        return limit is not None and self.clock() >= counts_from(record) + limit
 
     def is_idle(self, unit: Unit) -> bool:
         """Whether the session was unused for longer than its own lifetime.
@@ -285,8 +315,14 @@ class Core:
         """
         user = self.user_of(unit.data)
         touched_at, stored = now, unit.stored
+        authenticated_at = self.authenticated_at(unit, now)
+        if user is None and unit.stored_user is not None:
+            # What a log-out leaves, a message for one, is a visitor's session. Counted
+            # from before the log-in, it could have reached its absolute timeout.
+            created_at = now
         if renews or stored is None:
-            expires_at = self.limit(now + self.lifetime_of(unit), created_at)
+            since = authenticated_at or created_at
+            expires_at = self.limit(now + self.lifetime_of(unit), since)
         else:
             touched_at, expires_at = stored.record.touched_at, stored.record.expires_at
         envelope = Envelope(
@@ -294,6 +330,7 @@ class Core:
             serializer=self.serializer.code,
             lifetime=unit.lifetime,
             issued_at=issued_at,
+            authenticated_at=authenticated_at,
         )
         return Record(
             data=self._sealer.seal(envelope, identity.key),
@@ -310,7 +347,10 @@ class Core:
     ) -> None:
         """Go on with what this request has just stored."""
         serializer, lifetime = self.serializer, unit.lifetime
-        unit.adopt(Stored(record, payload, serializer, lifetime, issued_at))
+        authenticated_at = read_authenticated_at(record.data)
+        unit.adopt(
+            Stored(record, payload, serializer, lifetime, issued_at, authenticated_at)
+        )
 
     def adopt(self, unit: Unit, record: Record) -> None:
         """Go on with a record that was loaded.
@@ -318,10 +358,26 @@ class Core:
         :raises RecordError: if it cannot be read.
         """
         envelope, serializer = self._open(unit.key, record)
-        payload, lifetime = envelope.payload, envelope.lifetime
-        unit.adopt(
-            Stored(record, payload, serializer, lifetime, envelope.issued_at),
-            serializer.loads(payload),
+        payload = envelope.payload
+        stored = Stored(
+            record,
+            payload,
+            serializer,
+            envelope.lifetime,
+            envelope.issued_at,
+            envelope.authenticated_at,
+        )
+        unit.adopt(stored, serializer.loads(payload))
+
+    def is_changed(self, unit: Unit, current: Record) -> bool:
+        """Whether a record holds something else than the one that was loaded."""
+        try:
+            envelope = self._sealer.open(current.data, unit.key)
+        except RecordError:
+            return True
+        stored = unit.stored
+        return stored is None or (
+            (envelope.payload, envelope.lifetime) != (stored.payload, stored.lifetime)
         )
 
     def _open(self, key: str, record: Record) -> tuple[Envelope, CodedSerializer]:
@@ -337,3 +393,8 @@ class Core:
                 "unreadable",
             )
         return envelope, BUILT_IN[envelope.serializer]
+
+
+def counts_from(record: Record) -> float:
+    """Return when a record's user logged in, or else when its session began."""
+    return read_authenticated_at(record.data) or record.created_at

@@ -131,8 +131,9 @@ class ServerSession:
     # The operator's API
 
     def sessions_of(self, user: object) -> list[SessionInfo]:
-        """List the live sessions of a user of the current application, oldest first.
+        """List the live sessions of a user of the current application.
 
+        Those that logged in first come first.
         Costs what that user has, not what the store holds.
 
         :param user: What :data:`SESSION_USER_KEY` finds in the sessions.

@@ -322,7 +322,7 @@ class ServerSessionInterface(SessionInterface):
                 id=unit.identity.id,
                 is_permanent=core.is_permanent(unit),
                 touched_at=record.touched_at,
-                created_at=record.created_at,
+                counts_from=unit.stored.counts_from,
                 lifetime=unit.lifetime,
             )
         assert cookie is not None  # noqa: S101 - for type checkers
@@ -333,6 +333,7 @@ class ServerSessionInterface(SessionInterface):
             and given.id == cookie.id
             and not given.is_stale
             and given.says(cookie.is_permanent, cookie.lifetime)
+            and int(given.counts_from) == int(cookie.counts_from)
             and (
                 given.touched_at >= cookie.touched_at
                 or not (

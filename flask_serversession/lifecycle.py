@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections.abc as cabc
 import contextlib
 import dataclasses
-import enum
 import logging
 import typing as t
 
@@ -19,12 +18,14 @@ from . import signals
 from .activity import touch_stored
 from .activity import touch_unseen
 from .atomic import run_atomically
+from .attempts import Attempts
+from .attempts import Outcome
+from .attempts import Resolve
 from .backends.base import Conflict
 from .backends.base import Replaced
 from .core import Core
 from .errors import BackendUnavailableError
 from .errors import RecordError
-from .errors import SerializationError
 from .errors import ServerSessionError
 from .errors import SessionLostError
 from .loading import Loader
@@ -36,6 +37,7 @@ from .record import Record
 from .rotation import Rotation
 from .rotation import create
 from .rotation import delete_successor
+from .rotation import find_reason
 from .rotation import log_out_successor
 from .unit import PERMANENT_KEY
 from .unit import Cookie
@@ -49,46 +51,11 @@ if t.TYPE_CHECKING:
     from .takeover import Takeover
 
 T = t.TypeVar("T")
-Resolve = cabc.Callable[[Record], None]
 
 logger = logging.getLogger("flask_serversession")
 
 
 _UNCHANGED: tuple[str, bytes | None] = ("", None)
-
-
-class Outcome(enum.IntEnum):
-    """What became of a step."""
-
-    #: It was done.
-    DONE = 0
-    #: Something was learnt, or another request was in the way: plan again.
-    AGAIN = 1
-    #: The session is gone, or nobody can tell: the browser is told nothing.
-    LOST = 2
-
-
-class _Attempts:
-    """What one call of settle() carries from one attempt to the next.
-
-    :param resolve: Brings in what another request has stored; ``None`` for a merge.
-    """
-
-    #: The change of the id, once one was begun.
-    rotation: Rotation | None = None
-    conflicts: int = 0
-    #: Why the session is written, for the log.
-    reason: str = ""
-    #: The content as the look for changes has serialized it.
-    encoded: bytes | None = None
-
-    def __init__(self, resolve: Resolve | None) -> None:
-        self.resolve = resolve
-
-    @property
-    def is_rotation_pending(self) -> bool:
-        """Whether the session is stored under a new id that nobody was told yet."""
-        return self.rotation is not None and self.rotation.pending is not None
 
 
 class Lifecycle:
@@ -105,8 +72,9 @@ class Lifecycle:
         self.loader = Loader(core, takeover)
         self.unsaved = unsaved
         self._act: dict[
-            Step, cabc.Callable[[Unit, Plan, Moment, _Attempts], Outcome]
+            Step, cabc.Callable[[Unit, Plan, Moment, Attempts], Outcome]
         ] = {
+            Step.NOTHING: self._do_nothing,
             Step.TOUCH: self._touch,
             Step.CREATE: self._create,
             Step.REPLACE: self._replace,
@@ -153,7 +121,7 @@ class Lifecycle:
         resolve: Resolve | None,
     ) -> Cookie:
         """Do what the table says, and ask it again after each conflict."""
-        attempts = _Attempts(resolve)
+        attempts = Attempts(resolve)
         try:
             while True:
                 attempts.reason, attempts.encoded = change
@@ -174,7 +142,7 @@ class Lifecycle:
                 attempts.rotation.take_back()
 
     def _find_change(
-        self, unit: Unit, moment: Moment, attempts: _Attempts | None
+        self, unit: Unit, moment: Moment, attempts: Attempts | None
     ) -> tuple[str, bytes | None]:
         """Find out once why a stored session has to be written, and get a new id.
 
@@ -193,30 +161,15 @@ class Lifecycle:
                 unit.wish = Wish.SAVE
         if unit.is_atomic:
             change = ("atomic() was called", change[1])
-        config, rotation = core.config, ""
-        if config.regenerate_on_login and self._has_other_user(unit, bool(change[0])):
-            rotation = "the user changed"
-        elif (
-            config.renewal_interval is not None
-            # The browser cannot be told any more; the next request will do.
-            and not unit.phase
-            and core.clock() - stored.issued_at >= config.renewal_interval
-        ):
-            rotation = "it is as old as 'SESSION_RENEWAL_INTERVAL'"
-        elif attempts is not None and attempts.is_rotation_pending:
-            rotation = "it was begun"
-        moment.rotation = rotation
+        moment.rotation = find_reason(core, unit, is_changed=bool(change[0]))
+        if not moment.rotation and attempts is not None:
+            moment.rotation = "it was begun" if attempts.is_rotation_pending else ""
         return change
 
-    def _has_other_user(self, unit: Unit, is_changed: bool) -> bool:
-        try:
-            return self.core.user_of(unit.data) != unit.stored_user
-        except SerializationError:
-            if is_changed:
-                raise
-            return False  # it was stored under other settings, and is only read
-
     # The steps
+
+    def _do_nothing(self, *_: t.Any) -> Outcome:
+        return Outcome.DONE  # after a conflict, nothing may be left to do
 
     def _touch(self, unit: Unit, row: Plan, *_: t.Any) -> Outcome:
         if unit.known is Known.UNSEEN:
@@ -245,7 +198,7 @@ class Lifecycle:
         return Outcome.DONE
 
     def _replace(
-        self, unit: Unit, row: Plan, moment: Moment, attempts: _Attempts
+        self, unit: Unit, row: Plan, moment: Moment, attempts: Attempts
     ) -> Outcome:
         core, before = self.core, unit.stored
         assert before is not None  # noqa: S101 - for type checkers
@@ -290,13 +243,11 @@ class Lifecycle:
             # Another request of this process may have ended it in the same moment.
             return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
         if isinstance(result, Conflict):
-            if not result.current.is_tombstone:
-                return self._conflict(unit, result.current, attempts)
-            log_out_successor(core, unit, result.current)
+            return self._conflict(unit, result.current, attempts)
         return self._give_up(unit, attempts)
 
     def _rotate(
-        self, unit: Unit, row: Plan, moment: Moment, attempts: _Attempts
+        self, unit: Unit, row: Plan, moment: Moment, attempts: Attempts
     ) -> Outcome:
         user, key = unit.stored_user, unit.key
         reason = moment.rotation
@@ -306,6 +257,8 @@ class Lifecycle:
             reason = "it was emptied and written again"
         elif unit.wish >= Wish.NEW_ID:
             reason = "regenerate() was called"
+            if unit.confirmed_at is not None:
+                reason = "mark_authenticated() was called"
         if attempts.rotation is None:
             attempts.rotation = Rotation(self.core, unit)
         result = attempts.rotation.attempt(reason, row.renews, attempts.encoded)
@@ -337,24 +290,44 @@ class Lifecycle:
 
     # Conflicts
 
-    def _conflict(self, unit: Unit, current: Record, attempts: _Attempts) -> Outcome:
+    def _conflict(self, unit: Unit, current: Record, attempts: Attempts) -> Outcome:
         """Bring in what another request has stored.
 
         :param current: What was in the way.
         """
         attempts.conflicts += 1
         found = conflicts.wait(self.core, unit, current, attempts.conflicts)
+        if found is not None and found.is_tombstone:
+            found = self._follow(unit, found, attempts)
         if found is None:
             return self._give_up(unit, attempts)
         if attempts.resolve is None:
-            conflicts.resolve(self.core, unit, found)
+            conflicts.resolve(self.core, unit, found, bool(attempts.reason))
         else:
             attempts.resolve(found)
         if unit.known is not Known.STORED:  # atomic()'s function ended it
             return Outcome.LOST
         return Outcome.AGAIN
 
-    def _give_up(self, unit: Unit, attempts: _Attempts) -> Outcome:
+    def _follow(
+        self, unit: Unit, tombstone: Record, attempts: Attempts
+    ) -> Record | None:
+        """Go on under the id that another request has given the session.
+
+        :return: What is stored there; ``None`` if this request has no part in it.
+        """
+        core = self.core
+        if attempts.rotation is not None:
+            attempts.rotation.take_back()
+            attempts.rotation = None
+        found = None
+        with contextlib.suppress(RecordError):
+            found = self.loader.follow(unit, tombstone)
+        if found is None:
+            log_out_successor(core, unit, tombstone)
+        return found
+
+    def _give_up(self, unit: Unit, attempts: Attempts) -> Outcome:
         """Drop what could not be written, since the session is gone."""
         # First: whoever is told of the loss must not find a successor in the store.
         if attempts.rotation is not None:
@@ -412,21 +385,27 @@ class Lifecycle:
         return False
 
     def _end(self, unit: Unit) -> None:
-        key, user = unit.key, unit.stored_user
+        key, user, is_renewed = unit.key, unit.stored_user, unit.is_renewed
         logger.debug("Session %s ended", self.core.handle_of(key))
         unit.begin()
-        unit.owed = Cookie.NONE if unit.cookie is None else Cookie.DELETE
+        if unit.cookie is not None and not is_renewed:
+            unit.owed = Cookie.DELETE
         unit.wish = unit.least_wish
         unit.is_exposed = False
         self.core.send_destroyed(key, user)
 
     # What a session asks for
 
-    def regenerate(self, unit: Unit, keep_data: bool) -> None:
-        """Prepare a new id."""
+    def regenerate(
+        self, unit: Unit, keep_data: bool, name: str = "regenerate()"
+    ) -> None:
+        """Prepare a new id.
+
+        :param name: What the application has called.
+        """
         if unit.is_closed:
             raise ServerSessionError(
-                "regenerate() came after the response was sent; the browser cannot"
+                f"{name} came after the response was sent; the browser cannot"
                 " learn the new id any more. Call it before the response begins."
             )
         if not keep_data:
@@ -439,6 +418,16 @@ class Lifecycle:
         unit.want(Wish.SAVE)
         if unit.known is Known.NEW:
             unit.identity = None
+
+    def mark_authenticated(self, unit: Unit) -> None:
+        """Note that the user has just proved who they are, and prepare a new id."""
+        if self.core.user_of(unit.data) is None:
+            raise ServerSessionError(
+                "mark_authenticated() was called while nobody is logged in. Put the"
+                " user's id into the session first, where 'SESSION_USER_KEY' finds it."
+            )
+        self.regenerate(unit, True, "mark_authenticated()")
+        unit.confirmed_at = self.core.clock()
 
     def destroy(self, unit: Unit) -> None:
         """Delete the record now and start over."""
@@ -473,7 +462,9 @@ class Lifecycle:
             # As this request last left it, also when it has rotated the id already.
             with contextlib.suppress(RecordError):
                 record = core.ask(unit, "load", core.backend.load, unit.key)
-                if record and not record.is_tombstone and not core.is_too_old(record):
+                if record is not None and record.is_tombstone:
+                    record = self.loader.follow(unit, record)
+                if record is not None and not core.is_too_old(record):
                     core.adopt(unit, record)
                     return
             unit.data = {}
@@ -537,7 +528,7 @@ class Lifecycle:
         unit.is_atomic = True
         try:
             if unit.known is Known.STORED:
-                return run_atomically(self.core, unit, function, self.write)
+                return run_atomically(self.loader, unit, function, self.write)
             result = function()
             self.write(unit, None)
             return result

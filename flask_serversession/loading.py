@@ -9,6 +9,7 @@ from .core import Core
 from .errors import BackendUnavailableError
 from .errors import RecordError
 from .record import Record
+from .rotation import follow_renewal
 from .unit import Unit
 from .unit import Wish
 
@@ -67,6 +68,8 @@ class Loader:
             record = core.backend.load(unit.identity.key)
             if len(presented.values) > 1 and (record is None or record.is_tombstone):
                 record = self._load_next(unit, record)
+            if record is not None and record.is_tombstone:
+                record = follow_renewal(core, unit, record, core.backend.load) or record
         except BackendUnavailableError as error:
             # Whatever else this request does with its session, it does not wait for
             # the backend again, so that an error page can still be rendered.
@@ -100,6 +103,21 @@ class Loader:
                 return found
         unit.presented.cookie, unit.identity = first
         return record
+
+    def follow(self, unit: Unit, tombstone: Record) -> Record | None:
+        """Go on under the id that another request has renewed this request's id with.
+
+        For one that meets the tombstone after it has loaded the session.
+
+        :return: What is stored there; ``None`` if the session is gone.
+        :raises RecordError: if it cannot be read.
+        """
+        core = self.core
+
+        def load(key: str) -> Record | None:
+            return core.ask(unit, "load", core.backend.load, key)
+
+        return follow_renewal(core, unit, tombstone, load)
 
     def take(self, unit: Unit, record: Record | None) -> None:
         """Go on with what the backend returned."""

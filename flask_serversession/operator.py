@@ -14,6 +14,7 @@ import secrets
 from .backends.base import Backend
 from .backends.base import Capability
 from .config import SessionConfig
+from .core import counts_from
 from .errors import NotSupportedError
 from .errors import RecordError
 from .ids import generate_id
@@ -46,6 +47,9 @@ class SessionInfo:
     user: str | None
     #: When it began, in UTC.
     created_at: dt.datetime
+    #: When the user logged in, or confirmed it last, in UTC; ``None`` if nobody is
+    #: logged in, and ``created_at`` if that is not known.
+    authenticated_at: dt.datetime | None
     #: The last activity recorded, in UTC; exact to :data:`SESSION_TOUCH_INTERVAL`.
     last_seen_at: dt.datetime
     #: When it ends if it is not used, in UTC.
@@ -113,6 +117,9 @@ class AppState:
             handle=key[len(self.config.key_prefix) :],
             user=record.user,
             created_at=_utc(record.created_at),
+            authenticated_at=(
+                None if record.user is None else _utc(counts_from(record))
+            ),
             last_seen_at=_utc(record.touched_at),
             expires_at=_utc(record.expires_at),
             meta={
@@ -125,12 +132,12 @@ class AppState:
 
 
 def sessions_of(state: AppState, user: object) -> list[SessionInfo]:
-    """List the live sessions of a user, oldest first."""
+    """List the live sessions of a user, those that logged in first first."""
     records = state.backend.load_many(state.keys_of_user(user))
     current = state.current_key()
     return sorted(
         (state.info(key, record, current) for key, record in records.items()),
-        key=lambda info: info.created_at,
+        key=lambda info: (info.authenticated_at or info.created_at, info.created_at),
     )
 
 

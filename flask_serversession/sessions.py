@@ -314,7 +314,57 @@ class ServerSideSession(SessionMixin):
         """
         return self._lifecycle.core.user_text_of(self._loaded().data)
 
+    @property
+    def authenticated_at(self) -> dt.datetime | None:
+        """When the user logged in, or confirmed it last, in UTC; ``None`` for nobody.
+
+        Set when the user appears or changes, and by :meth:`mark_authenticated`;
+        a new id does not reset it. Where that is not known, because the session was
+        taken over or is one of version 0.1, it is :attr:`created_at`.
+        """
+        unit, core = self._loaded(), self._lifecycle.core
+        if core.user_of(unit.data) is None:
+            return None
+        moment = core.authenticated_at(unit, core.clock())
+        return _utc(core.times(unit)[0] if moment is None else moment)
+
+    def is_fresh(self, max_age: dt.timedelta | float) -> bool:
+        """Whether the user logged in, or confirmed it, at most that long ago.
+
+        For what needs a recent log-in: a change of the password, a payment. Never true
+        if nobody is logged in, or if nobody knows when they did.
+
+        :param max_age: A duration, in seconds unless it is a timedelta.
+        :raises ValueError: if it is not one.
+        """
+        age = max_age
+        if isinstance(age, dt.timedelta):
+            age = age.total_seconds()
+        number = t.cast("object", age)
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not is_number or not age >= 0:
+            raise ValueError(
+                "session.is_fresh() takes a timedelta or a number of seconds that is"
+                f" not negative; not {max_age!r}."
+            )
+        unit, core = self._loaded(), self._lifecycle.core
+        now = core.clock()
+        moment = core.authenticated_at(unit, now)
+        return moment is not None and now - moment <= age
+
     # What it can do
+
+    def mark_authenticated(self) -> None:
+        """Note that the user has just proved again who they are.
+
+        The session gets a new id and keeps its data, :attr:`authenticated_at` is now,
+        and both timeouts start anew. For a password or a second factor that was asked
+        for again; a log-in that changes the user needs no call.
+
+        :raises ServerSessionError: if nobody is logged in, or if the response was
+            already sent, since the browser cannot learn the new id any more.
+        """
+        self._lifecycle.mark_authenticated(self._loaded())
 
     def regenerate(self, keep_data: bool = True) -> None:
         """Give the session a new id; the old one is dead once the response is saved.
@@ -384,7 +434,14 @@ class ServerSideSession(SessionMixin):
 class NullServerSession(NullSession):
     """What there is without a secret: Flask's, which can be read but not changed."""
 
+    authenticated_at: dt.datetime | None = None
+
     regenerate = destroy = reload = save = touch = atomic = NullSession.clear
+    mark_authenticated = NullSession.clear
+
+    def is_fresh(self, max_age: dt.timedelta | float) -> bool:
+        """Whether somebody has logged in lately: nobody has."""
+        return False
 
 
 def unit_of(session: ServerSideSession) -> Unit:

@@ -416,7 +416,7 @@ def test_what_a_session_is_made_of_shows_neither_its_id_nor_its_content() -> Non
     record = Record(b"a secret value", 1, 1.0, 1.0, 2.0)
     identity = Identity("a secret id", "key")
     stored = Stored(record, b"a secret value", serializer_for("json"), None, 1.0)
-    before = _Before(stored, b"a secret value", Wish.SAVE, True, None)
+    before = _Before(stored, b"a secret value", Wish.SAVE, True, None, None)
     successor = Successor(identity, record, b"a secret value", 1.0)
     for part in (identity, stored, before, successor):
         assert "secret" not in f"{part!r} {part}"

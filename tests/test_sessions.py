@@ -205,6 +205,8 @@ LOOKING: dict[str, Callable[[], t.Any]] = {
     "handle": lambda: own().handle,
     "user": lambda: own().user,
     "created_at": lambda: own().created_at,
+    "authenticated_at": lambda: own().authenticated_at,
+    "is_fresh": lambda: own().is_fresh(60),
     "expires_at": lambda: own().expires_at,
     "lifetime": lambda: own().lifetime,
     "permanent": lambda: own().permanent,

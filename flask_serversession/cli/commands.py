@@ -239,12 +239,17 @@ def show(handle: str, as_json: bool) -> None:
         ["User", "(nobody)" if info.user is None else escape(info.user)],
         ["Last seen", f"{info.last_seen_at:%Y-%m-%d %H:%M:%S} UTC"],
         ["Created", f"{info.created_at:%Y-%m-%d %H:%M:%S} UTC"],
+        ["Logged in", _moment(info.authenticated_at)],
         ["Expires", f"{info.expires_at:%Y-%m-%d %H:%M:%S} UTC"],
     ]
     for name, title in META_TITLES.items():
         if name in info.meta:
             rows.append([title, escape(info.meta[name])])
     write_table(rows)
+
+
+def _moment(moment: dt.datetime | None) -> str:
+    return "-" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 # -- ending
