@@ -77,7 +77,8 @@ def touch_stored(core: Core, unit: Unit, renews: bool) -> bool:
     """
     record, now = unit.record, core.clock()
     if renews:
-        expires_at = core.limit(now + core.lifetime_of(unit), record.created_at)
+        since = record.created_at if unit.stored is None else unit.stored.counts_from
+        expires_at = core.limit(now + core.lifetime_of(unit), since)
     else:
         # What has passed would end it, which another request may have prolonged.
         expires_at = max(record.expires_at, now + 1)
@@ -96,8 +97,9 @@ def touch_unseen(core: Core, loader: Loader, unit: Unit) -> bool:
     now = core.clock()
     while (cookie := unit.cookie) is not None:
         lifetime = cookie.lifetime or core.idle_timeout(cookie.is_permanent)
-        expires_at = core.limit(now + lifetime, cookie.created_at)
-        is_alive = _ask(core, unit, now, expires_at)
+        expires_at = core.limit(now + lifetime, cookie.counts_from)
+        # An older cookie may not know of a log-in; the record knows when it ends.
+        is_alive = expires_at > now and _ask(core, unit, now, expires_at)
         if is_alive:
             unit.presented.cookie = cookie.touched(now)
             return True

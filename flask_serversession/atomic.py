@@ -8,6 +8,7 @@ import typing as t
 from .conflicts import rebase
 from .core import Core
 from .errors import RecordError
+from .loading import Loader
 from .logouts import changes_user
 from .logouts import refuse_newer
 from .record import Record
@@ -33,6 +34,7 @@ class _Before(t.NamedTuple):
     is_modified: bool
     lifetime: float | None
     own_meta: cabc.Mapping[str, str] | None
+    confirmed_at: float | None
 
     def __repr__(self) -> str:
         return "<_Before>"  # without the content of the session
@@ -52,6 +54,7 @@ class _Before(t.NamedTuple):
     def restore(self, core: Core, unit: Unit, current: Record) -> None:
         """Put what the request had changed on top of a record."""
         unit.wish, unit.is_modified = self.wish, self.is_modified
+        unit.confirmed_at = self.confirmed_at
         is_mine = self.lifetime != self.stored.lifetime or unit.is_restarted
         now = unit.stored or self.stored
         unit.lifetime = self.lifetime if is_mine else now.lifetime
@@ -60,7 +63,7 @@ class _Before(t.NamedTuple):
 
 
 def run(
-    core: Core,
+    loader: Loader,
     unit: Unit,
     function: cabc.Callable[[], T],
     write: cabc.Callable[[Unit, Resolve | None], None],
@@ -77,8 +80,8 @@ def run(
     unit.is_atomic = True
     try:
         if unit.known is Known.STORED:
-            return _run_on_stored(core, unit, function, write)
-        result = _run_on_unstored(core, unit, function)
+            return _run_on_stored(loader, unit, function, write)
+        result = _run_on_unstored(loader.core, unit, function)
         write(unit, None)
         return result
     finally:
@@ -86,17 +89,17 @@ def run(
 
 
 def _run_on_stored(
-    core: Core,
+    loader: Loader,
     unit: Unit,
     function: cabc.Callable[[], T],
     write: cabc.Callable[[Unit, Resolve], None],
 ) -> T:
     """Run the function on the freshest copy of a stored session, and save it."""
-    stored = unit.stored
+    core, stored = loader.core, unit.stored
     assert stored is not None  # noqa: S101 - for type checkers
     content = core.serializer.dumps(unit.data)
     changes = unit.wish, unit.is_modified, unit.lifetime, unit.own_meta
-    before = _Before(stored, content, *changes)
+    before = _Before(stored, content, *changes, unit.confirmed_at)
     results: list[T] = []
 
     def run(current: Record) -> None:
@@ -105,16 +108,19 @@ def _run_on_stored(
         if unit.known is Known.STORED:
             unit.wish = max(unit.wish, Wish.SAVE)
 
+    tombstone: Record | None = None
     try:
         current = core.ask(unit, "load", core.backend.load, unit.key)
+        if current is not None and current.is_tombstone:
+            tombstone, current = current, loader.follow(unit, current)
     except RecordError as error:
         if error.reason == "newer" and changes_user(core, unit):
             raise refuse_newer(core, unit) from error
         current = None
-    if current is None or current.is_tombstone:
-        if current is not None:
+    if current is None:
+        if tombstone is not None:
             # Somebody logged out before this, and meant the session of this moment.
-            log_out_successor(core, unit, current)
+            log_out_successor(core, unit, tombstone)
         unit.data.clear()
         unit.lose()
         unit.wish = max(unit.wish, Wish.SAVE)

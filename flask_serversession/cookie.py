@@ -50,8 +50,9 @@ class CookieState(t.NamedTuple):
     is_permanent: bool
     #: The last activity recorded in the backend, in seconds since the epoch.
     touched_at: float
-    #: When the session began, in seconds since the epoch.
-    created_at: float
+    #: What its absolute timeout counts from, in seconds since the epoch: when the user
+    #: logged in, or when the session began without one.
+    counts_from: float
     #: The session's own idle timeout in seconds, ``None`` for the app's.
     lifetime: float | None = None
     #: Whether a secret other than the newest signed it.
@@ -98,7 +99,7 @@ class CookieSigner:
         # Rounded up, so that rounding never makes a touch due too early.
         text = (
             f"{state.id}.{'p' if state.is_permanent else 'b'}"
-            f"{math.ceil(state.touched_at):x}-{int(state.created_at):x}"
+            f"{math.ceil(state.touched_at):x}-{int(state.counts_from):x}"
         )
         if state.lifetime is not None:
             text += f"-{_milliseconds(state.lifetime):x}"
@@ -125,12 +126,12 @@ class CookieSigner:
         id, _, state = text.rpartition(".")
         if (match := _STATE.fullmatch(state)) is None:
             return None
-        kind, touched_at, created_at, lifetime = match.groups()
+        kind, touched_at, counts_from, lifetime = match.groups()
         return CookieState(
             id=id,
             is_permanent=kind == "p",
             touched_at=int(touched_at, 16),
-            created_at=int(created_at, 16),
+            counts_from=int(counts_from, 16),
             lifetime=int(lifetime, 16) / 1000 if lifetime else None,
             is_stale=signer is not self._signers[0],
         )

@@ -29,6 +29,7 @@ from .meta import MAX_SIZE
 from .meta import size_of
 from .payload import Envelope
 from .payload import Sealer
+from .payload import read_authenticated_at
 from .record import Record
 from .serializers import BUILT_IN
 from .serializers import CodedSerializer
@@ -197,6 +198,31 @@ class Core:
         user_key = self.config.user_key
         return not callable(user_key) and key in user_key
 
+    def is_log_in(self, unit: Unit) -> bool:
+        """Whether the user who is in the session was not in it before this request."""
+        user = self.user_of(unit.data)
+        if user is None:
+            return False
+        if unit.known is Known.NEW or unit.is_restarted:
+            return True
+        stored = unit.stored
+        if stored is None or user == stored.record.user:
+            return False
+        # They are in there and were not found before, if the settings have changed.
+        try:
+            return user != self.user_of(stored.serializer.loads(stored.payload))
+        except SerializationError:
+            return True
+
+    def authenticated_at(self, unit: Unit, now: float) -> float | None:
+        """Return when the user logged in; ``None`` if nobody did, or nobody knows."""
+        if self.is_log_in(unit):
+            return now
+        if unit.stored is None or self.user_of(unit.data) is None:
+            return None
+        moments = (unit.stored.authenticated_at, unit.confirmed_at)
+        return max((moment for moment in moments if moment is not None), default=None)
+
     def handle(self, unit: Unit) -> str:
         """Return the public form of the session's key."""
         if unit.identity is None and unit.known is Known.NEW:
@@ -256,18 +282,21 @@ class Core:
         is_one = self.config.idle_timeout is None
         return self.idle_timeout(is_one or self.is_permanent(unit))
 
-    def limit(self, expires_at: float, created_at: float) -> float:
-        """Return when a session expires that would, at the latest, at a moment."""
+    def limit(self, expires_at: float, counts_from: float) -> float:
+        """Return when a session expires that would, at the latest, at a moment.
+
+        :param counts_from: When the user logged in, or the session began without one.
+        """
         limit = self.config.absolute_timeout
-        return expires_at if limit is None else min(expires_at, created_at + limit)
+        return expires_at if limit is None else min(expires_at, counts_from + limit)
 
     def renewed(self, unit: Unit) -> float:
         """Return when the session expires if it is used now and never again."""
         now, stored = self.clock(), unit.stored
-        created_at = now
+        begins_at = now
         if stored is not None and not unit.is_restarted:
-            created_at = stored.record.created_at
-        return self.limit(now + self.lifetime_of(unit), created_at)
+            begins_at = stored.counts_from
+        return self.limit(now + self.lifetime_of(unit), begins_at)
 
     def is_touch_due(self, now: float, touched_at: float, lifetime: float) -> bool:
         """Whether activity has to be recorded again.
@@ -280,12 +309,12 @@ class Core:
     def is_too_old(self, record: Record) -> bool:
         """Whether a session has reached its absolute timeout."""
         limit = self.config.absolute_timeout
-        return limit is not None and self.clock() >= record.created_at + limit
+        return limit is not None and self.clock() >= counts_from(record) + limit
 
     def has_expired(self, cookie: CookieState) -> bool:
         """Whether a session has ended by itself, as far as its cookie tells."""
         lifetime = cookie.lifetime or self.idle_timeout(cookie.is_permanent)
-        expires_at = self.limit(cookie.touched_at + lifetime, cookie.created_at)
+        expires_at = self.limit(cookie.touched_at + lifetime, cookie.counts_from)
         return self.clock() >= expires_at
 
     def is_idle(self, unit: Unit) -> bool:
@@ -328,8 +357,14 @@ class Core:
         """
         user = self.user_of(unit.data)
         touched_at, stored = now, unit.stored
+        authenticated_at = self.authenticated_at(unit, now)
+        if user is None and unit.stored_user is not None:
+            # What a log-out leaves, a message for one, is a visitor's session. Counted
+            # from before the log-in, it could have reached its absolute timeout.
+            created_at = now
         if renews or stored is None:
-            expires_at = self.limit(now + self.lifetime_of(unit), created_at)
+            since = authenticated_at or created_at
+            expires_at = self.limit(now + self.lifetime_of(unit), since)
         else:
             touched_at, expires_at = stored.record.touched_at, stored.record.expires_at
         envelope = Envelope(
@@ -337,6 +372,7 @@ class Core:
             serializer=self.serializer.code,
             lifetime=unit.lifetime,
             issued_at=issued_at,
+            authenticated_at=authenticated_at,
         )
         return Record(
             data=self._sealer.seal(
@@ -369,7 +405,10 @@ class Core:
     ) -> None:
         """Go on with what this request has just stored."""
         serializer, lifetime = self.serializer, unit.lifetime
-        unit.adopt(Stored(record, payload, serializer, lifetime, issued_at))
+        authenticated_at = read_authenticated_at(record.data)
+        unit.adopt(
+            Stored(record, payload, serializer, lifetime, issued_at, authenticated_at)
+        )
 
     def adopt(self, unit: Unit, record: Record, is_first_look: bool = False) -> bool:
         """Go on with a record that was loaded.
@@ -378,17 +417,40 @@ class Core:
         :return: Whether it was adopted.
         :raises RecordError: if it cannot be read.
         """
-        envelope = self._sealer.open(
-            record.data, unit.key, created_at=record.created_at, user=record.user
-        )
+        envelope = self._open(unit.key, record)
         payload, serializer = envelope.payload, self.serializer
         if envelope.serializer != serializer.code:
             serializer = _former_serializer(envelope.serializer)
-        return unit.adopt(
-            Stored(record, payload, serializer, envelope.lifetime, envelope.issued_at),
-            serializer.open(payload),
-            is_first_look,
+        stored = Stored(
+            record,
+            payload,
+            serializer,
+            envelope.lifetime,
+            envelope.issued_at,
+            envelope.authenticated_at,
         )
+        return unit.adopt(stored, serializer.open(payload), is_first_look)
+
+    def is_changed(self, unit: Unit, current: Record) -> bool:
+        """Whether a record holds something else than the one that was loaded."""
+        try:
+            envelope = self._open(unit.key, current)
+        except RecordError:
+            return True
+        stored = unit.stored
+        return stored is None or (
+            (envelope.payload, envelope.lifetime) != (stored.payload, stored.lifetime)
+        )
+
+    def _open(self, key: str, record: Record) -> Envelope:
+        return self._sealer.open(
+            record.data, key, created_at=record.created_at, user=record.user
+        )
+
+
+def counts_from(record: Record) -> float:
+    """Return when a record's user logged in, or else when its session began."""
+    return read_authenticated_at(record.data) or record.created_at
 
 
 def _former_serializer(code: bytes) -> CodedSerializer:

@@ -84,10 +84,11 @@ class Ending:
 
     def end(self, unit: Unit) -> None:
         """Go on without the session, which was deleted, and tell of it."""
-        key, user = unit.key, unit.stored_user
+        key, user, is_renewed = unit.key, unit.stored_user, unit.is_renewed
         logger.debug("Session %s ended", self._core.handle_of(key))
         unit.begin()
-        unit.owed = Cookie.NONE if unit.cookie is None else Cookie.DELETE
+        if unit.cookie is not None and not is_renewed:
+            unit.owed = Cookie.DELETE
         unit.wish = unit.least_wish
         unit.is_exposed = False
         self._core.send_destroyed(key, user, "logged out")

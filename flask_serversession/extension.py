@@ -27,9 +27,9 @@ from .errors import ServerSessionError
 from .interface import ServerSessionInterface
 from .lifecycle import Lifecycle
 from .logouts import LogOuts
+from .opened import accessed_unit
 from .operator import AppState
 from .operator import SessionInfo as SessionInfo
-from .sessions import accessed_unit
 from .takeover import make_takeover
 from .templating import TEMPLATE_SESSION
 from .templating import adapt_environment
@@ -133,8 +133,9 @@ class ServerSession:
     # The operator's API
 
     def sessions_of(self, user: object) -> list[SessionInfo]:
-        """List the live sessions of a user of the current application, oldest first.
+        """List the live sessions of a user of the current application.
 
+        Those that logged in first come first.
         Costs what that user has, not what the store holds.
 
         :param user: What :data:`SESSION_USER_KEY` finds in the sessions.

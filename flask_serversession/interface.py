@@ -37,10 +37,10 @@ from .lifecycle import Lifecycle
 from .moment import EndOfRequest
 from .moment import is_public
 from .moment import is_targeted
+from .opened import is_visitors
+from .opened import remember
 from .sessions import NullServerSession
 from .sessions import ServerSideSession
-from .sessions import is_visitors
-from .sessions import remember
 from .sessions import unit_of
 from .socketio import is_socket_event
 from .unit import Cookie
@@ -350,7 +350,7 @@ class ServerSessionInterface(SessionInterface):
                 unit.identity.id,
                 core.is_permanent(unit),
                 record.touched_at,
-                record.created_at,
+                unit.stored.counts_from,
                 unit.lifetime,
             )
         assert cookie is not None  # noqa: S101 - for type checkers
@@ -361,6 +361,7 @@ class ServerSessionInterface(SessionInterface):
             and given.id == cookie.id
             and not given.is_stale
             and given.says(cookie.is_permanent, cookie.lifetime)
+            and int(given.counts_from) == int(cookie.counts_from)
             and (
                 given.touched_at >= cookie.touched_at
                 or not (

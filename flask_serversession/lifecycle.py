@@ -31,7 +31,6 @@ from .errors import BackendError
 from .errors import BackendUnavailableError
 from .errors import ConflictError
 from .errors import RecordError
-from .errors import SerializationError
 from .errors import ServerSessionError
 from .errors import SessionLostError
 from .loading import Loader
@@ -46,6 +45,7 @@ from .record import NO_META
 from .record import Record
 from .rotation import Rotation
 from .rotation import create
+from .rotation import find_reason
 from .rotation import is_somebody_left
 from .rotation import log_out_successor
 from .unit import PERMANENT_KEY
@@ -89,6 +89,7 @@ class Lifecycle:
         self._act: dict[
             Step, cabc.Callable[[Unit, Plan, Moment, Attempts], Outcome]
         ] = {
+            Step.NOTHING: self._do_nothing,
             Step.TOUCH: self._touch,
             Step.CREATE: self._create,
             Step.REPLACE: self._replace,
@@ -175,31 +176,15 @@ class Lifecycle:
                 unit.wish = Wish.SAVE
         if unit.is_atomic:
             change = ("atomic() was called", change[1])
-        config, rotation = core.config, ""
-        if config.regenerate_on_login and self._has_other_user(unit, bool(change[0])):
-            rotation = "the user changed"
-        elif (
-            config.renewal_interval is not None
-            # The browser is not told, or cannot be any more; the next request will do.
-            and not unit.phase
-            and not unit.is_passive
-            and core.clock() - stored.issued_at >= config.renewal_interval
-        ):
-            rotation = "it is as old as 'SESSION_RENEWAL_INTERVAL'"
-        elif attempts is not None and attempts.is_rotation_pending:
-            rotation = "it was begun"
-        moment.rotation = rotation
+        moment.rotation = find_reason(core, unit, is_changed=bool(change[0]))
+        if not moment.rotation and attempts is not None:
+            moment.rotation = "it was begun" if attempts.is_rotation_pending else ""
         return change
 
-    def _has_other_user(self, unit: Unit, is_changed: bool) -> bool:
-        try:
-            return self.core.user_of(unit.data) != unit.stored_user
-        except SerializationError:
-            if is_changed:
-                raise
-            return False  # it was stored under other settings, and is only read
-
     # The steps
+
+    def _do_nothing(self, *_: t.Any) -> Outcome:
+        return Outcome.DONE  # after a conflict, nothing may be left to do
 
     def _touch(self, unit: Unit, row: Plan, *_: t.Any) -> Outcome:
         if unit.known is Known.UNSEEN:
@@ -277,13 +262,11 @@ class Lifecycle:
             # Another request of this process may have ended it in the same moment.
             return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
         if isinstance(result, Conflict):
-            if not result.current.is_tombstone:
-                if not attempts.reason:
-                    # SESSION_RESAVE writes again what was only read, and another
-                    # request has just done that.
-                    return Outcome.DONE
-                return self._conflict(unit, result.current, attempts)
-            return self._follow(unit, attempts, result.current)
+            if not result.current.is_tombstone and not attempts.reason:
+                # SESSION_RESAVE writes again what was only read, and another request
+                # has just done that.
+                return Outcome.DONE
+            return self._conflict(unit, result.current, attempts)
         return self._give_up(unit, attempts)
 
     def _rotate(
@@ -297,6 +280,8 @@ class Lifecycle:
             reason = "it was emptied and written again"
         elif unit.wish >= Wish.NEW_ID:
             reason = "regenerate() was called"
+            if unit.confirmed_at is not None:
+                reason = "mark_authenticated() was called"
         is_restarted = unit.is_restarted
         if attempts.rotation is None:
             attempts.rotation = Rotation(self.core, unit)
@@ -343,10 +328,10 @@ class Lifecycle:
         attempts.conflicts += 1
         try:
             found = conflicts.wait(self.core, unit, current, attempts.conflicts)
+            if found is not None and found.is_tombstone:
+                found = self._follow(unit, found, attempts)
             if found is None:
                 return self._give_up(unit, attempts)
-            if found.is_tombstone:
-                return self._follow(unit, attempts, found)
             if attempts.resolve is None:
                 conflicts.resolve(self.core, unit, found)
             else:
@@ -361,13 +346,23 @@ class Lifecycle:
             return Outcome.LOST
         return Outcome.AGAIN
 
-    def _follow(self, unit: Unit, attempts: Attempts, tombstone: Record) -> Outcome:
-        """Give up, since the session has another id now; a log-out follows it."""
-        try:
-            log_out_successor(self.core, unit, tombstone)
-        except RecordError as error:
-            return self._give_up(unit, attempts, error)
-        return self._give_up(unit, attempts)
+    def _follow(
+        self, unit: Unit, tombstone: Record, attempts: Attempts
+    ) -> Record | None:
+        """Go on under the id that another request has given the session.
+
+        :return: What is stored there; ``None`` if this request has no part in it.
+        """
+        core = self.core
+        if attempts.rotation is not None:
+            attempts.rotation.take_back()
+            attempts.rotation = None
+        found = None
+        with contextlib.suppress(RecordError):
+            found = self.loader.follow(unit, tombstone)
+        if found is None:
+            log_out_successor(core, unit, tombstone)
+        return found
 
     def _give_up(
         self, unit: Unit, attempts: Attempts, error: RecordError | None = None
@@ -409,11 +404,16 @@ class Lifecycle:
 
     # What a session asks for
 
-    def regenerate(self, unit: Unit, keep_data: bool) -> None:
-        """Prepare a new id."""
+    def regenerate(
+        self, unit: Unit, keep_data: bool, name: str = "regenerate()"
+    ) -> None:
+        """Prepare a new id.
+
+        :param name: What the application has called.
+        """
         if unit.is_closed:
             raise ServerSessionError(
-                "regenerate() came after the response was sent; the browser cannot"
+                f"{name} came after the response was sent; the browser cannot"
                 " learn the new id any more. Call it before the response begins."
             )
         if not keep_data:
@@ -434,6 +434,16 @@ class Lifecycle:
         if unit.known is Known.NEW:
             unit.identity = None
 
+    def mark_authenticated(self, unit: Unit) -> None:
+        """Note that the user has just proved who they are, and prepare a new id."""
+        if self.core.user_of(unit.data) is None:
+            raise ServerSessionError(
+                "mark_authenticated() was called while nobody is logged in. Put the"
+                " user's id into the session first, where 'SESSION_USER_KEY' finds it."
+            )
+        self.regenerate(unit, True, "mark_authenticated()")
+        unit.confirmed_at = self.core.clock()
+
     def reload(self, unit: Unit) -> None:
         """Forget local changes and load again."""
         unit.forget_wishes()
@@ -443,7 +453,9 @@ class Lifecycle:
             # As this request last left it, also when it has rotated the id already.
             with contextlib.suppress(RecordError):
                 record = core.ask(unit, "load", core.backend.load, unit.key)
-                if record and not record.is_tombstone and not core.is_too_old(record):
+                if record is not None and record.is_tombstone:
+                    record = self.loader.follow(unit, record)
+                if record is not None and not core.is_too_old(record):
                     core.adopt(unit, record)
                     return
             unit.data = {}
@@ -507,4 +519,4 @@ class Lifecycle:
 
     def atomic(self, unit: Unit, function: cabc.Callable[[], T]) -> T:
         """Run the function on the freshest copy and save it."""
-        return run(self.core, unit, function, self.write)
+        return run(self.loader, unit, function, self.write)

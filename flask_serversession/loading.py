@@ -14,6 +14,7 @@ from .errors import RecordError
 from .logouts import LogOuts
 from .record import NO_META
 from .record import Record
+from .rotation import follow_renewal
 from .unit import Identity
 from .unit import Known
 from .unit import Unit
@@ -92,6 +93,8 @@ class Loader:
             record = core.breaker.ask(core.backend.load, identity.key)
             if len(presented.values) > 1 and (record is None or record.is_tombstone):
                 record = self._load_next(unit, identity, record)
+            if record is not None and record.is_tombstone:
+                record = follow_renewal(core, unit, record, self._ask) or record
         except BackendUnavailableError as error:
             if unit.known is not Known.UNSEEN:
                 return
@@ -142,6 +145,24 @@ class Loader:
             if is_chosen:
                 return found
         return record
+
+    def _ask(self, key: str) -> Record | None:
+        return self.core.breaker.ask(self.core.backend.load, key)
+
+    def follow(self, unit: Unit, tombstone: Record) -> Record | None:
+        """Go on under the id that another request has renewed this request's id with.
+
+        For one that meets the tombstone after it has loaded the session.
+
+        :return: What is stored there; ``None`` if the session is gone.
+        :raises RecordError: if it cannot be read.
+        """
+        core = self.core
+
+        def load(key: str) -> Record | None:
+            return core.ask(unit, "load", core.backend.load, key)
+
+        return follow_renewal(core, unit, tombstone, load)
 
     def take(self, unit: Unit, record: Record | None) -> None:
         """Go on with what the backend returned."""

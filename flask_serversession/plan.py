@@ -37,7 +37,8 @@ merged in. So a conflict is no case of its own: what is decided after it is deci
 the same rows.
 
 **What is never done.** Nothing is written that was only read. Nothing is sent to a
-browser whose session is gone, since either cookie could undo what another request did.
+browser whose session is gone, since either cookie could undo what another request did,
+nor to one whose id another request has renewed, unless this one gives it another.
 Nothing is deleted in a browser that sent nothing. A log-out is never kept: where a
 session ends, it ends in the store first.
 """
@@ -190,6 +191,8 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
     is_owed = unit.owed is Cookie.SET
     # The browser has the cookie already, and whoever shares the cache must not get it.
     is_due = is_due and unit.failure is None and (is_owed or not moment.is_public)
+    # It has the newer id, or is about to get it.
+    is_due = is_due and not unit.is_renewed
     cookie = Cookie.SET if is_due or is_owed else Cookie.NONE
     if wish >= Wish.SAVE or moment.rotation or (moment.resave and not unit.is_saved):
         return _written(unit, moment, cookie, renews)
@@ -205,6 +208,8 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
 def _written(unit: Unit, moment: Moment, cookie: Cookie, renews: bool) -> Plan:
     """Return the row of a stored session that has to be written."""
     removed = Cookie.DELETE if unit.presented.cookie is not None else Cookie.NONE
+    if unit.is_renewed:
+        removed = Cookie.NONE
     wish = unit.wish
     if unit.is_empty:
         if wish is Wish.END:

@@ -15,8 +15,11 @@ from .ids import key_of as key_of
 #: The first byte of everything the library stores. It is not valid as the first
 #: byte of UTF-8 text, of a pickle or of JSON, so foreign data never looks like ours.
 MAGIC = 0xFE
-#: The format written by this version.
-FORMAT = 1
+#: The format written by this version. The layout of format 1 is the same, but what is
+#: in the data is not: see :mod:`.payload`.
+FORMAT = 2
+# Tombstones are as they were, so versions that know no later format understand them.
+_TOMBSTONE_FORMAT = 1
 
 _TOMBSTONE = 1
 _NO_USER = 0xFFFF
@@ -103,7 +106,7 @@ def encode_record(record: Record) -> bytes:
         raise RecordError("The record's user or meta is longer than 64 KiB.", "damaged")
     header = _HEADER.pack(
         MAGIC,
-        FORMAT,
+        _TOMBSTONE_FORMAT if record.is_tombstone else FORMAT,
         _TOMBSTONE if record.is_tombstone else 0,
         0,
         record.version,
@@ -227,7 +230,8 @@ def frame(data: bytes) -> bytes:
 
     For backends that keep the other fields of a record in columns of their own.
     """
-    return _FRAME.pack(MAGIC, FORMAT, zlib.crc32(data)) + data
+    format = _TOMBSTONE_FORMAT if data == TOMBSTONE_DATA else FORMAT
+    return _FRAME.pack(MAGIC, format, zlib.crc32(data)) + data
 
 
 def unframe(buffer: bytes) -> bytes:

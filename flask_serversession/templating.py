@@ -27,6 +27,7 @@ _OURS = frozenset(
     {
         *("handle", "sid", "created_at", "expires_at", "lifetime", "user"),
         "ended_because",
+        *("authenticated_at", "is_fresh"),
     }
 )
 

@@ -114,6 +114,14 @@ class Stored(t.NamedTuple):
     lifetime: float | None
     #: When the id was issued, in seconds since the epoch.
     issued_at: float
+    #: When the user logged in or confirmed it last; ``None`` if nobody did, or nobody
+    #: knows: the session was taken over, or a version that did not keep it stored it.
+    authenticated_at: float | None = None
+
+    @property
+    def counts_from(self) -> float:
+        """What the absolute timeout counts from."""
+        return self.authenticated_at or self.record.created_at
 
     def __repr__(self) -> str:
         return f"<Stored {self.record!r}>"  # without the content of the session
@@ -208,6 +216,11 @@ class Unit:
     meta: cabc.Mapping[str, str] = NO_META
     #: What the application tells of it (``session.meta``); ``None`` for what is stored.
     own_meta: cabc.Mapping[str, str] | None = None
+    #: When ``mark_authenticated()`` was called in this request.
+    confirmed_at: float | None = None
+    #: The id that it came with was renewed by another request. It works on the
+    #: session under its new id, which the browser has, or is about to get.
+    is_renewed: bool = False
     #: Whether the session was not stored before this request.
     is_new: bool = False
     wish: Wish = Wish.NOTHING
@@ -353,6 +366,7 @@ class Unit:
         self.wish = self.least_wish
         self.own_meta = None
         self.is_modified = False
+        self.confirmed_at = None
 
     # What becomes known
 
@@ -365,6 +379,8 @@ class Unit:
         self.data = {}
         self.lifetime = None
         self.own_meta = None
+        self.confirmed_at = None
+        self.is_renewed = False
         self._owe_no_id()
 
     def begin_empty(self) -> None:
@@ -404,6 +420,12 @@ class Unit:
         # Somebody may hold on to a list that is in there now.
         self.is_exposed = True
         return True
+
+    def follow(self, key: str) -> None:
+        """Its id was renewed: go on with the record that has this key now."""
+        assert self.identity is not None  # noqa: S101 - for type checkers
+        self.identity = self.identity._replace(key=key)
+        self.is_renewed = True
 
     def lose(self) -> None:
         """Another request has ended the session, or given it another id."""

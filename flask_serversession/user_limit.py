@@ -1,4 +1,4 @@
-"""``SESSION_MAX_PER_USER``: ends the oldest sessions of a user who has too many."""
+"""``SESSION_MAX_PER_USER``: ends the sessions of a user that logged in first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 import typing as t
 
 from .core import Core
+from .core import counts_from
 from .ids import is_key
 from .record import Record
 from .rotation import predecessor_of
@@ -95,7 +96,7 @@ def _choose(
     """
     written = {key: (record.touched_at, key) for key, record in records.items()}
     is_newest = is_last or max(written.values()) == written[own_key]
-    oldest = sorted(records, key=lambda key: (records[key].created_at, key))
+    oldest = sorted(records, key=lambda key: (counts_from(records[key]), key))
     # A log-in that is itself among the oldest stays, and another session goes for it;
     # but not if a newer log-in is about to end it.
     is_spared = is_newest and own_key in oldest[:excess]

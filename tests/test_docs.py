@@ -574,7 +574,7 @@ _NO_SENTENCES = {
     # in a table that is printed
     *("compare and swap", "count them", "delete expired ones by itself"),
     *("delete expired ones on demand", "list all sessions", "no answer", "It can"),
-    *("User agent", "Last seen", "<… (not loaded)>"),
+    *("User agent", "Last seen", "Logged in", "<… (not loaded)>"),
     *("Flask's signature", "Flask's age", "Ids in cookies", "not signed"),
     *("…, as SESSION_USE_SIGNER says", "Keys begin with", "Sessions read"),
     "Not readable",

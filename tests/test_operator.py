@@ -360,7 +360,7 @@ def test_sessions_are_listed_oldest_first_with_all_fields(site: Site) -> None:
     middle.set(n=1)
     advance(site, 60)
     newest.set(n=1)
-    # The order is that of their beginnings, whoever logged in first.
+    # Those who log in at one moment are in the order of their beginnings.
     for browser in (newest, oldest, middle):
         browser.set(_user_id="ada")
     advance(site, 60)
@@ -370,6 +370,7 @@ def test_sessions_are_listed_oldest_first_with_all_fields(site: Site) -> None:
             handle=handle_of(browser),
             user="ada",
             created_at=start + number * minute,
+            authenticated_at=start + 2 * minute,
             last_seen_at=start + seen * minute,
             expires_at=start + seen * minute + lifetime,
             meta={},

@@ -80,6 +80,8 @@ class Facts:
             return (True,)
         if name == "owed" and chosen["known"] is Known.UNSEEN:
             return (Cookie.NONE,)
+        if name == "is_renewed" and self.get("owed") is Cookie.SET:
+            return (False,)  # the new id is its own
         return None
 
 
@@ -115,6 +117,16 @@ class Path_(t.NamedTuple):
         return self.facts.get(name)
 
 
+def ask_with(facts: dict[str, t.Any]) -> tuple[Plan, Facts]:
+    """Ask the table, and decide what it asks for besides."""
+    found = Facts(tuple(facts.items()))
+    found.undecided = []
+    presented = Part(found)
+    unit: t.Any = Part(found, presented=presented)
+    moment: t.Any = Part(found)
+    return plan(unit, moment), found
+
+
 def explore() -> t.Iterator[Path_]:
     """Go through every path of the table, with the facts that it asked for."""
     for known, wish in itertools.product(Known, Wish):
@@ -122,12 +134,7 @@ def explore() -> t.Iterator[Path_]:
             (("known", known), ("wish", wish))
         ]
         while pending:
-            facts = Facts(pending.pop())
-            facts.undecided = []
-            presented = Part(facts)
-            unit: t.Any = Part(facts, presented=presented)
-            moment: t.Any = Part(facts)
-            row = plan(unit, moment)
+            row, facts = ask_with(dict(pending.pop()))
             names = list(facts.chosen)
             for name in facts.undecided:
                 before = tuple(
@@ -232,10 +239,20 @@ def test_the_cookie_goes_out_whenever_flask_says_so() -> None:
     for path in paths(known=Known.STORED, is_wanted=None, is_error_unsaved=False):
         if path.row.step in ENDS or path.is_ended_here or path.failure is not None:
             continue
-        if path.is_public or path.is_passive:
+        if path.is_public or path.is_passive or path.is_renewed:
             continue
         if path.is_modified or (path.is_permanent and path.is_refreshed):
             assert path.row.cookie is Cookie.SET
+
+
+def test_a_browser_whose_id_was_renewed_is_sent_nothing_but_another_new_id() -> None:
+    asked = paths(is_renewed=True)
+    assert {path.row.step for path in asked} >= {Step.REPLACE, Step.TOUCH, *ENDS}
+    for path in asked:
+        assert path.row.cookie is Cookie.NONE or path.row.step is Step.ROTATE
+        # Nothing else depends on it: what such a request changes is saved as ever.
+        row, _ = ask_with({**path.facts, "is_renewed": False})
+        assert (row.step, row.renews) == (path.row.step, path.row.renews)
 
 
 def test_an_application_that_refuses_the_cookie_is_heard() -> None:
@@ -351,14 +368,14 @@ def test_nothing_is_stored_for_who_has_logged_out_and_written_nothing() -> None:
 def test_a_cookie_that_says_something_else_is_replaced() -> None:
     for path in paths(known=Known.STORED, differs_from_cookie=True, failure=None):
         if path.row.step in (Step.NOTHING, Step.TOUCH, Step.REPLACE):
-            is_kept_back = path.is_ended_here or path.is_public
+            is_kept_back = path.is_ended_here or path.is_public or path.is_renewed
             assert path.row.cookie is Cookie.SET or is_kept_back
 
 
 def test_a_browser_without_a_cookie_is_told_what_was_stored() -> None:
     for path in paths(known=Known.STORED, cookie=None, is_wanted=None, failure=None):
         if path.row.step not in ENDS and not path.is_error_unsaved:
-            is_kept_back = path.is_ended_here or path.is_public
+            is_kept_back = path.is_ended_here or path.is_public or path.is_renewed
             assert path.row.cookie is Cookie.SET or is_kept_back
 
 
@@ -394,7 +411,7 @@ def test_a_session_that_was_stored_meanwhile_counts_as_used() -> None:
         known=Known.STORED, is_saved=True, is_permanent=True, is_passive=False
     ):
         if path.is_wanted is None and path.failure is None and not path.is_ended_here:
-            is_kept_back = path.row.step in ENDS or path.is_public
+            is_kept_back = path.row.step in ENDS or path.is_public or path.is_renewed
             assert path.row.cookie is Cookie.SET or is_kept_back
 
 
@@ -465,7 +482,7 @@ def test_an_application_that_wants_the_cookie_is_heard() -> None:
         known=Known.STORED, is_wanted=True, failure=None, is_passive=False
     ):
         if path.row.step in (Step.NOTHING, Step.TOUCH, Step.REPLACE):
-            is_kept_back = path.is_ended_here or path.is_public
+            is_kept_back = path.is_ended_here or path.is_public or path.is_renewed
             assert path.row.cookie is Cookie.SET or is_kept_back
     for path in paths(known=Known.UNSEEN, is_wanted=True, cookie="a cookie"):
         is_kept_back = path.is_ended_here or path.is_public or path.wish is Wish.END
@@ -549,6 +566,15 @@ ROWS: dict[str, tuple[dict[str, t.Any], Step, Cookie]] = {
         Step.EXPIRE,
         Cookie.DELETE,
     ),
+    "came with an id that was renewed, and": (
+        {
+            **{"known": Known.STORED, "wish": Wish.SAVE, "is_empty": False},
+            **{"is_modified": True, "rotation": "", "failure": None},
+            **{"is_public": False, "is_renewed": True},
+        },
+        Step.REPLACE,
+        Cookie.NONE,
+    ),
     "changes the user, or calls": (
         {"known": Known.STORED, "wish": Wish.NEW_ID, "is_empty": False},
         Step.ROTATE,
@@ -573,6 +599,7 @@ def test_the_table_is_that_of_the_documentation(row: str) -> None:
         for path in every_path()
         if not path.is_error_unsaved
         and path.is_wanted is None
+        and bool(path.is_renewed) is facts.get("is_renewed", False)
         and all(path.facts.get(name, value) == value for name, value in facts.items())
         and {*facts} - {"cookie", "values"} <= {*path.facts} | {"is_modified"}
     ]

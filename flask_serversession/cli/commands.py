@@ -241,6 +241,7 @@ def show(handle: str, as_json: bool) -> None:
         ["User", "(nobody)" if info.user is None else escape(info.user)],
         ["Last seen", f"{info.last_seen_at:%Y-%m-%d %H:%M:%S} UTC"],
         ["Created", f"{info.created_at:%Y-%m-%d %H:%M:%S} UTC"],
+        ["Logged in", _moment(info.authenticated_at)],
         ["Expires", f"{info.expires_at:%Y-%m-%d %H:%M:%S} UTC"],
     ]
     for name, title in META_TITLES.items():
@@ -248,6 +249,10 @@ def show(handle: str, as_json: bool) -> None:
             rows.append([title, escape(info.meta[name])])
     rows += [[f"Meta {name}", value] for name, value in own_meta(info)]
     write_table(rows)
+
+
+def _moment(moment: dt.datetime | None) -> str:
+    return "-" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 # -- ending

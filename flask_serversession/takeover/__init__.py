@@ -391,7 +391,7 @@ class Takeover:
             id=identity.id,
             is_permanent=self._core.is_permanent(unit),
             touched_at=record.touched_at,
-            created_at=record.created_at,
+            counts_from=record.created_at,
             lifetime=unit.lifetime,
             is_stale=True,
         )

@@ -40,6 +40,8 @@ from flask_serversession.errors import BackendError
 from flask_serversession.errors import BackendUnavailableError
 from flask_serversession.errors import ConfigurationError
 from flask_serversession.errors import RecordError
+from flask_serversession.record import FORMAT
+from flask_serversession.record import MAGIC
 from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
 from flask_serversession.record import encode_record
@@ -103,7 +105,8 @@ class RedisContract(BackendContract):
     @pytest.fixture
     def spoil(self, backend: t.Any) -> Spoil:
         def spoil(key: str, reason: str) -> None:
-            start = b"\xfe\x02" if reason == "newer" else b"\xfd"
+            newer = bytes([MAGIC, FORMAT + 1])
+            start = newer if reason == "newer" else b"\xfd"
             backend._server.connect().setrange(key, 0, start)
 
         return spoil
@@ -377,7 +380,7 @@ def test_a_newer_format_is_left_alone(
     client: redis.Redis, backend: RedisBackend, key: str
 ) -> None:
     backend.create(key, make_record())
-    client.setrange(key, 1, b"\x02")
+    client.setrange(key, 1, bytes([FORMAT + 1]))
     value = client.get(key)
     for call in (
         lambda: backend.load(key),
