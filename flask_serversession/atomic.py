@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import typing as t
 
 from .conflicts import rebase
@@ -46,6 +47,13 @@ class _Before(t.NamedTuple):
         unit.own_meta = self.own_meta
         rebase(core, unit, current, self.stored, core.serializer.loads(self.content))
 
+    def undo(self, core: Core, unit: Unit) -> None:
+        """Put it back as it was, unless it is not stored any more."""
+        if unit.known is Known.STORED:
+            self.restore(core, unit, unit.record)
+            if self.is_changed or unit.failure is not None:
+                unit.wish = max(unit.wish, Wish.SAVE)
+
 
 def run_atomically(
     core: Core,
@@ -57,11 +65,7 @@ def run_atomically(
 
     :param write: Writes the unit; gets what brings in another request's version.
     """
-    stored = unit.stored
-    assert stored is not None  # noqa: S101 - for type checkers
-    content = core.serializer.dumps(unit.data)
-    changes = unit.wish, unit.is_modified, unit.lifetime, unit.own_meta
-    before = _Before(stored, content, *changes)
+    before = _before(core, unit)
     results: list[T] = []
 
     def run(current: Record) -> None:
@@ -70,10 +74,12 @@ def run_atomically(
         if unit.known is Known.STORED:
             unit.wish = max(unit.wish, Wish.SAVE)
 
-    try:
-        current = core.ask(unit, "load", core.backend.load, unit.key)
-    except RecordError:
-        current = None
+    current: Record | None = unit.record
+    if not unit.is_outside:  # which was loaded just now
+        try:
+            current = core.ask(unit, "load", core.backend.load, unit.key)
+        except RecordError:
+            current = None
     if current is None or current.is_tombstone:
         unit.data.clear()
         unit.lose()
@@ -84,9 +90,25 @@ def run_atomically(
         if unit.known is Known.STORED:  # and not ended by the function
             write(unit, run)
     except BaseException:
-        if unit.known is Known.STORED:
-            before.restore(core, unit, unit.record)
-            if before.is_changed or unit.failure is not None:
-                unit.wish = max(unit.wish, Wish.SAVE)
+        before.undo(core, unit)
         raise
     return results[0]
+
+
+@contextlib.contextmanager
+def undone_if_raised(core: Core, unit: Unit) -> cabc.Generator[None, None, None]:
+    """Put a stored session back as it was if a block raises that changes it."""
+    before = _before(core, unit)
+    try:
+        yield
+    except BaseException:
+        before.undo(core, unit)
+        raise
+
+
+def _before(core: Core, unit: Unit) -> _Before:
+    stored = unit.stored
+    assert stored is not None  # noqa: S101 - for type checkers
+    content = core.serializer.dumps(unit.data)
+    changes = unit.wish, unit.is_modified, unit.lifetime, unit.own_meta
+    return _Before(stored, content, *changes)

@@ -14,6 +14,7 @@ from .errors import RecordError
 from .merge import merge
 from .meta import own_part
 from .record import Record
+from .rotation import go_along
 from .unit import Stored
 from .unit import Unit
 
@@ -46,7 +47,9 @@ def wait(core: Core, unit: Unit, current: Record, conflicts: int) -> Record | No
         record = core.ask(unit, "load", core.backend.load, unit.key)
     except RecordError:
         return None
-    return None if record is None or record.is_tombstone else record
+    if record is not None and record.is_tombstone:
+        return go_along(core, unit, record) if unit.is_outside else None
+    return record
 
 
 def resolve(core: Core, unit: Unit, current: Record) -> None:

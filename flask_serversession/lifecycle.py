@@ -24,7 +24,6 @@ from .backends.base import Replaced
 from .core import Core
 from .errors import BackendUnavailableError
 from .errors import RecordError
-from .errors import ServerSessionError
 from .errors import SessionLostError
 from .loading import Loader
 from .moment import Moment
@@ -36,7 +35,9 @@ from .record import Record
 from .rotation import Rotation
 from .rotation import create
 from .rotation import delete_successor
+from .rotation import go_along
 from .rotation import log_out_successor
+from .rotation import refuse_if_closed
 from .unit import PERMANENT_KEY
 from .unit import Cookie
 from .unit import Known
@@ -218,12 +219,11 @@ class Lifecycle:
         return Outcome.DONE if is_alive else Outcome.LOST
 
     def _create(self, unit: Unit, *_: t.Any) -> Outcome:
-        if unit.is_closed:
-            raise ServerSessionError(
-                "The session is new and the response was already sent, so the"
-                " browser cannot learn its id. Write to the session before the"
-                " response begins."
-            )
+        refuse_if_closed(
+            unit,
+            "The session is new and the response was already sent, so the browser"
+            " cannot learn its id. Write to the session before the response begins.",
+        )
         core = self.core
         if core.config.permanent:
             unit.data.setdefault(PERMANENT_KEY, True)
@@ -282,9 +282,14 @@ class Lifecycle:
             # Another request of this process may have ended it in the same moment.
             return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
         if isinstance(result, Conflict):
-            if not result.current.is_tombstone:
-                return self._conflict(unit, result.current, attempts)
-            log_out_successor(core, unit, result.current)
+            current: Record | None = result.current
+            if result.current.is_tombstone and unit.is_outside:
+                current = go_along(core, unit, result.current)
+            elif result.current.is_tombstone:
+                log_out_successor(core, unit, result.current)
+                current = None
+            if current is not None:
+                return self._conflict(unit, current, attempts)
         return self._give_up(unit, attempts)
 
     def _rotate(
@@ -369,7 +374,7 @@ class Lifecycle:
                     self.core.handle_of(unit.key),
                 )
                 self.core.send(signals.session_lost, unit.key, unit.stored_user)
-            if self.core.config.on_lost == "raise":
+            if self.core.config.on_lost == "raise" or unit.is_outside:
                 raise SessionLostError(
                     "Another request ended the session, or gave it a new id, while"
                     " this one ran; its changes are dropped."
@@ -394,12 +399,15 @@ class Lifecycle:
                 return True
             record = core.ask(unit, "load", core.backend.load, unit.key)
         except RecordError as error:
+            if unit.is_outside:
+                raise
             self.loader.take_unreadable(unit, error)
             return False
-        if record is None:
+        if record is not None:
+            delete_successor(core, unit, record)
+        elif not unit.is_outside:
             self.loader.begin_instead(unit, "unknown")
             return False
-        delete_successor(core, unit, record)
         unit.lose()
         return False
 
@@ -416,11 +424,11 @@ class Lifecycle:
 
     def regenerate(self, unit: Unit, keep_data: bool) -> None:
         """Prepare a new id."""
-        if unit.is_closed:
-            raise ServerSessionError(
-                "regenerate() came after the response was sent; the browser cannot"
-                " learn the new id any more. Call it before the response begins."
-            )
+        refuse_if_closed(
+            unit,
+            "regenerate() came after the response was sent; the browser cannot learn"
+            " the new id any more. Call it before the response begins.",
+        )
         if not keep_data:
             unit.data.clear()
             unit.lifetime = None

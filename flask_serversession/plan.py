@@ -177,7 +177,8 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
     is_due = is_due and unit.failure is None and (is_owed or not moment.is_public)
     cookie = Cookie.SET if is_due or is_owed else Cookie.NONE
     if wish >= Wish.SAVE or moment.rotation or moment.resave:
-        return _written(unit, moment, cookie, renews)
+        # Who changes a session from outside is not its user.
+        return _written(unit, moment, cookie, not unit.is_outside and renews)
     if moment.is_ended_here(unit):
         return NOTHING
     if is_used and moment.is_touch_due(unit):

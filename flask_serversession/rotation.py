@@ -124,12 +124,12 @@ class Rotation:
         :raises ServerSessionError: if the response was sent already.
         """
         core, unit = self._core, self._unit
-        if unit.is_closed:
-            raise ServerSessionError(
-                f"The session needs a new id ({reason}), but the response was already"
-                " sent and the browser cannot learn it. Log in and out in an ordinary"
-                " request."
-            )
+        refuse_if_closed(
+            unit,
+            f"The session needs a new id ({reason}), but the response was already"
+            " sent and the browser cannot learn it. Log in and out in an ordinary"
+            " request.",
+        )
         old_key, old_record = unit.key, unit.record
         if unit.is_restarted and core.config.permanent:
             unit.data.setdefault(PERMANENT_KEY, True)
@@ -248,6 +248,21 @@ class Rotation:
             self._core.ask(self._unit, "delete", self._core.backend.delete, key)
 
 
+def refuse_if_closed(unit: Unit, message: str) -> None:
+    """Refuse what the browser would have to be told of, if that is impossible.
+
+    :param message: What to say after the response.
+    """
+    if unit.is_outside:
+        raise ServerSessionError(
+            "A session that was opened from outside keeps its id and its user, since"
+            " only its own browser can be given others. Leave them as they are, or end"
+            " the session with clear()."
+        )
+    if unit.is_closed:
+        raise ServerSessionError(message)
+
+
 def make_tombstone(
     now: float, expires_at: float, meta: cabc.Mapping[str, str]
 ) -> Record:
@@ -260,6 +275,28 @@ def make_tombstone(
         expires_at=expires_at,
         meta=meta,
     )
+
+
+def go_along(core: Core, unit: Unit, tombstone: Record) -> Record | None:
+    """Go on, from outside, with a session under the id that it has got meanwhile.
+
+    A request's own changes do not follow: what it was allowed to do may have changed
+    with the id. Who changes a session from outside asks for the session, whatever id
+    it has, as long as it has the same user.
+
+    :return: Its record; ``None`` if it is another session now.
+    """
+    prefix = core.config.key_prefix
+    record: Record | None = tombstone
+    for _ in range(MAX_STEPS):
+        key = successor_of(record, prefix)
+        if record is None or key is None or not record.meta.get(SAME_USER):
+            return None
+        record = core.ask(unit, "load", core.backend.load, key)
+        if record is not None and not record.is_tombstone:
+            unit.identity = Identity("", key)
+            return record
+    return None
 
 
 def delete_successor(core: Core, unit: Unit, tombstone: Record) -> None:

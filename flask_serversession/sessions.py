@@ -81,7 +81,7 @@ class ServerSideSession(SessionMixin):
         """Return the unit, with or without its content."""
         unit = self._unit
         self.accessed = True
-        if unit.phase:
+        if unit.phase and not unit.is_outside:
             self._lifecycle.unsaved.watch()
         return unit
 
@@ -237,7 +237,7 @@ class ServerSideSession(SessionMixin):
                 self._loaded()  # as empty as clear() has left it
             unit.forget_change()
             unit.is_exposed = False  # nor are changes inside of values
-        if unit.phase:
+        if unit.phase and not unit.is_outside:
             self._lifecycle.unsaved.watch()
 
     # What the session is

@@ -77,6 +77,8 @@ class Facts:
             return (False,) if self.get("cookie") is None else None
         if name == "data" and not self.get("is_empty"):
             return (True,)
+        if name == "is_closed" and chosen.get("is_outside"):
+            return (True,)
         if name == "owed" and chosen["known"] is Known.UNSEEN:
             return (Cookie.NONE,)
         return None
@@ -266,7 +268,7 @@ def test_a_failed_backend_is_not_passed_over_in_silence() -> None:
 
 def test_what_counts_as_activity_is_what_the_documentation_says() -> None:
     for path in paths(known=Known.STORED):
-        if not path.row.renews:
+        if not path.row.renews and not path.is_outside:
             assert path.wish is Wish.NOTHING
             assert not path.is_refreshed
             assert path.is_permanent
@@ -411,7 +413,17 @@ def test_an_application_that_wants_the_cookie_is_heard() -> None:
 
 def test_what_was_changed_counts_as_used_whatever_the_settings_say() -> None:
     for path in paths(known=Known.STORED, wish=Wish.SAVE, is_error_unsaved=False):
-        assert path.row.renews
+        assert path.row.renews or path.is_outside
+
+
+def test_what_is_changed_from_outside_is_no_activity() -> None:
+    for path in paths(known=Known.STORED, is_outside=True):
+        if path.row.step is not Step.DELETE:
+            assert not path.row.renews
+    # It is asked wherever something is written.
+    for path in paths(known=Known.STORED):
+        if path.row.step in WRITES | {Step.EXPIRE}:
+            assert path.is_outside is not None
 
 
 #: The rows of the documentation's table, as facts, with the step and the cookie.
