@@ -18,6 +18,7 @@ from . import conflicts
 from . import signals
 from .activity import touch_stored
 from .activity import touch_unseen
+from .activity import track
 from .atomic import run_atomically
 from .backends.base import Conflict
 from .backends.base import Replaced
@@ -109,6 +110,7 @@ class Lifecycle:
             Step, cabc.Callable[[Unit, Plan, Moment, _Attempts], Outcome]
         ] = {
             Step.TOUCH: self._touch,
+            Step.TRACK: self._touch,
             Step.CREATE: self._create,
             Step.REPLACE: self._replace,
             Step.EXPIRE: self._replace,
@@ -212,7 +214,9 @@ class Lifecycle:
     # The steps
 
     def _touch(self, unit: Unit, row: Plan, *_: t.Any) -> Outcome:
-        if unit.known is Known.UNSEEN:
+        if row.step is Step.TRACK:
+            is_alive = track(self.core, self.loader, unit)
+        elif unit.known is Known.UNSEEN:
             is_alive = touch_unseen(self.core, self.loader, unit)
         else:
             is_alive = touch_stored(self.core, unit, row.renews)

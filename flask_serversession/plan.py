@@ -70,6 +70,9 @@ class Step(enum.IntEnum):
     REPORT = 9
     #: Raise what the backend raised.
     FAIL = 10
+    #: Touch, and record where the session was seen, which takes a replace. It may fail
+    #: as a touch may.
+    TRACK = 11
 
 
 class Plan(t.NamedTuple):
@@ -94,6 +97,8 @@ DELETE = Plan(Step.DELETE)
 DELETE_BOTH = Plan(Step.DELETE, Cookie.DELETE)
 TOUCH = Plan(Step.TOUCH)
 TOUCH_AND_SEND = Plan(Step.TOUCH, Cookie.SET)
+TRACK = Plan(Step.TRACK)
+TRACK_AND_SEND = Plan(Step.TRACK, Cookie.SET)
 
 
 def plan(unit: Unit, moment: Moment) -> Plan:
@@ -131,13 +136,16 @@ def _unseen(unit: Unit, moment: Moment) -> Plan:
     is_public = moment.is_public
     if is_public and wish is not Wish.TOUCH:
         return NOTHING
+    is_touched = moment.is_touch_due(unit)
     if (
-        moment.is_touch_due(unit)
+        is_touched
         or moment.is_doubtful(unit)
         or len(presented.values) > 1  # which of them is in use?
     ):
         # A browser session's cookie is told, or every touch() would be carried out.
         is_silent = is_public or moment.is_wanted is False
+        if is_touched and moment.is_tracked:
+            return TRACK if is_silent else TRACK_AND_SEND
         return TOUCH if is_silent else TOUCH_AND_SEND
     if moment.is_ended_here(unit) or is_public or not is_sent:
         return NOTHING
@@ -182,7 +190,7 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
     if moment.is_ended_here(unit):
         return NOTHING
     if is_used and moment.is_touch_due(unit):
-        return Plan(Step.TOUCH, cookie)
+        return Plan(Step.TRACK if moment.is_elsewhere(unit) else Step.TOUCH, cookie)
     if is_due and has_cookie and not is_owed and moment.is_doubtful(unit):
         return Plan(Step.TOUCH, cookie, is_used)
     return SEND if cookie is Cookie.SET else NOTHING
