@@ -308,7 +308,7 @@ class ServerSideSession(SessionMixin):
         unit.want(Wish.SAVE)
 
     @property
-    def meta(self) -> Meta:
+    def meta(self) -> cabc.MutableMapping[str, str]:
         """What the application itself tells of the session, for lists and operators.
 
         A mapping of text to text: what the visitor calls the device, how the user
