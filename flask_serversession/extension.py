@@ -148,7 +148,7 @@ class ServerSession:
 
         :param handle: Its :attr:`.ServerSideSession.handle`, or the first eight digits
             of it or more. Only the whole handle costs one record; to find a session by
-            its first digits, all are gone through.
+            its first digits, all are gone through, so leave that to operators.
         :return: ``None`` if there is no such session.
         :raises LookupError: if several sessions begin with these digits.
         :raises NotSupportedError: if there are only the first digits, and the backend

@@ -177,6 +177,8 @@ def _current(state: AppState) -> ServerSideSession | None:
     unit, loader = unit_of(session), state.interface.lifecycle.loader
     if unit.known is Known.UNSEEN:
         loader.load(unit)
+    if unit.failure is not None:
+        raise unit.failure  # whatever the visitor gets: nobody knows what there is
     return session if unit.known is Known.STORED else None
 
 

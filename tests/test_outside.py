@@ -810,6 +810,24 @@ def test_the_own_session_that_was_ended_is_none(site: Site) -> None:
     assert browser.read() == {}
 
 
+@pytest.mark.parametrize("policy", ["raise", "ignore"])
+def test_the_own_session_that_cannot_be_loaded_is_not_taken_for_absent(
+    policy: str,
+) -> None:
+    site = Site({"SESSION_BACKEND": "memory"}, SESSION_ON_BACKEND_ERROR=policy)
+    browser = log_in(site)
+    handle = handle_of(browser)
+
+    def view() -> None:
+        with site.backend.failing("load"), pytest.raises(BackendUnavailableError):
+            change(site, handle, lambda data: data.update(n=2))
+        with pytest.raises(BackendUnavailableError):
+            site.extension.update_user("ada", count_up)
+
+    browser.visit(view)
+    assert browser.read()["n"] == 1
+
+
 def test_a_new_session_is_not_there_yet(site: Site) -> None:
     def view() -> None:
         handle = typed_session.handle
