@@ -1,4 +1,7 @@
-"""Records that a session was used, and tells how long it lives if it is not."""
+"""Records that a session was used, and tells how long it lives if it is not.
+
+A failure to record it is logged, and nothing more.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import dataclasses
 import logging
 import typing as t
 
+from .backends.base import Conflict
+from .backends.base import Gone
 from .core import Core
 from .errors import BackendError
 from .errors import RecordError
 from .loading import Loader
+from .meta import tracked_part
 from .moment import Ahead
 from .moment import is_doubtful
 from .plan import Step
@@ -106,6 +112,71 @@ def touch_unseen(core: Core, loader: Loader, unit: Unit) -> bool:
         if is_alive is None or not loader.verify_next(unit):
             break
     return False
+
+
+def track(core: Core, loader: Loader, unit: Unit) -> bool:
+    """Touch a session, and record where it was seen if that is another place.
+
+    It may be one that nobody looked at.
+
+    :return: As :func:`touch_stored`.
+    """
+    if unit.failure is not None and not unit.is_closed:
+        return True
+
+    def load(key: str) -> Record | None:
+        return core.breaker.ask(core.backend.load, key)
+
+    try:
+        if unit.known is not Known.UNSEEN:
+            return _write_track(core, unit)
+        while (record := load(unit.key)) is None or record.is_tombstone:
+            if not loader.verify_next(unit):
+                return False
+        core.adopt(unit, record)
+        if core.is_too_old(record) or core.is_idle(unit):
+            return False
+        if tracked_part(record.meta) == unit.meta:
+            return touch_stored(core, unit, True)
+        return _write_track(core, unit)
+    except BackendError as error:
+        is_unseen = unit.known is Known.UNSEEN
+        operation = "load" if is_unseen else "replace"
+        core.report_failure(unit, unit.key, operation, error)
+        return not is_unseen
+    except RecordError:
+        return False
+
+
+def _write_track(core: Core, unit: Unit) -> bool:
+    """Replace a record by one with the same content."""
+    stored, identity, now = unit.stored, unit.identity, core.clock()
+    assert stored is not None and identity is not None  # noqa: PT018, S101 - as above
+    is_own = stored.serializer is core.serializer
+    payload = core.dumps(unit, stored.payload if is_own else None)
+    before = stored.record
+    record = core.make_record(
+        unit,
+        identity,
+        payload,
+        now,
+        before.created_at,
+        stored.issued_at,
+        before.version + 1,
+    )
+    replace = core.backend.replace
+    result = core.breaker.ask(replace, identity.key, record, before.version)
+    if isinstance(result, Conflict):
+        # What another request has stored says where that one was.
+        return not result.current.is_tombstone and touch_stored(core, unit, True)
+    if isinstance(result, Gone):
+        return False
+    handle = core.handle_of(identity.key)
+    logger.debug("Session %s touched, with another address or browser", handle)
+    unit.stored = stored._replace(
+        record=record, payload=payload, serializer=core.serializer
+    )
+    return True
 
 
 def _ask(core: Core, unit: Unit, now: float, expires_at: float) -> bool | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import typing as t
 
 from .conflicts import rebase
@@ -61,6 +62,13 @@ class _Before(t.NamedTuple):
         unit.own_meta = self.own_meta
         rebase(core, unit, current, self.stored, core.serializer.loads(self.content))
 
+    def undo(self, core: Core, unit: Unit) -> None:
+        """Put it back as it was, unless it is not stored any more."""
+        if unit.known is Known.STORED:
+            self.restore(core, unit, unit.record)
+            if self.is_changed(core.serializer) or unit.failure is not None:
+                unit.wish = max(unit.wish, Wish.SAVE)
+
 
 def run(
     loader: Loader,
@@ -95,11 +103,8 @@ def _run_on_stored(
     write: cabc.Callable[[Unit, Resolve], None],
 ) -> T:
     """Run the function on the freshest copy of a stored session, and save it."""
-    core, stored = loader.core, unit.stored
-    assert stored is not None  # noqa: S101 - for type checkers
-    content = core.serializer.dumps(unit.data)
-    changes = unit.wish, unit.is_modified, unit.lifetime, unit.own_meta
-    before = _Before(stored, content, *changes, unit.confirmed_at)
+    core = loader.core
+    before = _before(core, unit)
     results: list[T] = []
 
     def run(current: Record) -> None:
@@ -109,14 +114,16 @@ def _run_on_stored(
             unit.wish = max(unit.wish, Wish.SAVE)
 
     tombstone: Record | None = None
-    try:
-        current = core.ask(unit, "load", core.backend.load, unit.key)
-        if current is not None and current.is_tombstone:
-            tombstone, current = current, loader.follow(unit, current)
-    except RecordError as error:
-        if error.reason == "newer" and changes_user(core, unit):
-            raise refuse_newer(core, unit) from error
-        current = None
+    current: Record | None = unit.record
+    if not unit.is_outside:  # which was loaded just now
+        try:
+            current = core.ask(unit, "load", core.backend.load, unit.key)
+            if current is not None and current.is_tombstone:
+                tombstone, current = current, loader.follow(unit, current)
+        except RecordError as error:
+            if error.reason == "newer" and changes_user(core, unit):
+                raise refuse_newer(core, unit) from error
+            current = None
     if current is None:
         if tombstone is not None:
             # Somebody logged out before this, and meant the session of this moment.
@@ -130,10 +137,7 @@ def _run_on_stored(
         if unit.known is Known.STORED:  # and not ended by the function
             write(unit, run)
     except BaseException:
-        if unit.known is Known.STORED:
-            before.restore(core, unit, unit.record)
-            if before.is_changed(core.serializer) or unit.failure is not None:
-                unit.wish = max(unit.wish, Wish.SAVE)
+        before.undo(core, unit)
         raise
     return results[0]
 
@@ -154,3 +158,22 @@ def _run_on_unstored(core: Core, unit: Unit, function: cabc.Callable[[], T]) -> 
             unit.lifetime, unit.own_meta = lifetime, own_meta
             unit.wish, unit.is_modified = max(wish, unit.least_wish), is_modified
         raise
+
+
+@contextlib.contextmanager
+def undone_if_raised(core: Core, unit: Unit) -> cabc.Generator[None, None, None]:
+    """Put a stored session back as it was if a block raises that changes it."""
+    before = _before(core, unit)
+    try:
+        yield
+    except BaseException:
+        before.undo(core, unit)
+        raise
+
+
+def _before(core: Core, unit: Unit) -> _Before:
+    stored = unit.stored
+    assert stored is not None  # noqa: S101 - for type checkers
+    content = core.serializer.dumps(unit.data)
+    changes = unit.wish, unit.is_modified, unit.lifetime, unit.own_meta
+    return _Before(stored, content, *changes, unit.confirmed_at)

@@ -27,6 +27,7 @@ from .ids import handle_of
 from .ids import key_of
 from .meta import MAX_SIZE
 from .meta import size_of
+from .meta import tracked_part
 from .payload import Envelope
 from .payload import Sealer
 from .payload import read_authenticated_at
@@ -117,7 +118,8 @@ class Core:
                     unit.fail(error)
             # A record that is created is not yet the unit's.
             key = t.cast(str, args[0]) if operation == "create" else unit.key
-            self.report_failure(unit, key, operation, error)
+            if not unit.is_outside:  # where no request failed
+                self.report_failure(unit, key, operation, error)
             raise
 
     def report_failure(
@@ -367,6 +369,9 @@ class Core:
             expires_at = self.limit(now + self.lifetime_of(unit), since)
         else:
             touched_at, expires_at = stored.record.touched_at, stored.record.expires_at
+            if unit.lifetime != stored.lifetime:
+                end = touched_at + self.lifetime_of(unit)
+                expires_at = self.limit(end, authenticated_at or created_at)
         envelope = Envelope(
             payload=payload,
             serializer=self.serializer.code,
@@ -388,8 +393,12 @@ class Core:
 
     def _meta_of(self, unit: Unit) -> cabc.Mapping[str, str]:
         """Return the meta of a session's record as it is now."""
-        if not (own := unit.current_meta):
-            return unit.meta
+        own, seen = unit.current_meta, unit.meta
+        if unit.is_outside:
+            # Where it is changed from is not where it was seen.
+            seen = tracked_part(unit.record.meta)
+        if not own:
+            return seen
         # What one request adds is checked when it does; together they may be too much.
         if unit.own_meta is not None and (size := size_of(own)) > MAX_SIZE:
             raise SerializationError(
@@ -398,7 +407,7 @@ class Core:
                 " itself.",
                 "session.meta",
             )
-        return {**own, **unit.meta}
+        return {**own, **seen}
 
     def keep(
         self, unit: Unit, record: Record, payload: bytes, issued_at: float

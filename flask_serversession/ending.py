@@ -67,12 +67,17 @@ class Ending:
                 return True
             record = core.ask(unit, "load", core.backend.load, unit.key)
         except RecordError as error:
+            if unit.is_outside:
+                raise
             self._loader.take_unreadable(unit, error)
             if unit.known is Known.BROKEN:
                 raise refuse_newer(core, unit) from error
             return False
         if record is None:
-            self._loader.begin_instead(unit, self._loader.why_absent(unit))
+            if unit.is_outside:
+                unit.lose()
+            else:
+                self._loader.begin_instead(unit, self._loader.why_absent(unit))
             return False
         try:
             delete_successor(core, unit, record)

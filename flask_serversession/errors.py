@@ -12,7 +12,8 @@
     ├─ RecordError                             a stored record cannot be read back
     ├─ SessionTooLargeError                    it is bigger than SESSION_MAX_SIZE
     ├─ ConflictError                           only where the configuration asks for it
-    └─ SessionLostError                        only where the configuration asks for it
+    └─ SessionLostError                        where the configuration asks for it, and
+                                               from outside
 
 No message holds a session id, a secret, a value kept in a session, or the
 password of a URL.
@@ -177,4 +178,8 @@ class ConflictError(ServerSessionError):
 
 
 class SessionLostError(ServerSessionError):
-    """Another request ended the session; the changes of this one are dropped."""
+    """Another request ended the session; the changes of this one are dropped.
+
+    Raised where :data:`SESSION_ON_LOST` asks for it, and by :meth:`.ServerSession.open`
+    always, also if there is no such session.
+    """

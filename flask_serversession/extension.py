@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import logging
 import time
 import typing as t
@@ -12,6 +13,7 @@ from flask import Flask
 from flask import current_app
 
 from . import operator
+from . import outside
 from .backends import BackendSettings
 from .backends import build_backend
 from .backends.base import Backend
@@ -30,6 +32,7 @@ from .logouts import LogOuts
 from .opened import accessed_unit
 from .operator import AppState
 from .operator import SessionInfo as SessionInfo
+from .sessions import ServerSideSession
 from .takeover import make_takeover
 from .templating import TEMPLATE_SESSION
 from .templating import adapt_environment
@@ -149,7 +152,7 @@ class ServerSession:
 
         :param handle: Its :attr:`.ServerSideSession.handle`, or the first eight digits
             of it or more. Only the whole handle costs one record; to find a session by
-            its first digits, all are gone through.
+            its first digits, all are gone through, so leave that to operators.
         :return: ``None`` if there is no such session.
         :raises LookupError: if several sessions begin with these digits.
         :raises NotSupportedError: if there are only the first digits, and the backend
@@ -208,6 +211,60 @@ class ServerSession:
         :raises NotSupportedError: if the backend cannot enumerate them.
         """
         return operator.revoke_all(_current_state(), except_current, progress)
+
+    def open(self, handle: str) -> contextlib.AbstractContextManager[ServerSideSession]:
+        """Change another session, from a view, a job or a shell without a request.
+
+        .. code-block:: python
+
+            with server_session.open(handle) as data:
+                data["role"] = "editor"
+
+        What the block has changed is saved at its end, with the guarantees that
+        requests have: the version is compared, what a request has changed meanwhile is
+        merged as :data:`SESSION_CONFLICT` says, and a session that has ended is never
+        brought back. A block that raises saves nothing. It is no activity: the session
+        lives no longer for it. If its id is renewed meanwhile for the same user, the
+        change follows. ``clear()`` ends it. The user and the id stay, because the
+        browser could not be told of another one: changing them raises
+        :exc:`.ServerSessionError`.
+
+        For the session of the current request, it gives :data:`flask.session` itself,
+        and saves that at the end; what a block that raises has changed is undone.
+
+        :param handle: As for :meth:`find`. If the id was changed within the last
+            seconds, it is the session under its new id, which may belong to somebody
+            who has just logged in: see its ``user``.
+        :return: A context manager that gives a :class:`.ServerSideSession`.
+        :raises SessionLostError: if there is no such session, or if it has ended when
+            a change is to be saved.
+        :raises LookupError: as :meth:`find`, and so is :exc:`NotSupportedError`.
+        :raises RecordError: if the stored session cannot be read.
+        :raises ConflictError: if :data:`SESSION_CONFLICT` asks for it.
+        """
+        return outside.opened(_current_state(), handle)
+
+    def update_user(
+        self, user: object, function: cabc.Callable[[ServerSideSession], object]
+    ) -> int:
+        """Change all live sessions of a user, so that a new role is in force at once.
+
+        Runs ``function(session)`` on each, as :meth:`.ServerSideSession.atomic` does:
+        again, on the freshest copy, where a request saves meanwhile. It goes on until
+        nothing new is seen, so a session whose id is changed at this moment is changed
+        too. One that ends meanwhile, or gets another user, is left out. The session of
+        the current request is changed as its view sees it. Otherwise as :meth:`open`.
+
+        :param user: What the sessions hold under :data:`SESSION_USER_KEY`.
+        :param function: If it raises, that session is not changed and no other one is
+            tried; those before it stay changed.
+        :return: How many were changed.
+        :raises ValueError: if the user is ``None``.
+        :raises RecordError: if a later version of the library wrote one of the
+            records; the others are changed.
+        :raises NotSupportedError: if the backend keeps no index of users.
+        """
+        return outside.update_user(_current_state(), user, function)
 
     def count(self) -> int:
         """Return the number of live sessions of the current application.

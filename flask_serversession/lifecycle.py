@@ -19,6 +19,7 @@ from .activity import look_again
 from .activity import time_left
 from .activity import touch_stored
 from .activity import touch_unseen
+from .activity import track
 from .atomic import run
 from .attempts import Attempts
 from .attempts import Outcome
@@ -48,6 +49,7 @@ from .rotation import create
 from .rotation import find_reason
 from .rotation import is_somebody_left
 from .rotation import log_out_successor
+from .rotation import refuse_if_closed
 from .unit import PERMANENT_KEY
 from .unit import Cookie
 from .unit import Known
@@ -91,6 +93,7 @@ class Lifecycle:
         ] = {
             Step.NOTHING: self._do_nothing,
             Step.TOUCH: self._touch,
+            Step.TRACK: self._touch,
             Step.CREATE: self._create,
             Step.REPLACE: self._replace,
             Step.EXPIRE: self._replace,
@@ -187,19 +190,20 @@ class Lifecycle:
         return Outcome.DONE  # after a conflict, nothing may be left to do
 
     def _touch(self, unit: Unit, row: Plan, *_: t.Any) -> Outcome:
-        if unit.known is Known.UNSEEN:
+        if row.step is Step.TRACK:
+            is_alive = track(self.core, self.loader, unit)
+        elif unit.known is Known.UNSEEN:
             is_alive = touch_unseen(self.core, self.loader, unit)
         else:
             is_alive = touch_stored(self.core, unit, row.renews)
         return Outcome.DONE if is_alive else Outcome.LOST
 
     def _create(self, unit: Unit, *_: t.Any) -> Outcome:
-        if unit.is_closed:
-            raise ServerSessionError(
-                "The session is new and the response was already sent, so the"
-                " browser cannot learn its id. Write to the session before the"
-                " response begins."
-            )
+        refuse_if_closed(
+            unit,
+            "The session is new and the response was already sent, so the browser"
+            " cannot learn its id. Write to the session before the response begins.",
+        )
         core = self.core
         if core.config.permanent:
             unit.data.setdefault(PERMANENT_KEY, True)
@@ -395,7 +399,7 @@ class Lifecycle:
                     self.core.handle_of(unit.key),
                 )
                 self.core.send(signals.session_lost, unit.key, unit.stored_user)
-            if self.core.config.on_lost == "raise":
+            if self.core.config.on_lost == "raise" or unit.is_outside:
                 raise SessionLostError(
                     "Another request ended the session, or gave it a new id, while"
                     " this one ran; its changes are dropped."
@@ -411,11 +415,11 @@ class Lifecycle:
 
         :param name: What the application has called.
         """
-        if unit.is_closed:
-            raise ServerSessionError(
-                f"{name} came after the response was sent; the browser cannot"
-                " learn the new id any more. Call it before the response begins."
-            )
+        refuse_if_closed(
+            unit,
+            f"{name} came after the response was sent; the browser cannot learn the"
+            " new id any more. Call it before the response begins.",
+        )
         if not keep_data:
             unit.data.clear()
             unit.lifetime = None

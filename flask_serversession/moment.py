@@ -7,6 +7,7 @@ import re
 from flask import Response
 
 from .core import Core
+from .meta import tracked_part
 from .unit import Unit
 
 # For how long what a request has seen of its session is taken for true when an
@@ -63,6 +64,15 @@ class Moment:
     def raises(self) -> bool:
         """Whether a failure of the backend is raised."""
         return self._core.config.on_backend_error == "raise"
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether ``SESSION_TRACK`` asks where the session is seen."""
+        return bool(self._core.config.track)
+
+    def is_elsewhere(self, unit: Unit) -> bool:
+        """Whether it was last seen with another address or browser."""
+        return self.is_tracked and tracked_part(unit.record.meta) != unit.meta
 
     def is_permanent(self, unit: Unit) -> bool:
         """Whether the session outlives the browser."""

@@ -77,6 +77,9 @@ class Step(enum.IntEnum):
     REPORT = 9
     #: Raise what the backend raised.
     FAIL = 10
+    #: Touch, and record where the session was seen, which takes a replace. It may fail
+    #: as a touch may.
+    TRACK = 11
 
 
 class Plan(t.NamedTuple):
@@ -101,6 +104,8 @@ DELETE = Plan(Step.DELETE)
 DELETE_BOTH = Plan(Step.DELETE, Cookie.DELETE)
 TOUCH = Plan(Step.TOUCH)
 TOUCH_AND_SEND = Plan(Step.TOUCH, Cookie.SET)
+TRACK = Plan(Step.TRACK)
+TRACK_AND_SEND = Plan(Step.TRACK, Cookie.SET)
 
 
 def plan(unit: Unit, moment: Moment) -> Plan:
@@ -112,8 +117,6 @@ def plan(unit: Unit, moment: Moment) -> Plan:
 
 def _unseen(unit: Unit, moment: Moment) -> Plan:
     presented, wish = unit.presented, unit.wish
-    if wish is Wish.NOTHING and not presented.values:
-        return LOAD if moment.save_uninitialized else NOTHING
     if wish is Wish.END:
         if not presented.is_verified:
             return VERIFY
@@ -140,13 +143,16 @@ def _unseen(unit: Unit, moment: Moment) -> Plan:
     is_public = moment.is_public
     if is_public and wish is not Wish.TOUCH:
         return NOTHING
+    is_touched = moment.is_touch_due(unit)
     if (
-        moment.is_touch_due(unit)
+        is_touched
         or moment.is_doubtful(unit)
         or len(presented.values) > 1  # which of them is in use?
     ):
         # A browser session's cookie is told, or every touch() would be carried out.
         is_silent = is_public or moment.is_wanted is False
+        if is_touched and moment.is_tracked:
+            return TRACK if is_silent else TRACK_AND_SEND
         return TOUCH if is_silent else TOUCH_AND_SEND
     if moment.is_ended_here(unit) or is_public or not is_sent:
         return NOTHING
@@ -195,11 +201,12 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
     is_due = is_due and not unit.is_renewed
     cookie = Cookie.SET if is_due or is_owed else Cookie.NONE
     if wish >= Wish.SAVE or moment.rotation or (moment.resave and not unit.is_saved):
-        return _written(unit, moment, cookie, renews)
+        # Who changes a session from outside is not its user.
+        return _written(unit, moment, cookie, not unit.is_outside and renews)
     if moment.is_ended_here(unit):
         return NOTHING
     if is_used and moment.is_touch_due(unit):
-        return Plan(Step.TOUCH, cookie)
+        return Plan(Step.TRACK if moment.is_elsewhere(unit) else Step.TOUCH, cookie)
     if is_due and has_cookie and not is_owed and moment.is_doubtful(unit):
         return Plan(Step.TOUCH, cookie, is_used)
     return SEND if cookie is Cookie.SET else NOTHING

@@ -167,12 +167,12 @@ class Rotation:
         :raises ServerSessionError: if the response was sent already.
         """
         core, unit = self._core, self._unit
-        if unit.is_closed:
-            raise ServerSessionError(
-                f"The session needs a new id ({reason}), but the response was already"
-                " sent and the browser cannot learn it. Log in and out in an ordinary"
-                " request."
-            )
+        refuse_if_closed(
+            unit,
+            f"The session needs a new id ({reason}), but the response was already"
+            " sent and the browser cannot learn it. Log in and out in an ordinary"
+            " request.",
+        )
         old_key, old_record = unit.key, unit.record
         if unit.is_restarted and core.config.permanent:
             unit.data.setdefault(PERMANENT_KEY, True)
@@ -287,6 +287,21 @@ class Rotation:
             self._core.ask(self._unit, "delete", self._core.backend.delete, key)
 
 
+def refuse_if_closed(unit: Unit, message: str) -> None:
+    """Refuse what the browser would have to be told of, if that is impossible.
+
+    :param message: What to say after the response.
+    """
+    if unit.is_outside:
+        raise ServerSessionError(
+            "A session that was opened from outside keeps its id and its user, since"
+            " only its own browser can be given others. Leave them as they are, or end"
+            " the session with clear()."
+        )
+    if unit.is_closed:
+        raise ServerSessionError(message)
+
+
 def make_tombstone(
     now: float, expires_at: float, meta: cabc.Mapping[str, str]
 ) -> Record:
@@ -309,13 +324,19 @@ def follow_renewal(
 ) -> Record | None:
     """Go on with a session whose id another request has renewed, and nothing more.
 
+    What a request was allowed to do may have changed with any other new id. Who changes
+    a session from outside asks for the session, whatever id it has, as long as it has
+    the same user.
+
     :param tombstone: What was found under the id.
     :return: The session's record; ``None`` if it is gone for who has that id.
     :raises RecordError: if it cannot be read.
     """
     for _ in range(MAX_STEPS):
         key = successor_of(tombstone, core.config.key_prefix)
-        if key is None or not tombstone.meta.get(RENEWED):
+        meta = tombstone.meta
+        is_same = meta.get(RENEWED) or (unit.is_outside and meta.get(SAME_USER))
+        if key is None or not is_same:
             return None
         found = load(key)
         if found is None:

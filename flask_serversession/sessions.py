@@ -55,7 +55,7 @@ class ServerSideSession(SessionMixin):
         """Return the unit, with or without its content."""
         unit = self._unit
         self.accessed = True
-        if unit.phase:
+        if unit.phase and not unit.is_outside:
             self._lifecycle.unsaved.watch()
         return unit
 
@@ -243,7 +243,7 @@ class ServerSideSession(SessionMixin):
                 self._loaded()  # as empty as clear() has left it
             unit.forget_change()
             unit.is_exposed = False  # nor are changes inside of values
-        if unit.phase:
+        if unit.phase and not unit.is_outside:
             self._lifecycle.unsaved.watch()
 
     # What the session is
@@ -325,7 +325,7 @@ class ServerSideSession(SessionMixin):
         unit.want(Wish.SAVE)
 
     @property
-    def meta(self) -> Meta:
+    def meta(self) -> cabc.MutableMapping[str, str]:
         """What the application itself tells of the session, for lists and operators.
 
         A mapping of text to text: what the visitor calls the device, how the user

@@ -88,6 +88,8 @@ class Phase(enum.IntEnum):
     CLOSED = 1
     #: The same, and settling it has failed or was not wanted.
     ABANDONED = 2
+    #: There is no request: the session was opened from outside, by :mod:`.outside`.
+    OUTSIDE = 3
 
 
 class Identity(t.NamedTuple):
@@ -276,6 +278,11 @@ class Unit:
     def is_closed(self) -> bool:
         """Whether the browser cannot be told anything any more."""
         return self.phase is not Phase.OPEN
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the session was opened from outside of its requests."""
+        return self.phase is Phase.OUTSIDE
 
     @property
     def key(self) -> str:

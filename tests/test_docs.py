@@ -1069,6 +1069,17 @@ def test_every_promise_names_a_test(page: str) -> None:
         ]
 
 
+def test_every_requirement_of_asvs_on_sessions_is_answered() -> None:
+    text = (DOCS / "security.rst").read_text(encoding="utf-8")
+    found = re.findall(r"^    \* - (7\.\d\.\d)$", text, re.MULTILINE)
+    numbers = {1: 3, 2: 4, 3: 2, 4: 5, 5: 3, 6: 2}
+    assert found == [
+        f"7.{section}.{number}"
+        for section, count in numbers.items()
+        for number in range(1, count + 1)
+    ]
+
+
 def test_the_figures_fit_the_tests_that_print_them() -> None:
     text = (DOCS / "reliability.rst").read_text(encoding="utf-8")
     kills = re.search(r"^KILLS = (\d+)", source_of("test_crash.py"), re.MULTILINE)

@@ -34,6 +34,12 @@ CHOICES: dict[str, tuple[t.Any, ...]] = {
     "cookie": (None, "a cookie"),
     "claim": (None, "a claim"),
 }
+#: What the moment is asked about a unit.
+ABOUT_THE_UNIT = {
+    *("is_permanent", "is_touch_due", "is_doubtful", "is_ended_here", "is_elsewhere")
+}
+#: A step that records that a session is in use.
+TOUCHES = {Step.TOUCH, Step.TRACK}
 #: A step that writes what the session holds now.
 WRITES = {Step.CREATE, Step.REPLACE, Step.ROTATE}
 #: A step after which the stored session is gone.
@@ -78,6 +84,8 @@ class Facts:
             return (False,) if self.get("cookie") is None else None
         if name == "data" and not self.get("is_empty"):
             return (True,)
+        if name == "is_closed" and chosen.get("is_outside"):
+            return (True,)
         if name == "owed" and chosen["known"] is Known.UNSEEN:
             return (Cookie.NONE,)
         if name == "is_renewed" and self.get("owed") is Cookie.SET:
@@ -94,7 +102,7 @@ class Part:
     def __getattr__(self, name: str) -> t.Any:
         if name in self._parts:
             return self._parts[name]
-        if name in ("is_permanent", "is_touch_due", "is_doubtful", "is_ended_here"):
+        if name in ABOUT_THE_UNIT:
             return lambda unit: self._about(unit, name)
         if name == "differs_from_cookie":
             return self._differs
@@ -293,7 +301,7 @@ def test_a_failed_backend_is_not_passed_over_in_silence() -> None:
 
 def test_what_counts_as_activity_is_what_the_documentation_says() -> None:
     for path in paths(known=Known.STORED):
-        if not path.row.renews and not path.is_passive:
+        if not path.row.renews and not path.is_passive and not path.is_outside:
             assert path.wish is Wish.NOTHING
             assert not path.is_refreshed
             assert path.is_permanent
@@ -343,15 +351,15 @@ def test_a_log_out_that_nobody_looked_at_names_what_it_ends() -> None:
 @pytest.mark.parametrize("doubt", ["is_doubtful", "is_touch_due"])
 def test_a_cookie_is_sent_again_only_if_its_session_is_there(doubt: str) -> None:
     for path in paths(known=Known.UNSEEN, **{doubt: True}):
-        assert path.row.step is Step.TOUCH
+        assert path.row.step in TOUCHES
     for path in paths(known=Known.STORED, is_doubtful=True):
-        assert path.row.step is Step.TOUCH
+        assert path.row.step in TOUCHES
 
 
 def test_of_several_cookies_that_in_use_is_found_before_one_is_sent_again() -> None:
     for path in paths(known=Known.UNSEEN, values=("a", "b")):
         if path.row.cookie is Cookie.SET:
-            assert path.row.step is Step.TOUCH
+            assert path.row.step in TOUCHES
 
 
 def test_whether_a_session_was_ended_here_is_asked_before_its_cookie_is_sent() -> None:
@@ -367,7 +375,7 @@ def test_nothing_is_stored_for_who_has_logged_out_and_written_nothing() -> None:
 
 def test_a_cookie_that_says_something_else_is_replaced() -> None:
     for path in paths(known=Known.STORED, differs_from_cookie=True, failure=None):
-        if path.row.step in (Step.NOTHING, Step.TOUCH, Step.REPLACE):
+        if path.row.step in {Step.NOTHING, Step.REPLACE, *TOUCHES}:
             is_kept_back = path.is_ended_here or path.is_public or path.is_renewed
             assert path.row.cookie is Cookie.SET or is_kept_back
 
@@ -452,7 +460,7 @@ def test_to_read_a_permanent_session_that_is_not_refreshed_sends_no_cookie() -> 
         differs_from_cookie=False,
         owed=Cookie.NONE,
     ):
-        if path.row.step in (Step.NOTHING, Step.TOUCH, Step.REPLACE):
+        if path.row.step in {Step.NOTHING, Step.REPLACE, *TOUCHES}:
             assert path.row.cookie is Cookie.NONE
 
 
@@ -473,15 +481,27 @@ def test_what_is_wanted_of_an_unseen_session_is_looked_for_first() -> None:
 
 def test_one_cookie_is_not_asked_about_unless_a_touch_is_due() -> None:
     for path in paths(known=Known.UNSEEN, values=("a",)):
-        if path.row.step is Step.TOUCH:
+        if path.row.step in TOUCHES:
             assert path.is_touch_due or path.is_doubtful
+
+
+def test_where_a_session_is_seen_is_recorded_when_a_touch_is_due_and_only_then() -> (
+    None
+):
+    for path in every_path():
+        if path.row.step is Step.TRACK:
+            assert path.is_touch_due is True
+            assert path.row.renews
+            assert path.is_tracked is True or path.is_elsewhere is True
+        if path.is_tracked or path.is_elsewhere:
+            assert path.row.step is Step.TRACK
 
 
 def test_an_application_that_wants_the_cookie_is_heard() -> None:
     for path in paths(
         known=Known.STORED, is_wanted=True, failure=None, is_passive=False
     ):
-        if path.row.step in (Step.NOTHING, Step.TOUCH, Step.REPLACE):
+        if path.row.step in {Step.NOTHING, Step.REPLACE, *TOUCHES}:
             is_kept_back = path.is_ended_here or path.is_public or path.is_renewed
             assert path.row.cookie is Cookie.SET or is_kept_back
     for path in paths(known=Known.UNSEEN, is_wanted=True, cookie="a cookie"):
@@ -493,7 +513,17 @@ def test_what_was_changed_counts_as_used_whatever_the_settings_say() -> None:
     for path in paths(
         known=Known.STORED, wish=Wish.SAVE, is_error_unsaved=False, is_passive=False
     ):
-        assert path.row.renews
+        assert path.row.renews or path.is_outside
+
+
+def test_what_is_changed_from_outside_is_no_activity() -> None:
+    for path in paths(known=Known.STORED, is_outside=True):
+        if path.row.step is not Step.DELETE:
+            assert not path.row.renews
+    # It is asked wherever something is written.
+    for path in paths(known=Known.STORED):
+        if path.row.step in WRITES | {Step.EXPIRE}:
+            assert path.is_outside is not None
 
 
 #: The rows of the documentation's table, as facts, with the step and the cookie.
@@ -515,17 +545,36 @@ ROWS: dict[str, tuple[dict[str, t.Any], Step, Cookie]] = {
         {
             **{"known": Known.UNSEEN, "wish": Wish.NOTHING, "is_refreshed": True},
             **{"claims_permanent": True, "is_touch_due": True, "is_public": False},
+            "is_tracked": False,
         },
         Step.TOUCH,
+        Cookie.SET,
+    ),
+    "the same, with :data:`SESSION_TRACK`": (
+        {
+            **{"known": Known.UNSEEN, "wish": Wish.NOTHING, "is_refreshed": True},
+            **{"claims_permanent": True, "is_touch_due": True, "is_public": False},
+            "is_tracked": True,
+        },
+        Step.TRACK,
         Cookie.SET,
     ),
     "only reads": (
         {
             **{"known": Known.STORED, "wish": Wish.NOTHING, "is_touch_due": True},
             **{"is_permanent": True, "is_refreshed": True, "failure": None},
-            "is_public": False,
+            **{"is_public": False, "is_elsewhere": False},
         },
         Step.TOUCH,
+        Cookie.SET,
+    ),
+    "only reads, with another address or browser": (
+        {
+            **{"known": Known.STORED, "wish": Wish.NOTHING, "is_touch_due": True},
+            **{"is_permanent": True, "is_refreshed": True, "failure": None},
+            **{"is_public": False, "is_elsewhere": True},
+        },
+        Step.TRACK,
         Cookie.SET,
     ),
     "changes something": (
