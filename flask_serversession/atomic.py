@@ -8,6 +8,7 @@ import typing as t
 from .conflicts import rebase
 from .core import Core
 from .errors import RecordError
+from .hiding import HiddenBytes
 from .record import Record
 from .unit import Known
 from .unit import Stored
@@ -59,7 +60,7 @@ def run_atomically(
     """
     stored = unit.stored
     assert stored is not None  # noqa: S101 - for type checkers
-    content = core.serializer.dumps(unit.data)
+    content = HiddenBytes(core.serializer.dumps(unit.data))
     before = _Before(stored, content, unit.wish, unit.is_modified, unit.lifetime)
     results: list[T] = []
 

@@ -19,6 +19,8 @@ from flask.sessions import SessionInterface
 from itsdangerous import Signer
 from itsdangerous.signer import SigningAlgorithm
 
+from .hiding import HiddenText
+
 #: Cookies of the session's name that are tried until one verifies. A browser sends
 #: several when one was left on another path or planted by a sibling domain.
 MAX_CANDIDATES = 4
@@ -156,15 +158,17 @@ def set_cookie(
     interface: SessionInterface,
     app: Flask,
     response: Response,
-    value: str,
+    sign: cabc.Callable[[], str],
     expires: dt.datetime | None,
 ) -> bool:
     """Set the cookie, with the attributes that the interface's getters return.
 
+    :param sign: Returns the value. Asked last, since a getter may fail, and error
+        reporters record local variables.
     :return: Whether it is Secure.
     """
     attributes = _attributes(interface, app)
-    response.set_cookie(value=value, expires=expires, **attributes)
+    response.set_cookie(value=HiddenText(sign()), expires=expires, **attributes)
     return bool(attributes["secure"])
 
 

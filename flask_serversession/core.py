@@ -17,6 +17,8 @@ from .errors import BackendUnavailableError
 from .errors import RecordError
 from .errors import SerializationError
 from .errors import SessionTooLargeError
+from .hiding import HiddenBytes
+from .hiding import forget_frames
 from .ids import check_id
 from .ids import generate_id
 from .ids import handle_of
@@ -254,7 +256,12 @@ class Core:
 
         :param encoded: What that gives, if it is known already.
         """
-        payload = self.serializer.dumps(unit.data) if encoded is None else encoded
+        try:
+            payload = HiddenBytes(
+                self.serializer.dumps(unit.data) if encoded is None else encoded
+            )
+        except SerializationError as error:
+            raise forget_frames(error) from error.__cause__
         if len(payload) > self.config.max_size:
             raise SessionTooLargeError(len(payload), self.config.max_size)
         return payload
@@ -318,11 +325,14 @@ class Core:
 
         :raises RecordError: if it cannot be read.
         """
-        envelope, serializer = self._open(unit.key, record)
+        try:
+            envelope, serializer = self._open(unit.key, record)
+            data = serializer.loads(envelope.payload)
+        except RecordError as error:
+            raise forget_frames(error) from error.__cause__
         payload, lifetime = envelope.payload, envelope.lifetime
         unit.adopt(
-            Stored(record, payload, serializer, lifetime, envelope.issued_at),
-            serializer.loads(payload),
+            Stored(record, payload, serializer, lifetime, envelope.issued_at), data
         )
 
     def _open(self, key: str, record: Record) -> tuple[Envelope, CodedSerializer]:

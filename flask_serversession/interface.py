@@ -30,6 +30,7 @@ from .cookie import delete_cookie
 from .cookie import find_values
 from .cookie import set_cookie
 from .errors import BackendUnavailableError
+from .hiding import HiddenTuple
 from .lifecycle import Lifecycle
 from .moment import EndOfRequest
 from .moment import is_public
@@ -129,12 +130,11 @@ class ServerSessionInterface(SessionInterface):
     def get_signer(self, app: Flask) -> CookieSigner | None:
         """Return the signer; ``None`` if there is no secret at all."""
         # Read at each request like Flask does, derived only when they change.
-        secrets: t.Any = self.config.secret
+        secrets = HiddenTuple(self.config.secret)
         if not secrets:
-            if not (secret := app.secret_key):
+            if not app.secret_key:
                 return None
-            config: t.Any = app.config
-            secrets = (secret, *(config["SECRET_KEY_FALLBACKS"] or ()))
+            secrets = HiddenTuple((app.secret_key, *_fallbacks_of(app)))
         if self._signer is None or self._signer[0] != secrets:
             self._signer = (secrets, CookieSigner(secrets))
         return self._signer[1]
@@ -145,19 +145,24 @@ class ServerSessionInterface(SessionInterface):
         """Make the session, without verifying its cookie or asking the backend."""
         if (signer := self.get_signer(app)) is None:
             return None
-        candidates: cabc.Sequence[str] = ()
-        header: str | None = request.environ.get("HTTP_COOKIE")
-        if header is not None:
-            candidates = find_values(header, self.get_cookie_name(app))
         unit = Unit(signer)
-        if candidates:
-            unit.presented = Presented(candidates, self.core.clock())
+        if (presented := self._find_cookies(app, request)) is not None:
+            unit.presented = presented
         if is_socket_event(app, request):
             unit.phase = Phase.CLOSED
         if self.config.track:
             unit.meta = self._meta(request)
         session = self.session_class(unit, self.lifecycle)
         return remember(session, request)
+
+    def _find_cookies(self, app: Flask, request: Request) -> Presented | None:
+        # A function of its own: what may fail is asked before there is a value that an
+        # error reporter could find in a local variable.
+        if "HTTP_COOKIE" not in request.environ:
+            return None
+        name, now = self.get_cookie_name(app), self.core.clock()
+        values = find_values(request.environ["HTTP_COOKIE"], name)
+        return Presented(values, now) if values else None
 
     def _meta(self, request: Request) -> dict[str, str]:
         values = {
@@ -297,7 +302,7 @@ class ServerSessionInterface(SessionInterface):
             return
         unit.owed = Cookie.NONE
         expires = self.get_expiration_time(app, session)
-        if set_cookie(self, app, response, self._value(unit), expires):
+        if set_cookie(self, app, response, lambda: self._value(unit), expires):
             self._warn_of_http()
 
     def _warn_of_http(self) -> None:
@@ -371,6 +376,11 @@ class ServerSessionInterface(SessionInterface):
             not in ("", "public", "s-maxage", "private")
         ]
         response.headers["Cache-Control"] = ", ".join([*kept, "private"])
+
+
+def _fallbacks_of(app: Flask) -> cabc.Sequence[str | bytes]:
+    config = t.cast("dict[str, t.Any]", app.config)
+    return config["SECRET_KEY_FALLBACKS"] or ()
 
 
 def _vary_by_cookie(response: Response) -> None:

@@ -10,6 +10,7 @@ import typing as t
 import zlib
 
 from .errors import RecordError
+from .hiding import HiddenBytes
 from .ids import key_of as key_of
 
 #: The first byte of everything the library stores. It is not valid as the first
@@ -120,7 +121,7 @@ def encode_record(record: Record) -> bytes:
     if not record.is_tombstone:
         buffer += record.data
     buffer[4:8] = _TIMES_CRC.pack(_body_checksum(buffer))
-    return bytes(buffer)
+    return HiddenBytes(buffer)
 
 
 def decode_record(buffer: bytes) -> Record:
@@ -227,7 +228,7 @@ def frame(data: bytes) -> bytes:
 
     For backends that keep the other fields of a record in columns of their own.
     """
-    return _FRAME.pack(MAGIC, FORMAT, zlib.crc32(data)) + data
+    return HiddenBytes(_FRAME.pack(MAGIC, FORMAT, zlib.crc32(data)) + data)
 
 
 def unframe(buffer: bytes) -> bytes:
@@ -236,10 +237,10 @@ def unframe(buffer: bytes) -> bytes:
     :raises RecordError: as :func:`decode_record`.
     """
     check_format(buffer)
-    data = buffer[_FRAME.size :]
-    if len(buffer) < _FRAME.size or _FRAME.unpack_from(buffer)[2] != zlib.crc32(data):
+    checksum = zlib.crc32(memoryview(buffer)[_FRAME.size :])
+    if len(buffer) < _FRAME.size or _FRAME.unpack_from(buffer)[2] != checksum:
         raise RecordError("The record's checksum does not match.", "damaged")
-    return data
+    return buffer[_FRAME.size :]
 
 
 def check_format(buffer: bytes) -> None:

@@ -12,6 +12,7 @@ import typing as t
 
 from ...errors import BackendUnavailableError
 from ...errors import RecordError
+from ...hiding import forget_frames
 from ...record import FLAGS_OFFSET
 from ...record import HEADER_SIZE
 from ...record import TIMES_SLICE
@@ -51,7 +52,8 @@ def _operation(
         try:
             return method(backend, *args, **kwargs)
         except OSError as error:
-            raise _unavailable(backend, method.__name__, error) from error
+            failure = _unavailable(backend, method.__name__, error)
+            raise failure from forget_frames(error)
 
     return operation
 
@@ -309,7 +311,7 @@ class FilesystemBackend(Backend):
                 ):
                     yield key, record
         except OSError as error:
-            raise _unavailable(self, "iterate", error) from error
+            raise _unavailable(self, "iterate", error) from forget_frames(error)
 
     @_operation
     def count(self) -> int:

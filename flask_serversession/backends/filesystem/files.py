@@ -12,6 +12,7 @@ import typing as t
 
 from ...errors import RecordError
 from ...forks import unique_number
+from ...hiding import HiddenBytes
 from ...record import size_with_user
 
 # 0 where the system has no such flag. O_NONBLOCK so that opening a pipe that
@@ -122,13 +123,13 @@ def read(path: str, size: int | None = None) -> bytes | None:
         return None
     try:
         if size is not None:
-            return os.read(descriptor, size)
+            return HiddenBytes(os.read(descriptor, size))
         buffer = os.read(descriptor, length)
         while left := length - len(buffer):
             if not (more := os.read(descriptor, left)):
                 break
             buffer += more
-        return buffer
+        return HiddenBytes(buffer)
     finally:
         os.close(descriptor)
 

@@ -17,6 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import exc
 
+from ...hiding import hide
+
 # How long SQLite waits for another writer, in seconds.
 _LOCK_TIMEOUT = 5.0
 # How long a touch waits, in milliseconds: enough for the single statements of other
@@ -103,7 +105,8 @@ def make_engine(url: str | sa.URL) -> sa.Engine:
     :raises ImportError: if the driver is not installed.
     """
     try:
-        url = sa.make_url(url)
+        # Nothing shows a password here: SQLAlchemy's URL does not either.
+        url = sa.make_url(hide(url))
         dialect = url.get_dialect()
         if dialect.is_async:
             raise ValueError(
@@ -129,13 +132,13 @@ def make_engine(url: str | sa.URL) -> sa.Engine:
             pool_timeout=_CONNECT_TIMEOUT,
             **options,
         )
-    except exc.ArgumentError as error:
-        # Its text is not passed on: it may hold the URL.
+    except exc.ArgumentError:
+        # It is not passed on: its text may hold the URL.
         raise ValueError(
             "This is not the URL of a database that SQLAlchemy knows; expected"
             " something like 'sqlite:///sessions.db' or"
             " 'postgresql+psycopg://user@host/database'."
-        ) from error
+        ) from None
     # Not meant to be replaced. In AUTOCOMMIT there is nothing to roll back, and yet
     # MySQL drivers would send it. (The option skip_autocommit_rollback came with
     # SQLAlchemy 2.0.43.)
