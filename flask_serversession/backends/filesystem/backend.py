@@ -112,6 +112,10 @@ class FilesystemBackend(Backend):
     :param lock_timeout: How long an operation waits for another one in the same
         shard, in seconds, before it raises :exc:`.BackendUnavailableError`.
     :param clock: Gives the current time in seconds since the epoch.
+    :raises ConfigurationError: if the folder, or one in it, belongs to somebody else
+        than this process's user or root, if its group or others may write to it, or if
+        it is a symbolic link; or if anybody may put another one in its place. Not on
+        Windows.
     """
 
     name = "filesystem"
@@ -133,6 +137,7 @@ class FilesystemBackend(Backend):
     ) -> None:
         self.key_prefix = prefix
         self._layout = Layout(path, prefix)
+        self._layout.check()
         self._locks = ShardLocks(lock_timeout)
         self._users = UserIndex(self._layout.path, prefix or "")
         self._pruner = Pruner(self._layout, self._locks, self._users, clock)
