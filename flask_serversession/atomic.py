@@ -9,6 +9,7 @@ import typing as t
 from .conflicts import rebase
 from .core import Core
 from .errors import RecordError
+from .hiding import HiddenBytes
 from .loading import Loader
 from .logouts import changes_user
 from .logouts import refuse_newer
@@ -149,7 +150,7 @@ def _run_on_unstored(core: Core, unit: Unit, function: cabc.Callable[[], T]) -> 
     """
     known, wish, is_modified = unit.known, unit.wish, unit.is_modified
     lifetime, own_meta = unit.lifetime, unit.own_meta
-    content = core.serializer.dumps(unit.data)
+    content = HiddenBytes(core.serializer.dumps(unit.data))
     try:
         return function()
     except BaseException:
@@ -174,6 +175,6 @@ def undone_if_raised(core: Core, unit: Unit) -> cabc.Generator[None, None, None]
 def _before(core: Core, unit: Unit) -> _Before:
     stored = unit.stored
     assert stored is not None  # noqa: S101 - for type checkers
-    content = core.serializer.dumps(unit.data)
+    content = HiddenBytes(core.serializer.dumps(unit.data))
     changes = unit.wish, unit.is_modified, unit.lifetime, unit.own_meta
     return _Before(stored, content, *changes, unit.confirmed_at)

@@ -19,6 +19,8 @@ from itsdangerous import Signer
 from itsdangerous.signer import SigningAlgorithm
 from werkzeug.http import dump_cookie
 
+from .hiding import HiddenText
+
 #: Cookies of the session's name that are tried until one verifies. A browser sends
 #: several when one was left on another path or planted by a sibling domain.
 MAX_CANDIDATES = 4
@@ -156,12 +158,14 @@ def set_cookie(
     interface: SessionInterface,
     app: Flask,
     response: Response,
-    value: str,
+    sign: cabc.Callable[[], str],
     expires: dt.datetime | None,
     now: float,
 ) -> bool:
     """Set the cookie, with the attributes that the interface's getters return.
 
+    :param sign: Returns the value. Asked last, since a getter may fail, and error
+        reporters record local variables.
     :param now: In seconds since the epoch. A browser whose clock is wrong goes by
         ``Max-Age``.
     :return: Whether it is Secure.
@@ -174,15 +178,16 @@ def set_cookie(
         max_age = max(0, math.ceil(moment.timestamp() - now))
         expires = expires.replace(microsecond=0)
     before, after = _around_value(expires, max_age, *attributes)
-    header = f"{before}{value}{after}"
-    # What werkzeug warns of, and what a class of the application's own does besides.
     config: t.Any = app.config
-    is_special = 0 < config["MAX_COOKIE_SIZE"] < len(header)
+    value = HiddenText(sign())
+    # What werkzeug warns of, and what a class of the application's own does besides.
+    length = len(before) + len(value) + len(after)
+    is_special = 0 < config["MAX_COOKIE_SIZE"] < length
     if is_special or type(response) is not Response:
         named = _named(attributes)
         response.set_cookie(value=value, expires=expires, max_age=max_age, **named)
     else:
-        response.headers.add("Set-Cookie", header)
+        response.headers.add("Set-Cookie", f"{before}{value}{after}")
     return bool(attributes[_SECURE])
 
 

@@ -21,6 +21,8 @@ from .errors import BackendUnavailableError
 from .errors import RecordError
 from .errors import SerializationError
 from .errors import SessionTooLargeError
+from .hiding import HiddenBytes
+from .hiding import forget_frames
 from .ids import check_id
 from .ids import generate_id
 from .ids import handle_of
@@ -336,7 +338,12 @@ class Core:
 
         :param encoded: What that gives, if it is known already.
         """
-        payload = self.serializer.dumps(unit.data) if encoded is None else encoded
+        try:
+            payload = HiddenBytes(
+                self.serializer.dumps(unit.data) if encoded is None else encoded
+            )
+        except SerializationError as error:
+            raise forget_frames(error) from error.__cause__
         if len(payload) > self.config.max_size:
             raise SessionTooLargeError(len(payload), self.config.max_size)
         return payload
@@ -426,10 +433,14 @@ class Core:
         :return: Whether it was adopted.
         :raises RecordError: if it cannot be read.
         """
-        envelope = self._open(unit.key, record)
-        payload, serializer = envelope.payload, self.serializer
-        if envelope.serializer != serializer.code:
-            serializer = _former_serializer(envelope.serializer)
+        try:
+            envelope = self._open(unit.key, record)
+            payload, serializer = envelope.payload, self.serializer
+            if envelope.serializer != serializer.code:
+                serializer = _former_serializer(envelope.serializer)
+            data = serializer.open(payload)
+        except RecordError as error:
+            raise forget_frames(error) from error.__cause__
         stored = Stored(
             record,
             payload,
@@ -438,7 +449,7 @@ class Core:
             envelope.issued_at,
             envelope.authenticated_at,
         )
-        return unit.adopt(stored, serializer.open(payload), is_first_look)
+        return unit.adopt(stored, data, is_first_look)
 
     def is_changed(self, unit: Unit, current: Record) -> bool:
         """Whether a record holds something else than the one that was loaded."""

@@ -172,6 +172,7 @@ class ServerSession:
 
         A request of it that is running at this moment cannot bring it back. If its
         id was rotated within the last seconds, it is ended under its new id.
+        Flask-Login's remember cookie is no session: see :meth:`revoke_user`.
 
         :param handle: As for :meth:`find`.
         :return: ``False`` if there was no such session.
@@ -182,6 +183,9 @@ class ServerSession:
 
     def revoke_user(self, user: object, except_current: bool = False) -> int:
         """End the sessions of a user of the current application, everywhere.
+
+        Flask-Login's remember cookie is no session: where the application uses it, it
+        logs in again whoever has one. :ref:`remember-cookie` tells what to do.
 
         :param user: What :data:`SESSION_USER_KEY` finds in the sessions.
         :param except_current: Leave the session of the current request alone.

@@ -33,6 +33,7 @@ from .cookie import delete_cookie
 from .cookie import find_values
 from .cookie import set_cookie
 from .errors import BackendUnavailableError
+from .hiding import HiddenTuple
 from .lifecycle import Lifecycle
 from .moment import EndOfRequest
 from .moment import is_public
@@ -78,6 +79,7 @@ class ServerSessionInterface(SessionInterface):
         cleanup: cabc.Callable[[], None],
     ) -> None:
         self.config = config
+        self._secrets = HiddenTuple(config.secret)
         self.lifecycle = lifecycle
         self.core = lifecycle.core
         self._cleanup = cleanup
@@ -132,13 +134,11 @@ class ServerSessionInterface(SessionInterface):
     def get_signer(self, app: Flask) -> CookieSigner | None:
         """Return the signer; ``None`` if there is no secret at all."""
         # Read at each request like Flask does, derived only when they change.
-        secrets: t.Any = self.config.secret
+        secrets = self._secrets
         if not secrets:
-            if not (secret := app.secret_key):
+            if not app.secret_key:
                 return None
-            config: t.Any = app.config
-            fallbacks = config["SECRET_KEY_FALLBACKS"]
-            secrets = (secret, *fallbacks) if fallbacks else (secret,)
+            secrets = HiddenTuple((app.secret_key, *_fallbacks_of(app)))
         known = self._signer
         if known is None or known[0] != secrets:
             is_first = known is None
@@ -165,17 +165,23 @@ class ServerSessionInterface(SessionInterface):
         if (signer := self.get_signer(app)) is None:
             return None
         unit = Unit(signer)
-        header: str | None = request.environ.get("HTTP_COOKIE")
-        if header is not None:
-            candidates = find_values(header, self.get_cookie_name(app))
-            if candidates:
-                unit.presented = Presented(candidates, self.core.clock())
+        if (presented := self._find_cookies(app, request)) is not None:
+            unit.presented = presented
         if is_socket_event(app, request):
             unit.phase = Phase.CLOSED
         if self.config.track:
             unit.meta = self._meta(request)
         session = self.session_class(unit, self.lifecycle)
         return remember(session, request)
+
+    def _find_cookies(self, app: Flask, request: Request) -> Presented | None:
+        # A function of its own: what may fail is asked before there is a value that an
+        # error reporter could find in a local variable.
+        if "HTTP_COOKIE" not in request.environ:
+            return None
+        name, now = self.get_cookie_name(app), self.core.clock()
+        values = find_values(request.environ["HTTP_COOKIE"], name)
+        return Presented(values, now) if values else None
 
     def _meta(self, request: Request) -> dict[str, str]:
         values = {
@@ -323,8 +329,8 @@ class ServerSessionInterface(SessionInterface):
             return
         unit.owed = Cookie.NONE
         expires = self.get_expiration_time(app, session)
-        value, now = self._value(unit), self.core.clock()
-        if set_cookie(self, app, response, value, expires, now):
+        now = self.core.clock()
+        if set_cookie(self, app, response, lambda: self._value(unit), expires, now):
             self._warn_of_http()
 
     def _warn_of_http(self) -> None:
@@ -399,6 +405,11 @@ class ServerSessionInterface(SessionInterface):
             not in ("", "public", "s-maxage", "private")
         ]
         response.headers["Cache-Control"] = ", ".join([*kept, "private"])
+
+
+def _fallbacks_of(app: Flask) -> cabc.Sequence[str | bytes]:
+    config = t.cast("dict[str, t.Any]", app.config)
+    return config["SECRET_KEY_FALLBACKS"] or ()
 
 
 def _vary_by_cookie(response: Response) -> None:

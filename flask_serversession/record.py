@@ -10,6 +10,7 @@ import typing as t
 import zlib
 
 from .errors import RecordError
+from .hiding import HiddenBytes
 from .ids import key_of as key_of
 
 #: The first byte of everything the library stores. It is not valid as the first
@@ -123,7 +124,7 @@ def encode_record(record: Record) -> bytes:
     if not record.is_tombstone:
         buffer += record.data
     buffer[4:8] = _TIMES_CRC.pack(_body_checksum(buffer))
-    return bytes(buffer)
+    return HiddenBytes(buffer)
 
 
 def decode_record(buffer: bytes) -> Record:
@@ -231,7 +232,7 @@ def frame(data: bytes) -> bytes:
     For backends that keep the other fields of a record in columns of their own.
     """
     format = _TOMBSTONE_FORMAT if data == TOMBSTONE_DATA else FORMAT
-    return _FRAME.pack(MAGIC, format, zlib.crc32(data)) + data
+    return HiddenBytes(_FRAME.pack(MAGIC, format, zlib.crc32(data)) + data)
 
 
 def unframe(buffer: bytes) -> bytes:
@@ -240,10 +241,10 @@ def unframe(buffer: bytes) -> bytes:
     :raises RecordError: as :func:`decode_record`.
     """
     check_format(buffer)
-    data = buffer[_FRAME.size :]
-    if len(buffer) < _FRAME.size or _FRAME.unpack_from(buffer)[2] != zlib.crc32(data):
+    checksum = zlib.crc32(memoryview(buffer)[_FRAME.size :])
+    if len(buffer) < _FRAME.size or _FRAME.unpack_from(buffer)[2] != checksum:
         raise RecordError("The record's checksum does not match.", "damaged")
-    return data
+    return buffer[_FRAME.size :]
 
 
 def check_format(buffer: bytes) -> None:

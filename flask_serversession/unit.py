@@ -27,6 +27,8 @@ from .cookie import CookieState
 from .cookie import claims_permanent
 from .errors import BackendUnavailableError
 from .errors import SerializationError
+from .hiding import HiddenBytes
+from .hiding import forget_frames
 from .meta import own_part
 from .record import NO_META
 from .record import Record
@@ -330,10 +332,10 @@ class Unit:
         if not self.is_exposed:
             return "", None
         try:
-            encoded = stored.serializer.dumps(self.data)
-        except SerializationError:
+            encoded = HiddenBytes(stored.serializer.dumps(self.data))
+        except SerializationError as error:
             if stored.serializer is serializer:
-                raise
+                raise forget_frames(error) from error.__cause__
             # What was stored, the former serializer could write.
             return "nested change", None
         if is_same(stored.serializer, encoded, stored.payload):

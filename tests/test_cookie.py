@@ -344,7 +344,9 @@ NOW = 1_800_000_000.0
 def set_ours(app: Flask, expires: t.Any) -> str:
     with app.test_request_context():
         response = app.make_response("")
-        set_cookie(app.session_interface, app, response, "a-value", expires, NOW)
+        set_cookie(
+            app.session_interface, app, response, lambda: "a-value", expires, NOW
+        )
         return response.headers["Set-Cookie"]
 
 

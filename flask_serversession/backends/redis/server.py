@@ -13,6 +13,7 @@ from ...errors import BackendError
 from ...errors import BackendUnavailableError
 from ...errors import ConfigurationError
 from ...forks import ThreadLocks
+from ...hiding import forget_frames
 from .scripts import digest_of
 
 #: Seconds for connecting and for each answer, unless the URL says otherwise.
@@ -106,7 +107,7 @@ class Server:
         try:
             return self.evaluate(script, name, *args)
         except self.errors as error:
-            raise self.failure(operation, error) from error
+            raise self.failure(operation, error) from forget_frames(error)
 
     def evaluate(self, script: str, name: bytes, *args: t.Any) -> t.Any:
         """Run a script on a key; raises what the driver does."""
@@ -235,7 +236,7 @@ class Server:
         try:
             yield
         except self.errors as error:
-            raise self.failure(operation, error) from error
+            raise self.failure(operation, error) from forget_frames(error)
 
     @property
     def where(self) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import re
 import typing as t
 
+from ...hiding import forget_frames
 from ...record import HEADER_SIZE
 from ...record import USER_LENGTH_SLICE
 from ...record import encode_user
@@ -83,7 +84,7 @@ class UserIndex:
             if is_created and not isinstance(is_created, Exception):
                 # Unlisted, it would not be found. No visitor has its id yet.
                 client.execute_command("UNLINK", name)
-            raise self._server.failure("create", number) from number
+            raise self._server.failure("create", number) from forget_frames(number)
         if isinstance(is_created, Exception):
             raise is_created
         self._limit(encoded, number)

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import exc
 
+from ...hiding import hide
 from .codes import is_demoted
 
 # How long SQLite waits for another writer, in seconds.
@@ -139,7 +140,8 @@ def make_engine(url: str | sa.URL) -> sa.Engine:
     :raises ImportError: if the driver is not installed.
     """
     try:
-        url = sa.make_url(url)
+        # Nothing shows a password here: SQLAlchemy's URL does not either.
+        url = sa.make_url(hide(url))
         dialect = url.get_dialect()
         if dialect.is_async:
             raise ValueError(
@@ -157,13 +159,13 @@ def make_engine(url: str | sa.URL) -> sa.Engine:
             options = {**_POOL, "pool_size": 1, "max_overflow": 0}
             arguments["check_same_thread"] = False
         engine = _create_engine(url, connect_args=arguments, **options)
-    except exc.ArgumentError as error:
-        # Its text is not passed on: it may hold the URL.
+    except exc.ArgumentError:
+        # It is not passed on: its text may hold the URL.
         raise ValueError(
             "This is not the URL of a database that SQLAlchemy knows; expected"
             " something like 'sqlite:///sessions.db' or"
             " 'postgresql+psycopg://user@host/database'."
-        ) from error
+        ) from None
     if engine.dialect.name == "sqlite":
         event.listen(engine, "do_connect", _create_private_file)
         event.listen(engine, "connect", _use_wal)

@@ -15,6 +15,7 @@ from sqlalchemy.schema import CreateIndex
 from sqlalchemy.schema import CreateTable
 
 from ...errors import BackendError
+from ...hiding import forget_frames
 from . import engines
 from . import problems
 from .rows import damaged_columns
@@ -37,6 +38,9 @@ class Reply(t.NamedTuple):
     is_duplicate: bool = False
     #: Whether the statement may have been carried out twice.
     is_retried: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Reply of {len(self.rows)} rows>"  # without the content of sessions
 
 
 class Runner:
@@ -119,13 +123,14 @@ class Runner:
         if _RETRY not in tried and problems.is_worth_a_retry(error):
             return _RETRY
         if problems.is_undecodable(error):
-            raise damaged_columns() from error
+            raise damaged_columns() from forget_frames(error)
         if operation == "create" and isinstance(error, exc.IntegrityError):
             return _REFUSE
         if _CREATE_TABLE in tried or not problems.is_table_missing(error):
-            raise self.explain(error, operation) from error
+            raise self.explain(error, operation) from forget_frames(error)
         if not self._create_table:
-            raise problems.missing_table(self._table, operation) from error
+            missing = problems.missing_table(self._table, operation)
+            raise missing from forget_frames(error)
         return _CREATE_TABLE
 
     def create_tables(self) -> None:
@@ -144,7 +149,7 @@ class Runner:
                 # PostgreSQL notices late that another worker was quicker, and reports
                 # it in three ways, one of them an IntegrityError.
                 if not problems.is_there_already(error):
-                    raise self.explain(error, "create_tables") from error
+                    raise self.explain(error, "create_tables") from forget_frames(error)
 
     def explain(self, error: exc.SQLAlchemyError, operation: str) -> BackendError:
         """Return our exception for one of SQLAlchemy's."""
