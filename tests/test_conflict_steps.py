@@ -262,7 +262,7 @@ def test_what_cannot_be_read_is_not_overwritten() -> None:
 
 # Large sessions, of which only what was touched is brought together
 
-LARGE = {name: [name * 300] for name in "abcdefgh"}
+LARGE = {name: [name * 400] for name in "abcdefgh"}
 
 
 def test_of_a_large_session_only_what_was_touched_is_merged() -> None:
@@ -275,15 +275,16 @@ def test_of_a_large_session_only_what_was_touched_is_merged() -> None:
     unit.data["both"] = "mine"
     del unit.data["gone"]
     del unit.data["d"]
+    del unit.data["e"]
     theirs = {**LARGE, "n": 2, "log": ["begun", "theirs"], "gone": 1, "both": "theirs"}
-    theirs["b"] = ["b" * 300, "theirs"]
-    del theirs["c"]
+    theirs["b"] = ["b" * 400, "theirs"]
+    del theirs["c"], theirs["e"]
     current = meeting.write(theirs)
     before = unit.data
     resolve(meeting.core, unit, current)
     expected = {**LARGE, "n": 2, "log": ["begun", "theirs", "mine"], "both": "mine"}
-    expected |= {"a": ["a" * 300, "mine"], "b": ["b" * 300, "theirs"], "new": "mine"}
-    del expected["c"], expected["d"]
+    expected |= {"a": ["a" * 400, "mine"], "b": ["b" * 400, "theirs"], "new": "mine"}
+    del expected["c"], expected["d"], expected["e"]
     assert dict(unit.data) == expected
     assert unit.data is not before
     assert isinstance(unit.data, LazyMap)
