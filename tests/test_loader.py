@@ -110,8 +110,10 @@ def test_nothing_that_verifies_is_told_of_once() -> None:
     place.loader.verify(unit)
     assert place.rejected == [(None, "forged")]
     assert unit.identity is unit.cookie is None
-    place.loader.verify(place.unit())
+    unit = place.unit()
+    place.loader.verify(unit)
     assert len(place.rejected) == 1
+    assert unit.presented.is_verified is True
 
 
 def test_the_next_cookie_is_one_of_another_session() -> None:
@@ -231,6 +233,46 @@ def test_behind_a_session_that_is_gone_is_looked_for_a_live_one(
         assert unit.cookie.id == gone.id
 
 
+def test_behind_a_live_session_nobody_looks() -> None:
+    place = Place()
+    live, other = place.start(n=1), place.start(n=2)
+    with place.site.backend.counting() as calls:
+        assert place.load(live, other).data == {"n": 1}
+    assert calls == {"load": 1}
+
+
+def test_one_that_was_asked_for_is_not_asked_for_again() -> None:
+    place = Place()
+    gone, live = place.start(n=1), place.start(n=2)
+    place.site.backend.delete(place.key(gone))
+    with place.site.backend.counting() as calls:
+        assert place.load(gone, gone, live).data == {"n": 2}
+    assert calls == {"load": 2}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BackendUnavailableError("It failed."), RecordError("It is broken.", "newer")],
+)
+def test_one_that_may_be_there_is_what_counts(error: Exception) -> None:
+    place = Place(SESSION_ON_BACKEND_ERROR="ignore")
+    gone, other = place.start(n=1), place.start(n=2)
+    key, inner = place.key(gone), place.site.backend.backend
+
+    def load(name: str) -> None:
+        if name != key:
+            raise error
+
+    unit = place.unit(gone, other)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inner, "load", load)
+        place.loader.load(unit)
+    assert unit.known is Known.BROKEN
+    assert unit.key == place.key(other)
+    assert unit.cookie is not None
+    assert unit.cookie.id == other.id
+
+
 def test_what_was_loaded_is_cleared_for_who_has_logged_out() -> None:
     place = Place()
     browser = place.start(n=1)
@@ -304,6 +346,24 @@ def test_who_looks_second_changes_nothing_of_what_the_first_has_found(
     assert unit.data == {"n": 1, "mine": 1}
     assert unit.failure is None
     assert place.rejected == []
+
+
+def test_who_reads_second_changes_nothing_of_what_the_first_has_read() -> None:
+    place = Place()
+    unit = place.unit(place.start(n=1))
+    inner: t.Any = place.core._sealer
+    turns = iter([True])
+
+    class Slow:
+        def open(self, data: bytes, key: str) -> t.Any:
+            if next(turns, False):
+                place.loader.load(unit)
+                unit.data["mine"] = 1
+            return inner.open(data, key)
+
+    place.core._sealer = t.cast("t.Any", Slow())
+    place.loader.load(unit)
+    assert unit.data == {"n": 1, "mine": 1}
 
 
 def test_log_outs_are_listened_for_where_nothing_can_be_seen_of_them() -> None:

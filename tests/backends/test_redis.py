@@ -738,7 +738,7 @@ def test_a_test_that_freezes_the_time_keeps_its_sessions(
         for number in "1234":
             assert browser.get("/").text == number
             frozen.tick(600)
-    assert all(client.pttl(k) > 0 for k in client.scan_iter(f"{prefix}*"))
+    assert min(client.pttl(k) for k in client.scan_iter(f"{prefix}*")) > 0
     app.extensions["serversession"].backend.close()
 
 
@@ -762,7 +762,7 @@ def test_what_another_clock_has_written_is_never_left_without_an_end(
             backends[second].touch(key, now, now + 310)
             backends[second].replace(key, record, 1)
             backends[second].keys_of_user("ada")
-            assert all(client.pttl(k) > 0 for k in client.scan_iter(f"{prefix}*"))
+            assert min(client.pttl(k) for k in client.scan_iter(f"{prefix}*")) > 0
     for backend in backends.values():
         backend.close()
 

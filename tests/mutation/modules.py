@@ -51,17 +51,12 @@ MODULES = {
     "plan": Module(("test_plan.py",)),
     "unit": Module(("test_unit.py",)),
     "core": Module(("test_core.py",)),
-    "loading": Module(("test_loader.py", "test_loading.py")),
+    "loading": Module(("test_loader.py",)),
     "conflicts": Module(("test_conflict_steps.py",)),
     "atomic": Module(
         (
-            *_WHOLE,
-            "test_concurrency.py::test_atomic_sees_what_another_saved_and_keeps_what_was_changed_before",
-            "test_concurrency.py::test_atomic_does_not_revive_what_ends_while_it_runs",
-            "test_concurrency.py::test_atomic_that_ends_the_session_itself",
-            "test_concurrency.py::test_atomic_that_rotates_only_the_second_time",
-            "test_concurrency.py::test_atomic_that_rotates_only_the_first_time",
-            "test_concurrency.py::test_an_atomic_change_that_cannot_be_stored_is_undone",
+            "test_atomic.py",
+            "test_security.py::test_what_a_session_is_made_of_shows_neither_its_id_nor_its_content",
         )
     ),
     "activity": Module(("test_activity.py",)),
