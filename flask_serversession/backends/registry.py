@@ -175,6 +175,7 @@ def _build_cachelib(settings: BackendSettings) -> Backend:
     from cachelib import BaseCache
 
     from .cachelib import CachelibBackend
+    from .cachelib import keeps_nothing
 
     cache = settings.config.cachelib
     if not isinstance(cache, BaseCache):
@@ -182,6 +183,13 @@ def _build_cachelib(settings: BackendSettings) -> Backend:
             f"'SESSION_CACHELIB' is a {type(cache).__name__}; expected an instance of a"
             " cachelib cache, such as cachelib.FileSystemCache(path, threshold=0),"
             " because 'SESSION_BACKEND' is 'cachelib'.",
+            "SESSION_CACHELIB",
+        )
+    if keeps_nothing(cache):
+        raise ConfigurationError(
+            f"'SESSION_CACHELIB' is a {type(cache).__name__}, which keeps nothing:"
+            " every session is lost at the end of its request. Use another cache, or"
+            " the 'memory' backend for tests.",
             "SESSION_CACHELIB",
         )
     return CachelibBackend(cache, clock=settings.clock)
