@@ -64,6 +64,14 @@ def _identifier(value: t.Any) -> str:
     return value
 
 
+def _name(value: t.Any) -> str:
+    # Any that the database takes: SQLAlchemy quotes what needs quotes.
+    is_name = isinstance(value, str) and value.isprintable() and value == value.strip()
+    if not is_name or not 0 < len(value) < 64:
+        raise InvalidValueError("a name of 1 to 63 printable characters")
+    return t.cast(str, value)
+
+
 def _prefix(value: t.Any) -> str:
     if not isinstance(value, str) or len(value) > 100 or not value.isprintable():
         raise InvalidValueError("a str of at most 100 printable characters")
@@ -296,7 +304,7 @@ class SessionConfig:
     sqlalchemy_url: t.Any = _option(None, _anything, is_shown=False)
     sqlalchemy_bind_key: str | None = _option(None, _optional(_text))
     sqlalchemy_table: str = _option("server_sessions", _identifier)
-    sqlalchemy_schema: str | None = _option(None, _optional(_identifier))
+    sqlalchemy_schema: str | None = _option(None, _optional(_name))
     sqlalchemy_metadata: t.Any = _option(None, _anything)
     sqlalchemy_create_table: bool = _option(True, _boolean)
     cachelib: t.Any = _option(None, _anything, is_shown=False)

@@ -159,15 +159,20 @@ class RecordError(ServerSessionError):
 class SessionTooLargeError(ServerSessionError):
     """The session exceeds :data:`SESSION_MAX_SIZE`; the stored version stays.
 
+    Or it exceeds what the server takes.
+
     :param size: The size of the serialized session, in bytes.
     :param limit: The configured limit, in bytes.
+    :param setting: What sets the limit.
     """
 
-    def __init__(self, size: int, limit: int) -> None:
+    def __init__(
+        self, size: int, limit: int, setting: str = "'SESSION_MAX_SIZE'"
+    ) -> None:
         super().__init__(
-            f"The session is {size} bytes when serialized; 'SESSION_MAX_SIZE' allows"
+            f"The session is {size} bytes when serialized; {setting} allows"
             f" {limit}. Keep large data elsewhere and its key in the session, or"
-            " raise 'SESSION_MAX_SIZE'."
+            f" raise {setting}."
         )
         self.size = size
         self.limit = limit

@@ -78,11 +78,7 @@ class ServerSession:
 
         :raises ConfigurationError: if any setting is wrong; names all of them.
         """
-        if _KEY in app.extensions:
-            raise ConfigurationError(
-                "ServerSession was already initialized for this application. Call"
-                " either ServerSession(app) or init_app(app), once."
-            )
+        _check_application(app)
         problems = Problems()
         config = read_config(app, problems)
         check_config(app.config, problems)
@@ -305,6 +301,21 @@ def _current_state() -> AppState:
     return state
 
 
+def _check_application(app: t.Any) -> None:
+    if not isinstance(app, Flask):
+        cls = t.cast("type[object]", type(app))
+        raise ConfigurationError(
+            "ServerSession serves Flask applications, not a"
+            f" {cls.__module__}.{cls.__qualname__}. Async views work with Flask, too:"
+            ' pip install "flask[async]"'
+        )
+    if _KEY in app.extensions:
+        raise ConfigurationError(
+            "ServerSession was already initialized for this application. Call either"
+            " ServerSession(app) or init_app(app), once."
+        )
+
+
 def _warn_of_backend(app: Flask, backend: Backend) -> None:
     """Log what an operator has to know of the backend, once for an application."""
     if backend.name == "memory" and not (app.debug or app.testing):
@@ -335,6 +346,9 @@ def _engine_finder(
         # Of the class: the object's own property needs an application context.
         if not hasattr(kind, "engines"):  # no Flask-SQLAlchemy object
             return value, None
+        is_lite = not hasattr(value, "metadatas")
+        if is_lite and bind_key is None:
+            bind_key = "default"
         if "sqlalchemy" not in app.extensions:
             raise ValueError(
                 "the Flask-SQLAlchemy object is not initialized for this application;"
@@ -348,6 +362,7 @@ def _engine_finder(
                 f"'SESSION_SQLALCHEMY_BIND_KEY' is {bind_key!r}; the keys of"
                 f" 'SQLALCHEMY_BINDS' and the default are {names}."
             )
-        return engines[bind_key], value.metadatas[bind_key]
+        # Flask-SQLAlchemy-Lite has no metadata: the application's models have.
+        return engines[bind_key], None if is_lite else value.metadatas[bind_key]
 
     return find

@@ -19,6 +19,7 @@ import pytest
 import sqlalchemy as sa
 from cachelib import SimpleCache
 from flask import Flask
+from flask import current_app
 
 from flask_serversession import ConfigurationError
 from flask_serversession import ConfigurationWarning
@@ -336,6 +337,7 @@ def utc(*args: int) -> dt.datetime:
         ("SESSION_SQLALCHEMY_TABLE", "T" * 63, "T" * 63),
         ("SESSION_SQLALCHEMY_SCHEMA", None, None),
         ("SESSION_SQLALCHEMY_SCHEMA", "one", "one"),
+        ("SESSION_SQLALCHEMY_SCHEMA", "my-app", "my-app"),
         ("SESSION_SQLALCHEMY_BIND_KEY", "two", "two"),
         ("SESSION_FILESYSTEM_PATH", "/nowhere", "/nowhere"),
         ("SESSION_FILESYSTEM_PATH", Path("/nowhere"), "/nowhere"),
@@ -414,6 +416,10 @@ def test_sessions_may_be_taken_over_from_one_kind_or_several() -> None:
         ("SESSION_SQLALCHEMY_TABLE", "T" * 64),
         ("SESSION_SQLALCHEMY_TABLE", "1a"),
         ("SESSION_SQLALCHEMY_TABLE", None),
+        ("SESSION_SQLALCHEMY_SCHEMA", ""),
+        ("SESSION_SQLALCHEMY_SCHEMA", " a"),
+        ("SESSION_SQLALCHEMY_SCHEMA", "a\n"),
+        ("SESSION_SQLALCHEMY_SCHEMA", "a" * 64),
         ("SESSION_FILESYSTEM_PATH", ""),
         ("SESSION_FILESYSTEM_PATH", "a\0b"),
         ("SESSION_FILESYSTEM_PATH", b"bytes"),
@@ -622,6 +628,57 @@ def test_a_flask_sqlalchemy_object_is_taken_in_an_application_factory() -> None:
     db.init_app(app)
     ServerSession(app)
     assert "server_sessions" in db.metadata.tables
+
+
+class Lite:
+    """What Flask-SQLAlchemy-Lite's object has."""
+
+    def __init__(self, engine: t.Any) -> None:
+        self._engine = engine
+
+    @property
+    def engines(self) -> dict[str, t.Any]:
+        assert current_app
+        return {"default": self._engine, "other": self._engine}
+
+
+@pytest.mark.parametrize("key", [None, "other"])
+def test_a_flask_sqlalchemy_lite_object_is_taken(key: str | None) -> None:
+    import sqlalchemy as sa
+
+    app = Flask("site")
+    app.extensions["sqlalchemy"] = lite = Lite(sa.create_engine("sqlite:///a.db"))
+    app.config.update(
+        SECRET_KEY="k",
+        SESSION_BACKEND="sqlalchemy",
+        SESSION_SQLALCHEMY=lite,
+        SESSION_SQLALCHEMY_BIND_KEY=key,
+    )
+    ServerSession(app)
+    backend = app.extensions["serversession"].backend
+    assert str(backend._engine.url) == "sqlite:///a.db"
+
+
+def test_an_application_that_is_not_flasks_is_refused() -> None:
+    class Quart:
+        extensions: t.ClassVar[dict[str, t.Any]] = {}
+
+    with pytest.raises(ConfigurationError, match="serves Flask applications, not a"):
+        ServerSession(t.cast("Flask", Quart()))
+
+
+@pytest.mark.parametrize(
+    "url", ["valkey://h:1/0", "valkeys://h:1/0", "valkey+sentinel://h:1/m/0"]
+)
+def test_valkeys_urls_are_understood(url: str) -> None:
+    state_of(SESSION_BACKEND="redis", SESSION_REDIS_URL=url)
+
+
+@pytest.mark.parametrize("url", ["postgres://u@h/d", "postgres+psycopg://u@h/d"])
+def test_the_old_name_of_postgresql_is_understood(url: str) -> None:
+    state = state_of(SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY_URL=url)
+    backend: t.Any = state.backend
+    assert backend._engine.dialect.name == "postgresql"
 
 
 def test_a_prefix_that_the_backend_cannot_take_is_one_of_the_problems() -> None:

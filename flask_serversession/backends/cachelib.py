@@ -15,7 +15,6 @@ import typing as t
 from cachelib import BaseCache
 from cachelib import FileSystemCache
 from cachelib import MemcachedCache
-from cachelib import NullCache
 from cachelib import SimpleCache
 
 from ..errors import BackendUnavailableError
@@ -279,12 +278,6 @@ def eviction_warning(cache: BaseCache) -> str | None:
     :return: A text for the log, or ``None`` if nothing is known against the cache.
     """
     kind = type(cache).__name__
-    if isinstance(cache, NullCache):
-        return (
-            f"'SESSION_CACHELIB' is a {kind}, which keeps nothing: every session is"
-            " lost at the end of its request. Use another cache, or the 'memory'"
-            " backend for tests."
-        )
     threshold: object = getattr(cache, "_threshold", None)
     if not isinstance(threshold, int):
         return None
@@ -303,6 +296,11 @@ def eviction_warning(cache: BaseCache) -> str | None:
             " removes an expired one."
         )
     return None
+
+
+def keeps_nothing(cache: BaseCache) -> bool:
+    """Return whether a cache is a NullCache, that of cachelib or of Flask-Caching."""
+    return any(cls.__name__ == "NullCache" for cls in type(cache).__mro__)
 
 
 def unpickles(cache: BaseCache) -> bool:

@@ -177,6 +177,7 @@ def _build_cachelib(settings: BackendSettings) -> Backend:
     from cachelib import BaseCache
 
     from .cachelib import CachelibBackend
+    from .cachelib import keeps_nothing
 
     config = settings.config
     if not isinstance(config.cachelib, BaseCache):
@@ -185,6 +186,13 @@ def _build_cachelib(settings: BackendSettings) -> Backend:
             " instance of a cachelib cache, such as"
             " cachelib.FileSystemCache(path, threshold=0), because 'SESSION_BACKEND' is"
             " 'cachelib'.",
+            "SESSION_CACHELIB",
+        )
+    if keeps_nothing(config.cachelib):
+        raise ConfigurationError(
+            f"'SESSION_CACHELIB' is a {type(config.cachelib).__name__}, which keeps nothing:"
+            " every session is lost at the end of its request. Use another cache, or"
+            " the 'memory' backend for tests.",
             "SESSION_CACHELIB",
         )
     return CachelibBackend(config.cachelib, clock=settings.clock)

@@ -1559,6 +1559,14 @@ def test_a_full_server_lets_visitors_log_out(
     assert own_backend.create("key", make_record()) is True
 
 
+def test_a_client_side_cache_is_refused(server: ValkeyServer) -> None:
+    cache = redis.cache.CacheConfig()
+    client = redis.Redis.from_url(server.url, protocol=3, cache_config=cache)
+    with pytest.raises(ConfigurationError, match="has a client-side cache"):
+        RedisBackend(client)
+    client.close()
+
+
 def test_a_read_only_replica_can_be_read(own_server: ValkeyServer) -> None:
     options = ("--replicaof", f"{own_server.host} {own_server.port}")
     primary = RedisBackend.from_url(own_server.url)

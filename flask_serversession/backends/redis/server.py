@@ -399,6 +399,17 @@ def check_client(client: t.Any) -> None:
             " do not survive. Make one without it for the sessions.",
             "SESSION_REDIS",
         )
+    places = (
+        getattr(client, "connection_pool", None),
+        getattr(client, "nodes_manager", None),
+    )
+    if any(getattr(p, n, None) for p in places for n in ("cache", "_cache")):
+        raise ConfigurationError(
+            "The client has a client-side cache ('cache_config'), which can return a"
+            " session that was changed or ended a moment ago. Make one without it for"
+            " the sessions.",
+            "SESSION_REDIS",
+        )
 
 
 def is_cluster(client: t.Any) -> bool:

@@ -25,6 +25,8 @@ def find_origin(url: str, options: dict[str, t.Any]) -> Origin:
 
     :raises ConfigurationError: if the URL is wrong; its text has no password.
     """
+    # Valkey's own names for the same protocol: "valkeys" has TLS, as "rediss" has.
+    url = re.sub("^valkey", "redis", url)
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in _ORIGINS:
         known = ", ".join(f"'{name}://'" for name in _ORIGINS)

@@ -20,6 +20,7 @@ from sqlalchemy import exc
 
 from ...hiding import hide
 from .codes import is_demoted
+from .codes import was_too_large
 
 # How long SQLite waits for another writer, in seconds.
 _LOCK_TIMEOUT = 5.0
@@ -142,6 +143,10 @@ def make_engine(url: str | sa.URL) -> sa.Engine:
     try:
         # Nothing shows a password here: SQLAlchemy's URL does not either.
         url = sa.make_url(hide(url))
+        # The name that hosting providers use, and SQLAlchemy once did.
+        name, plus, driver = url.drivername.partition("+")
+        if name == "postgres":
+            url = url.set(drivername=f"postgresql{plus}{driver}")
         dialect = url.get_dialect()
         if dialect.is_async:
             raise ValueError(
@@ -233,13 +238,16 @@ def _create_engine(url: str | sa.URL, **options: t.Any) -> sa.Engine:
     # MySQL drivers would send it. (The option skip_autocommit_rollback came with
     # SQLAlchemy 2.0.43.)
     engine.dialect.do_rollback = _do_nothing  # type: ignore[method-assign]
-    # Nor this. All connections of a primary that was demoted have to go: who reads from
-    # it may miss what its successor has been told.
+    # Nor this. A server that was sent too much closes the connection. And all that lead
+    # to a primary that was demoted have to go: who reads from it may miss what its
+    # successor has been told.
     dialect = t.cast("t.Any", engine.dialect)
     is_disconnect = dialect.is_disconnect
 
     def is_lost(error: t.Any, connection: t.Any, cursor: t.Any) -> bool:
-        return is_demoted(error) or is_disconnect(error, connection, cursor)
+        if is_demoted(error) or was_too_large(error):
+            return True
+        return bool(is_disconnect(error, connection, cursor))
 
     dialect.is_disconnect = is_lost
     if engine.dialect.name not in ("mysql", "mariadb"):

@@ -12,6 +12,7 @@ from ...errors import BackendError
 from ...errors import BackendUnavailableError
 from .codes import codes_of
 from .codes import is_demoted
+from .codes import words_of
 from .engines import has_lock
 
 # serialization_failure and deadlock_detected; MySQL's deadlock, and MariaDB's
@@ -27,8 +28,13 @@ _TABLE_MISSING = frozenset({"42P01", 1146})
 _THERE_ALREADY = frozenset({"42P07", "42710", "23505", 1050, 1061})
 # PostgreSQL's undefined_column, and MySQL's unknown columns. SQLite has no code for it.
 _COLUMN_MISSING = frozenset({"42703", 1054, 1072})
-# MySQL's unknown column and missing privileges, which drivers call operational.
-_REFUSED = frozenset({1054, 1142, 1143})
+# PostgreSQL's insufficient_privilege; those of MySQL on a table and a column.
+_NOT_PERMITTED = frozenset({"42501", 1142, 1143})
+# What drivers of MySQL call operational.
+_REFUSED = _COLUMN_MISSING | _NOT_PERMITTED
+# MySQL's "packet bigger than max_allowed_packet", and what clients make of it: the
+# server closes the connection.
+_TOO_LARGE = frozenset({1153, 2006, 2013, 2055})
 # How SQLite, which has no class of its own for them, describes wrong statements.
 _SQLITE_REFUSED = ("no such", "near ", "table ", "unknown database")
 
@@ -37,47 +43,7 @@ def explain(
     error: exc.SQLAlchemyError, operation: str, engine: sa.Engine, table: sa.Table
 ) -> BackendError:
     """Return our exception for one of SQLAlchemy's, whose own text may hold values."""
-    where = locate(engine)
-    cause = error.orig if isinstance(error, exc.DBAPIError) else error
-    what = " ".join([type(cause).__name__, *map(str, codes_of(error))])
-    error_class: type[BackendError] = BackendUnavailableError
-    if isinstance(error, exc.TimeoutError):
-        message = (
-            f"The 'sqlalchemy' backend got no connection to {where} for"
-            f" {operation!r}: all of the pool of sessions are in use"
-            f" ({engine.pool.status()})."
-        )
-    elif has_lock(engine) and _is_locked(error):
-        message = (
-            f"The 'sqlalchemy' backend could not {operation!r}: another writer"
-            f" held the lock on {where}. If that is a transaction of this"
-            " application, end it before the session is saved, or keep the"
-            " sessions in a database of their own."
-        )
-    elif _has_code(error, _UNPREPARED):
-        error_class = BackendError
-        message = (
-            f"The 'sqlalchemy' backend could not {operation!r}: {where} lost a"
-            f" prepared statement ({what}), as poolers in transaction mode do."
-            " Make the engine with connect_args={'prepare_threshold': None}."
-        )
-    elif _is_overdue(error):
-        message = (
-            f"The 'sqlalchemy' backend could not {operation!r}: {where} did not"
-            f" answer in time ({what})."
-        )
-    elif _is_unavailable(error):
-        message = (
-            f"The 'sqlalchemy' backend could not {operation!r}: {where} cannot be"
-            f" reached or refused to work ({what})."
-        )
-    else:
-        error_class = BackendError
-        message = (
-            f"The 'sqlalchemy' backend could not {operation!r}: {where} does not"
-            f" accept the statement ({what}). Does the table"
-            f" {table.fullname!r} have the expected types of columns?"
-        )
+    error_class, message = _describe(error, operation, engine, table)
     if error_class is BackendError:
         return BackendError(message, backend="sqlalchemy", operation=operation)
     return BackendUnavailableError(
@@ -85,6 +51,55 @@ def explain(
         backend="sqlalchemy",
         operation=operation,
         refused=_is_refusal(error),
+    )
+
+
+def _describe(
+    error: exc.SQLAlchemyError, operation: str, engine: sa.Engine, table: sa.Table
+) -> tuple[type[BackendError], str]:
+    where = locate(engine)
+    cause = error.orig if isinstance(error, exc.DBAPIError) else error
+    what = " ".join([type(cause).__name__, *map(str, codes_of(error))])
+    if isinstance(error, exc.DBAPIError) and (words := words_of(error)):
+        what += f": {words}"
+    if isinstance(error, exc.TimeoutError):
+        return BackendUnavailableError, (
+            f"The 'sqlalchemy' backend got no connection to {where} for"
+            f" {operation!r}: all of the pool of sessions are in use"
+            f" ({t.cast('t.Any', engine.pool).status()})."
+        )
+    if has_lock(engine) and _is_locked(error):
+        return BackendUnavailableError, (
+            f"The 'sqlalchemy' backend could not {operation!r}: another writer"
+            f" held the lock on {where}. If that is a transaction of this"
+            " application, end it before the session is saved, or keep the"
+            " sessions in a database of their own."
+        )
+    if _has_code(error, _UNPREPARED):
+        return BackendError, (
+            f"The 'sqlalchemy' backend could not {operation!r}: {where} lost a"
+            f" prepared statement ({what}), as poolers in transaction mode do."
+            " Make the engine with connect_args={'prepare_threshold': None}."
+        )
+    if _is_overdue(error):
+        return BackendUnavailableError, (
+            f"The 'sqlalchemy' backend could not {operation!r}: {where} did not answer"
+            f" in time ({what})."
+        )
+    if _is_unavailable(error):
+        return BackendUnavailableError, (
+            f"The 'sqlalchemy' backend could not {operation!r}: {where} cannot be"
+            f" reached or refused to work ({what})."
+        )
+    if _has_code(error, _NOT_PERMITTED):
+        return BackendError, (
+            f"The 'sqlalchemy' backend could not {operation!r}: {where} does not permit"
+            f" it ({what})."
+        )
+    return BackendError, (
+        f"The 'sqlalchemy' backend could not {operation!r}: {where} does not accept"
+        f" the statement ({what}). Does the table"
+        f" {table.fullname!r} have the expected types of columns?"
     )
 
 
@@ -200,6 +215,15 @@ def is_column_missing(error: exc.SQLAlchemyError) -> bool:
     return _has_code(error, _COLUMN_MISSING) or bool(
         re.search("no such column|has no column named", str(error.orig))
     )
+
+
+def size_if_too_large(error: exc.SQLAlchemyError) -> int:
+    """Return the size of the data that the server has perhaps refused; 0 if none."""
+    if not isinstance(error, exc.DBAPIError) or not _has_code(error, _TOO_LARGE):
+        return 0
+    parameters = t.cast("dict[str, t.Any]", error.params)
+    data = parameters.get("data_") if isinstance(error.params, dict) else None
+    return len(data) if isinstance(data, (bytes, bytearray)) else 0
 
 
 def is_there_already(error: exc.SQLAlchemyError) -> bool:
