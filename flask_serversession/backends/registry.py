@@ -190,9 +190,9 @@ def _build_cachelib(settings: BackendSettings) -> Backend:
         )
     if keeps_nothing(config.cachelib):
         raise ConfigurationError(
-            f"'SESSION_CACHELIB' is a {type(config.cachelib).__name__}, which keeps nothing:"
-            " every session is lost at the end of its request. Use another cache, or"
-            " the 'memory' backend for tests.",
+            f"'SESSION_CACHELIB' is a {type(config.cachelib).__name__}, which keeps"
+            " nothing: every session is lost at the end of its request. Use another"
+            " cache, or the 'memory' backend for tests.",
             "SESSION_CACHELIB",
         )
     return CachelibBackend(config.cachelib, clock=settings.clock)
