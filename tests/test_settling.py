@@ -660,3 +660,33 @@ def test_a_log_out_that_only_a_newer_version_could_carry_out_fails() -> None:
         patch.setattr(inner, "delete", refuse)
         assert late.visit(lambda: typed_session.destroy()).status_code == 503
     assert browser.read() == {"n": 1, "_user_id": "ada"}
+
+
+@pytest.mark.parametrize("reason", ["damaged", "newer"])
+def test_a_log_out_that_meets_a_new_id_is_lost_unless_a_newer_version_has_it(
+    reason: t.Any,
+) -> None:
+    site = make_site()
+    browser = start(site, n=1, _user_id="ada")
+    late, lost = browser.twin(), []
+    inner = t.cast("t.Any", site.backend.backend)
+    delete = type(inner).delete
+
+    def refuse(name: str) -> bool:
+        if name == key(browser):
+            raise RecordError("It is broken.", reason)
+        return bool(delete(inner, name))
+
+    def log_out() -> None:
+        del session["_user_id"]
+        browser.visit(lambda: typed_session.regenerate())
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        session_lost.connected_to(lambda *_, **__: lost.append(1), site.app),
+    ):
+        patch.setattr(inner, "delete", refuse)
+        response = late.visit(log_out)
+    assert response.status_code == (503 if reason == "newer" else 200)
+    assert cookie_of(response, site) == "none"
+    assert lost == ([] if reason == "newer" else [1])

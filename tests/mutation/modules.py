@@ -96,6 +96,9 @@ MODULES = {
             "test_faults.py::test_a_stream_is_closed_that_is_not_sent",
             "test_faults.py::test_a_session_transaction_raises_when_its_store_fails",
             "test_faults.py::test_a_session_transaction_raises_what_was_swallowed_in_it",
+            "test_flask_socketio.py::test_an_event_that_only_reads_costs_one_load",
+            "test_flask_socketio.py::test_a_session_does_not_begin_in_an_event",
+            "test_flask_socketio.py::test_a_log_out_in_an_event_ends_the_session",
         )
     ),
     "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
