@@ -18,8 +18,11 @@ logger = logging.getLogger("flask_serversession")
 class Cleanup:
     """Deletes expired records now and then, where the engine does not by itself.
 
-    Every process has its own rhythm, with jitter, so that workers that were started
-    or forked together do not clean up together. Thread-safe.
+    Every process begins at a random moment of its first interval: workers that were
+    started or forked together do not clean up together, and of those that live for
+    less than an interval, some clean up. Then it is once an interval. While there is
+    more than one batch to delete, each call deletes one: a new session makes one
+    record, so the records cannot pile up. Thread-safe.
     """
 
     def __init__(self, config: SessionConfig, backend: Backend) -> None:
@@ -31,23 +34,24 @@ class Cleanup:
             and Capability.PRUNE in backend.capabilities
             and Capability.EXPIRES not in backend.capabilities
         )
-        self._due_at = PerProcess(self._next)
+        self._due_at = PerProcess(self._first)
         self._due_at.get()  # The first interval begins here.
 
-    def _next(self) -> float:
+    def _first(self) -> float:
         # Not what a forked worker's generator has in common with all others.
-        jitter = random.SystemRandom().uniform(0.5, 1.5)
-        return time.monotonic() + self._interval * jitter
+        return time.monotonic() + random.SystemRandom().uniform(0, self._interval)
 
     def __call__(self) -> None:
         """Delete one batch if that is due. A failure is logged and nothing more."""
         if not self._is_needed:
             return
-        if time.monotonic() < self._due_at.get():
+        now = time.monotonic()
+        if now < self._due_at.get():
             return
         # Two threads here at one moment at worst delete a batch each.
-        self._due_at.set(self._next())
+        self._due_at.set(now + self._interval)
         try:
-            self._backend.sweep(self._batch)
+            if self._backend.sweep(self._batch) >= self._batch:
+                self._due_at.set(now)
         except BackendError as error:
             logger.warning("Expired sessions could not be deleted: %s", error)

@@ -9,6 +9,7 @@ import datetime as dt
 import difflib
 import inspect
 import math
+import os
 import re
 import typing as t
 
@@ -85,7 +86,13 @@ def _path(value: t.Any) -> str:
         raise InvalidValueError("the path of a folder") from error
     if not isinstance(path, str) or not path or "\0" in path:
         raise InvalidValueError("the path of a folder, as a str or pathlib.Path")
-    return path
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise InvalidValueError(
+            "the path of a folder; that user has no home folder here, and a folder of"
+            " this name is './~…'"
+        )
+    return expanded
 
 
 def _seconds(value: t.Any, what: str, *, zero: bool = False) -> float:
@@ -298,6 +305,7 @@ class SessionConfig:
     encryption_key: tuple[bytes, ...] = _option((), _encryption_keys, is_shown=False)
     max_size: int = _option(1024 * 1024, _positive)
     filesystem_path: str | None = _option(None, _optional(_path))
+    filesystem_group_access: bool = _option(False, _boolean)
     redis: t.Any = _option(None, _anything, is_shown=False)
     redis_url: str | None = _option(None, _optional(_text), is_shown=False)
     sqlalchemy: t.Any = _option(None, _anything, is_shown=False)

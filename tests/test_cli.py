@@ -1058,14 +1058,39 @@ def test_init_creates_the_folder(tmp_path: Path) -> None:
     app.config.update(SECRET_KEY="a secret")
     ServerSession(app)
     assert not folder.exists()
-    assert printed(app, "init") == f"Created the folder {str(folder)!r}.\n"
+    assert run(app, "init").stdout == f"Created the folder {str(folder)!r}.\n"
     assert folder.is_dir()
     if sys.platform != "win32":
         assert folder.stat().st_mode & 0o777 == 0o700
+    again = run(app, "init")
+    assert again.stdout == f"Nothing to do: the folder {str(folder)!r} is there.\n"
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    # With nobody to give it to, it is said that it was not given away.
+    assert again.stderr == is_root * (
+        "The folder belongs to root. If the server is run by another user, it cannot"
+        f" store sessions there; give it to that user: chown -R USER {folder}\n"
+    )
+    assert printed(app, "count") == "0\n"
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root"
+)
+def test_init_as_root_gives_the_folder_to_the_owner_of_the_one_above(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "instance" / "sessions"
+    folder.parent.mkdir()
+    os.chown(folder.parent, 65534, 65534)
+    app = make_app(SESSION_BACKEND="filesystem", SESSION_FILESYSTEM_PATH=folder)
+    assert printed(app, "init") == (
+        f"Created the folder {str(folder)!r} and gave it to 'nobody', who owns the"
+        " folder above it.\n"
+    )
+    assert {entry.stat().st_uid for entry in (folder, *folder.rglob("*"))} == {65534}
     assert printed(app, "init") == (
         f"Nothing to do: the folder {str(folder)!r} is there.\n"
     )
-    assert printed(app, "count") == "0\n"
 
 
 def test_init_says_when_there_is_nothing_to_do(site_anywhere: Site) -> None:

@@ -328,6 +328,16 @@ def utc(*args: int) -> dt.datetime:
     return dt.datetime(*args, tzinfo=dt.timezone.utc)
 
 
+def test_a_folder_may_be_in_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("USERPROFILE", "/home/ada")
+    for given in ("~/sessions", Path("~/sessions")):
+        config = configured(SESSION_FILESYSTEM_PATH=given)
+        assert config.filesystem_path == "/home/ada/sessions"
+    error = refused(SESSION_FILESYSTEM_PATH="~nobody-of-this-name/sessions")
+    assert "that user has no home folder here" in str(error)
+
+
 @pytest.mark.parametrize(
     ("key", "given", "taken"),
     [

@@ -128,7 +128,12 @@ def _build_filesystem(settings: BackendSettings) -> Backend:
 
     config = settings.config
     path = config.filesystem_path or os.path.join(settings.instance_path, "sessions")
-    return FilesystemBackend(path, prefix=config.key_prefix, clock=settings.clock)
+    return FilesystemBackend(
+        path,
+        prefix=config.key_prefix,
+        group_access=config.filesystem_group_access,
+        clock=settings.clock,
+    )
 
 
 def _build_redis(settings: BackendSettings) -> Backend:

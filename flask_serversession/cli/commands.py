@@ -22,6 +22,8 @@ from ..takeover import sample
 from .diagnostics import ask_server
 from .diagnostics import diagnose
 from .diagnostics import folder_of
+from .diagnostics import given_to
+from .diagnostics import hint_at_root
 from .diagnostics import readable
 from .diagnostics import readable_origin
 from .diagnostics import shown_settings
@@ -100,7 +102,8 @@ def init() -> None:
     That is the table and its indexes for 'sqlalchemy', and the folder for
     'filesystem'. What is there already is left alone, so it does no harm to run
     this at each deployment. Without it, both are created when they are first
-    needed, unless SESSION_SQLALCHEMY_CREATE_TABLE is False.
+    needed, unless SESSION_SQLALCHEMY_CREATE_TABLE is False. A folder that root
+    creates is given to the owner of the folder above it.
 
     Afterwards a record is written, read and deleted again. It is nobody's session.
 
@@ -127,9 +130,11 @@ def init() -> None:
     elif folder is None:
         write_line(f"Nothing to do: the {backend.name!r} backend needs no preparation.")
     elif is_new:
-        write_line(f"Created the folder {folder!r}.")
+        write_line(f"Created the folder {folder!r}{given_to(folder)}.")
     else:
         write_line(f"Nothing to do: the folder {folder!r} is there.")
+    if folder is not None and (hint := hint_at_root(folder)):
+        click.echo(hint, err=True)
 
 
 # -- reading

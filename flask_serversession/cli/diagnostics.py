@@ -8,10 +8,12 @@ import dataclasses
 import datetime as dt
 import os
 import re
+import shlex
 import typing as t
 
 from .. import operator
 from ..backends.base import Capability
+from ..backends.filesystem.files import name_of
 from ..config import KEYS
 from ..config import SessionConfig
 from ..config import find_late_keys
@@ -79,6 +81,25 @@ def folder_of(app: Flask, config: SessionConfig) -> str | None:
     if config.backend != "filesystem":
         return None
     return config.filesystem_path or os.path.join(app.instance_path, "sessions")
+
+
+def given_to(folder: str) -> str:
+    """Return whom a folder was given to that root has created; empty if nobody."""
+    if not hasattr(os, "geteuid") or os.geteuid() == os.stat(folder).st_uid:
+        return ""
+    owner = name_of(os.stat(folder).st_uid)
+    return f" and gave it to {owner}, who owns the folder above it"
+
+
+def hint_at_root(folder: str) -> str:
+    """Return what to do if the server is not run by root; empty if all is well."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0 or os.stat(folder).st_uid != 0:
+        return ""
+    return (
+        "The folder belongs to root. If the server is run by another user, it cannot"
+        f" store sessions there; give it to that user: chown -R USER"
+        f" {shlex.quote(folder)}"
+    )
 
 
 def mask_url(url: str) -> str:

@@ -384,6 +384,151 @@ def test_a_folder_of_others_that_is_met_later_is_not_used(
     assert backend.prune(5) == 0
 
 
+# -- files of a group, and of root
+
+GROUP, STRANGERS = 65_501, 65_502
+ADA, BEN, EVE = 65_511, 65_512, 65_513
+
+
+def run_as(user: int, groups: list[int], function: t.Callable[[], object]) -> object:
+    """Return what a function returns or raises in another user's process."""
+    receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
+
+    def run() -> None:
+        os.setgroups(groups)
+        os.setgid(groups[0])
+        os.setuid(user)
+        try:
+            sender.send(function())
+        except BackendUnavailableError as error:
+            sender.send(error)
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    child.join()
+    return receiver.recv() if receiver.poll() else child.exitcode
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> cabc.Iterator[Path]:
+    """Give a folder that a group may write to, below ones that all may go through."""
+    opened = [tmp_path, *tmp_path.parents][:-1]
+    modes = {folder: stat.S_IMODE(folder.stat().st_mode) for folder in opened}
+    for folder in opened:
+        folder.chmod(modes[folder] | 0o011)
+    parent = tmp_path / "shared"
+    parent.mkdir()
+    os.chown(parent, 0, GROUP)
+    parent.chmod(0o2770)
+    yield parent / "sessions"
+    for folder, mode in modes.items():
+        folder.chmod(mode)
+
+
+@root_only
+def test_a_group_shares_its_sessions(shared: Path) -> None:
+    def make(now: float = 1_000.0) -> FilesystemBackend:
+        clock = FakeClock(now)
+        return FilesystemBackend(shared, group_access=True, clock=clock)
+
+    record = make_record(FakeClock(1_000.0), user="ada")
+    later = 1_000.0 + 10 * 86_400
+
+    def use_as_ben() -> list[object]:
+        backend = make()
+        loaded = backend.load(KEY)
+        assert loaded is not None
+        return [
+            backend.replace(KEY, dataclasses.replace(loaded, data=b"new"), 1),
+            backend.touch(KEY, 1_001.0, later),
+            backend.keys_of_user("ada"),
+            backend.prune(5),
+            backend.count(),
+        ]
+
+    def touch_as_ada() -> list[object]:
+        backend = make()
+        touched = backend.touch(KEY, 1_002.0, later + 1)
+        return [touched, find_file(shared).stat().st_mtime, find_leftovers(shared)]
+
+    assert run_as(ADA, [GROUP], lambda: make().create(KEY, record)) is True
+    for entry in (shared, *shared.rglob("*")):
+        status = entry.stat()
+        expected = 0o2770 if entry.is_dir() else 0o660
+        assert (stat.S_IMODE(status.st_mode), status.st_gid) == (expected, GROUP)
+    assert run_as(BEN, [STRANGERS, GROUP], use_as_ben) == [
+        Replaced(2),
+        True,
+        [KEY],
+        0,
+        1,
+    ]
+    assert run_as(ADA, [GROUP], touch_as_ada) == [True, later + 1, []]
+    # As root, for commands; and a stranger is refused.
+    assert make().count() == 1
+    error = run_as(EVE, [STRANGERS], lambda: make().load(KEY))
+    assert isinstance(error, BackendUnavailableError)
+    assert run_as(BEN, [GROUP], lambda: make(later + 2).prune(5)) == 1
+
+
+@root_only
+def test_a_file_of_another_member_keeps_its_expiry(shared: Path) -> None:
+    clock = FakeClock(1_000.0)
+    record = make_record(clock)
+
+    def make() -> FilesystemBackend:
+        return FilesystemBackend(shared, group_access=True, clock=clock)
+
+    assert run_as(ADA, [GROUP], lambda: make().create(KEY, record)) is True
+    # A process was killed between the two halves of a touch.
+    os.utime(find_file(shared), (0, 0))
+    assert run_as(BEN, [GROUP], lambda: make().prune(5)) == 0
+    assert find_file(shared).stat().st_mtime == record.expires_at
+
+
+@posix_only
+def test_a_group_may_write_only_where_that_is_configured(path: Path) -> None:
+    path.mkdir(parents=True)
+    path.chmod(0o2770)
+    with pytest.raises(ConfigurationError):
+        FilesystemBackend(path)
+    FilesystemBackend(path, group_access=True)
+    path.chmod(0o2772)
+    with pytest.raises(ConfigurationError, match=r"has the mode 2772.*chmod o-w"):
+        FilesystemBackend(path, group_access=True)
+
+
+@root_only
+@pytest.mark.parametrize("group_access", [False, True])
+def test_what_root_makes_belongs_to_the_owner_of_the_folder(
+    tmp_path: Path, clock: FakeClock, group_access: bool
+) -> None:
+    parent = tmp_path / "instance"
+    parent.mkdir()
+    os.chown(parent, ADA, GROUP)
+    for number in range(2):
+        # The second time it is there, and belongs to another user than root.
+        backend = FilesystemBackend(
+            parent / "sessions", group_access=group_access, clock=clock
+        )
+        key = key_of(f"{number}", PREFIX)
+        assert backend.create(key, make_record(clock, user="ada"))
+        assert backend.load(key) is not None
+    for entry in (parent / "sessions").rglob("*"):
+        assert (entry.stat().st_uid, entry.stat().st_gid) == (ADA, GROUP)
+
+
+@root_only
+def test_root_uses_no_folder_that_somebody_has_put_there(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    folder = tmp_path / "sessions"
+    folder.mkdir()
+    os.chown(folder, EVE, STRANGERS)
+    for group_access in (False, True):
+        with pytest.raises(ConfigurationError, match="belongs to the user 65513"):
+            FilesystemBackend(folder, group_access=group_access)
+
+
 # -- what somebody may have put there
 
 
@@ -1247,9 +1392,9 @@ def test_a_lock_file_that_was_removed_locks_nothing(
     lock = find_file(path).parent / ".lock"
     open_lock, opened = files.open_lock, []
 
-    def open_and_remove(shard: str) -> int | None:
+    def open_and_remove(shard: str, access: files.Access) -> int | None:
         opened.append(shard)
-        descriptor = open_lock(shard)
+        descriptor = open_lock(shard, access)
         if len(opened) == 1:
             lock.unlink()
         return descriptor

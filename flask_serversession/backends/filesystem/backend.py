@@ -80,7 +80,9 @@ class FilesystemBackend(Backend):
     ``<path>/<shard>/<name>`` is where a record lies: the name is the key, its prefix
     percent-encoded, and the shard the first two of its 64 hexadecimal digits.
     The first :meth:`create` makes the folders, with mode 0700; files have mode
-    0600, whatever the umask is. Symbolic links below ``path`` are never followed.
+    0600, whatever the umask is. What root makes belongs to the owner of the folder
+    that it is made in, so that commands may be run as root. Symbolic links below
+    ``path`` are never followed.
 
     *Writing.* A record is written to a temporary file in the same folder, which
     then takes the place of the old one. So a process that is killed, or a disk that
@@ -112,6 +114,9 @@ class FilesystemBackend(Backend):
         hexadecimal digits. ``None`` for all.
     :param lock_timeout: How long an operation waits for another one in the same
         shard, in seconds, before it raises :exc:`.BackendUnavailableError`.
+    :param group_access: Share the files with the group of the folder: folders have
+        mode 2770 then, so that what is made in them gets their group, and files 0660.
+        All members of the group are trusted.
     :param clock: Gives the current time in seconds since the epoch.
     :raises ConfigurationError: if the folder, or one in it, belongs to somebody else
         than this process's user or root, if its group or others may write to it, or if
@@ -134,13 +139,16 @@ class FilesystemBackend(Backend):
         *,
         prefix: str | None = None,
         lock_timeout: float = 5.0,
+        group_access: bool = False,
         clock: t.Callable[[], float] = time.time,
     ) -> None:
         self.key_prefix = prefix
-        self._layout = Layout(path, prefix)
+        access = files.SHARED if group_access else files.PRIVATE
+        self._access = access
+        self._layout = Layout(path, prefix, access)
         self._layout.check()
-        self._locks = ShardLocks(lock_timeout)
-        self._users = UserIndex(self._layout.path, prefix or "")
+        self._locks = ShardLocks(lock_timeout, access)
+        self._users = UserIndex(self._layout.path, prefix or "", access)
         self._pruner = Pruner(self._layout, self._locks, self._users, clock)
         self._clock = clock
 
@@ -151,7 +159,7 @@ class FilesystemBackend(Backend):
     def load(self, key: str) -> Record | None:
         """Return the record, or ``None``. Takes no lock; moves a damaged file aside."""
         folder, file = self._layout.locate(key)
-        if not files.is_folder(folder):
+        if not files.is_folder(folder, self._access):
             return None
         try:
             buffer = files.read(file)
@@ -178,10 +186,10 @@ class FilesystemBackend(Backend):
                     if not self._is_free(file):
                         return False
                     self._users.add(self._owner_of(record), file)
-                    files.replace_file(file, encoded, record.expires_at)
+                    files.replace_file(file, encoded, record.expires_at, self._access)
                     return True
             # A second turn only if somebody removes the folder right here.
-            files.make_folder(folder)
+            files.make_folder(folder, self._access)
 
     @_operation
     def replace(
@@ -210,7 +218,7 @@ class FilesystemBackend(Backend):
             if record.expires_at <= now:
                 files.unlink(file)
             else:
-                files.replace_file(file, encoded, record.expires_at)
+                files.replace_file(file, encoded, record.expires_at, self._access)
             if after != before:
                 self._users.remove(before, file)
             return Replaced(version)
@@ -236,7 +244,7 @@ class FilesystemBackend(Backend):
             except RecordError as error:
                 if error.reason == "newer":
                     raise
-            if not files.is_folder(file, strict=False):
+            if not files.is_folder(file, self._access, strict=False):
                 files.unlink(file)
             else:
                 files.set_aside(file, self._clock())
@@ -266,7 +274,7 @@ class FilesystemBackend(Backend):
                         TIMES_SLICE.start,
                     )
                     # Last: writing sets the modification time to the present.
-                    files.set_mtime(descriptor, file, expires_at)
+                    files.renew_mtime(descriptor, file, expires_at, self._access)
                 finally:
                     os.close(descriptor)
                 return True
@@ -284,7 +292,11 @@ class FilesystemBackend(Backend):
                 continue
             folder, file = self._layout.locate(key)
             try:
-                start = files.read_start(file) if files.is_folder(folder) else None
+                start = (
+                    files.read_start(file)
+                    if files.is_folder(folder, self._access)
+                    else None
+                )
                 if start is None or not _is_of(start, user):
                     leftovers.append(key)
                 elif decode_times(start)[1] > self._clock():

@@ -33,8 +33,6 @@ _NOT_A_FILE = frozenset(
     }
 )
 
-_FILE_MODE = 0o600
-_FOLDER_MODE = 0o700
 _LOCK_NAME = ".lock"
 TEMPORARY_PREFIX = ".tmp-"
 DAMAGED_SUFFIX = ".damaged"
@@ -47,7 +45,21 @@ _OPEN_TRIES = 50
 _LATEST_MTIME = 253_402_300_799.0
 
 
-def is_folder(path: str, *, strict: bool = True) -> bool:
+class Access(t.NamedTuple):
+    """Who may use files and folders beside their owner."""
+
+    file_mode: int
+    folder_mode: int
+    #: Whether the members of the folder's group may, so that they are trusted.
+    is_shared: bool
+
+
+PRIVATE = Access(0o600, 0o700, is_shared=False)
+#: New files get the group of their folder, by the bit "setgid".
+SHARED = Access(0o660, 0o2770, is_shared=True)
+
+
+def is_folder(path: str, access: Access, *, strict: bool = True) -> bool:
     """Whether there is a folder; if strict, an error if there is anything else."""
     try:
         status = os.lstat(path)
@@ -62,14 +74,14 @@ def is_folder(path: str, *, strict: bool = True) -> bool:
             f"{os.path.basename(path)!r} in it is"
             f" {'a symbolic link' if is_link else 'not a folder'}",
         )
-    if strict and (problem := problem_of(status)):
+    if strict and (problem := problem_of(status, path, access)):
         raise PermissionError(
             errno.EPERM, f"{os.path.basename(path)!r} in it {problem}"
         )
     return True
 
 
-def problem_of(status: os.stat_result) -> str:
+def problem_of(status: os.stat_result, path: str, access: Access) -> str:
     """Return why a folder may hold what others have put there; empty if it cannot.
 
     Root's folders are as good as our own, unless others may write to them: root could
@@ -77,14 +89,27 @@ def problem_of(status: os.stat_result) -> str:
     """
     if sys.platform == "win32":
         return ""
-    if status.st_uid not in (0, os.geteuid()):
-        return f"belongs to the user {_name_of(status.st_uid)}"
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_uid not in (0, os.geteuid()) and not _is_trusted(status, path, access):
+        return f"belongs to the user {name_of(status.st_uid)}"
+    others = stat.S_IWOTH if access.is_shared else stat.S_IWGRP | stat.S_IWOTH
+    if status.st_mode & others:
         return f"has the mode {stat.S_IMODE(status.st_mode):04o}"
     return ""
 
 
-def _name_of(uid: int) -> str:
+def _is_trusted(status: os.stat_result, path: str, access: Access) -> bool:
+    """Whether another user's folder is as good as our own."""
+    if os.geteuid() == 0:
+        # For commands: whoever has the folder above could replace this one anyway.
+        parent = os.stat(os.path.dirname(path))
+        return status.st_uid == parent.st_uid or (
+            access.is_shared and status.st_gid == parent.st_gid
+        )
+    return access.is_shared and status.st_gid in (os.getegid(), *os.getgroups())
+
+
+def name_of(uid: int) -> str:
+    """Return a user's name, quoted, or the number of one who has none."""
     try:
         import pwd
 
@@ -103,23 +128,44 @@ def is_swappable(path: str) -> bool:
     return bool(is_open) and stat.S_ISDIR(mode) and sys.platform != "win32"
 
 
-def make_folder(path: str) -> None:
+def make_folder(path: str, access: Access) -> None:
     """Make a folder, and what is missing above it, unless there is anything."""
     try:
         try:
-            os.mkdir(path, _FOLDER_MODE)
+            os.mkdir(path, access.folder_mode)
         except FileNotFoundError:
             parent = os.path.dirname(path)
             if parent == path:
                 raise
-            make_folder(parent)
-            os.mkdir(path, _FOLDER_MODE)
+            make_folder(parent, access)
+            os.mkdir(path, access.folder_mode)
     except FileExistsError:
         return
-    # The umask took away from the mode that was asked for. Whoever removes empty
-    # folders may have been here already.
+    # Whoever removes empty folders may have been here already.
     with contextlib.suppress(FileNotFoundError):
-        os.chmod(path, _FOLDER_MODE)
+        if _is_root():
+            descriptor = os.open(path, os.O_DIRECTORY | _FLAGS)
+            try:
+                _give_away(descriptor, path)
+            finally:
+                os.close(descriptor)
+        # The umask took away from the mode that was asked for.
+        os.chmod(path, access.folder_mode)
+
+
+def _is_root() -> bool:
+    return sys.platform != "win32" and os.geteuid() == 0
+
+
+def _give_away(descriptor: int, path: str) -> None:
+    """Give what root has made to the owner of the folder that it is in.
+
+    Commands may be run by root, but the server could not use what is root's.
+    """
+    if sys.platform != "win32":
+        parent = os.stat(os.path.dirname(path))
+        if parent.st_uid != 0:
+            os.fchown(descriptor, parent.st_uid, parent.st_gid)
 
 
 def open_file(path: str, flags: int) -> tuple[int | None, int]:
@@ -183,16 +229,19 @@ def read_start(path: str) -> bytes | None:
     return start
 
 
-def create_file(path: str, flags: int = os.O_WRONLY) -> int:
+def create_file(path: str, access: Access, flags: int = os.O_WRONLY) -> int:
     """Create a file and open it.
 
     :raises FileExistsError: if there is anything.
     """
-    descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | _FLAGS, _FILE_MODE)
+    mode = access.file_mode
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | _FLAGS, mode)
     try:
         if sys.platform != "win32":
+            if os.geteuid() == 0:
+                _give_away(descriptor, path)
             # The umask took away from the mode that was asked for.
-            os.fchmod(descriptor, _FILE_MODE)
+            os.fchmod(descriptor, mode)
     except BaseException:
         os.close(descriptor)
         os.unlink(path)
@@ -200,7 +249,7 @@ def create_file(path: str, flags: int = os.O_WRONLY) -> int:
     return descriptor
 
 
-def replace_file(path: str, content: bytes, mtime: float) -> None:
+def replace_file(path: str, content: bytes, mtime: float, access: Access) -> None:
     """Put a new file in the place of one, or where there is none.
 
     The content goes to a temporary file in the same folder, so that nobody ever finds
@@ -208,7 +257,7 @@ def replace_file(path: str, content: bytes, mtime: float) -> None:
     """
     folder = os.path.dirname(path)
     temporary = f"{folder}{os.sep}{TEMPORARY_PREFIX}{unique_number():016x}"
-    descriptor = create_file(temporary)
+    descriptor = create_file(temporary, access)
     try:
         try:
             written = os.write(descriptor, content)
@@ -260,6 +309,21 @@ def set_mtime(descriptor: int | None, path: str, mtime: float) -> None:
         os.utime(path, (mtime, mtime))
 
 
+def renew_mtime(
+    descriptor: int | None, path: str, mtime: float, access: Access
+) -> None:
+    """Set the modification time of a record's file, under the lock of its shard.
+
+    Only a file's owner may; that of another member of the group is written anew.
+    """
+    try:
+        set_mtime(descriptor, path, mtime)
+    except PermissionError:
+        if not access.is_shared or (content := read(path)) is None:
+            raise
+        replace_file(path, content, mtime, access)
+
+
 def insist(function: t.Callable[..., None], *paths: str) -> None:
     """Rename or remove a file, on Windows until nobody has it open."""
     if sys.platform == "win32":
@@ -282,16 +346,16 @@ def unlink(path: str) -> bool:
     return True
 
 
-def open_lock(shard: str) -> int | None:
+def open_lock(shard: str, access: Access) -> int | None:
     """Open the lock file of a shard; ``None`` if there is no such folder."""
-    if not is_folder(shard):
+    if not is_folder(shard, access):
         return None
     path = f"{shard}{os.sep}{_LOCK_NAME}"
     while True:
         with contextlib.suppress(FileNotFoundError):
             return os.open(path, os.O_RDWR | _FLAGS)
         try:
-            return create_file(path, os.O_RDWR)
+            return create_file(path, access, os.O_RDWR)
         except FileExistsError:
             continue
         except FileNotFoundError:

@@ -26,11 +26,18 @@ class Layout:
     """The records' files below a folder, as :class:`.FilesystemBackend` shows them.
 
     :param prefix: Whose records are found; ``None`` for all applications'.
+    :param access: Who may use the files.
     :raises ConfigurationError: if the prefix is too long for a file name.
     """
 
-    def __init__(self, path: str | os.PathLike[str], prefix: str | None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        prefix: str | None,
+        access: files.Access = files.PRIVATE,
+    ) -> None:
         self.path: str = os.path.abspath(os.fspath(path))
+        self.access = access
         self._prefix = prefix
         self._encoded = _encode(prefix or "")
         if len(self._encoded) > _LONGEST_PREFIX:
@@ -61,11 +68,14 @@ class Layout:
                 raise _unsafe(
                     f"{path!r} is a symbolic link. Name the folder that it leads to."
                 )
-            if stat.S_ISDIR(status.st_mode) and (found := files.problem_of(status)):
+            if stat.S_ISDIR(status.st_mode) and (
+                found := files.problem_of(status, path, self.access)
+            ):
+                who = "o" if self.access.is_shared else "go"
                 raise _unsafe(
                     f"{path!r} {found}, so that others could read sessions and make"
                     " some up. Run the application as its owner, or:"
-                    f" chown -R {os.geteuid()} {shlex.quote(path)} && chmod go-w"
+                    f" chown -R {os.geteuid()} {shlex.quote(path)} && chmod {who}-w"
                     f" {shlex.quote(path)}"
                 )
 
@@ -112,7 +122,9 @@ class Layout:
                     for entry in entries
                     if _SHARD.fullmatch(entry.name)
                     and entry.is_dir(follow_symlinks=False)
-                    and not files.problem_of(entry.stat(follow_symlinks=False))
+                    and not files.problem_of(
+                        entry.stat(follow_symlinks=False), entry.path, self.access
+                    )
                 ]
         except FileNotFoundError:
             return []

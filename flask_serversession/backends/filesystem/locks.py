@@ -26,10 +26,12 @@ class ShardLocks:
     The lock file's lock is the system's, which releases it when a process dies.
 
     :param timeout: How long a lock is waited for, in seconds.
+    :param access: Who may open the lock files.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, access: files.Access) -> None:
         self._timeout = timeout
+        self._access = access
         self._thread_locks = ThreadLocks()
         # Open lock files. A lock lives as long as any descriptor of its open file: if
         # a forked child did not close it, it would outlive a parent that is killed.
@@ -75,7 +77,7 @@ class ShardLocks:
     def _lock_file(self, folder: str, held: set[int], deadline: float) -> int | None:
         delay = _FIRST_DELAY
         while True:
-            descriptor = files.open_lock(folder)
+            descriptor = files.open_lock(folder, self._access)
             if descriptor is None:
                 return None
             try:

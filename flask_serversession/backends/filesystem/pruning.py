@@ -128,7 +128,7 @@ class Pruner:
             return False
         if expires_at > self.clock():
             with contextlib.suppress(FileNotFoundError):
-                files.set_mtime(None, file, expires_at)
+                files.renew_mtime(None, file, expires_at, self.layout.access)
             return False
         is_deleted = files.unlink(file)
         self.users.remove(owner, file)

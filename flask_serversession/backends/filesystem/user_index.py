@@ -20,9 +20,11 @@ class UserIndex:
 
     :param path: The folder that has the records too.
     :param prefix: What the keys of this application begin with.
+    :param access: Who may use the files.
     """
 
-    def __init__(self, path: str, prefix: str) -> None:
+    def __init__(self, path: str, prefix: str, access: files.Access) -> None:
+        self._access = access
         self._path = os.path.join(path, "users")
         self._salt = f"{len(prefix)}:{prefix}"
 
@@ -35,13 +37,14 @@ class UserIndex:
             return
         levels = self._locate(user)
         while True:
-            if all(files.is_folder(level) for level in levels):
+            if all(files.is_folder(level, self._access) for level in levels):
                 # The folder is removed when it is empty, which may be right now.
                 with contextlib.suppress(FileNotFoundError):
                     with contextlib.suppress(FileExistsError):
-                        os.close(files.create_file(_marker(levels[-1], file)))
+                        marker = _marker(levels[-1], file)
+                        os.close(files.create_file(marker, self._access))
                     return
-            files.make_folder(levels[-1])
+            files.make_folder(levels[-1], self._access)
 
     def remove(self, user: str | None, file: str) -> None:
         """List a record's file no longer, as far as that is possible."""
@@ -49,7 +52,7 @@ class UserIndex:
             return
         levels = self._locate(user)
         with contextlib.suppress(OSError):
-            if all(files.is_folder(level) for level in levels):
+            if all(files.is_folder(level, self._access) for level in levels):
                 files.unlink(_marker(levels[-1], file))
                 # Fails if the user has others.
                 os.rmdir(levels[-1])
@@ -61,7 +64,7 @@ class UserIndex:
         """
         levels = self._locate(user)
         try:
-            if all(files.is_folder(level) for level in levels):
+            if all(files.is_folder(level, self._access) for level in levels):
                 return os.listdir(levels[-1])
         except FileNotFoundError:
             pass
