@@ -170,3 +170,14 @@ def _bind(created_at: float, user: str | None) -> bytes:
     """
     name = b"" if user is None else encode_user(user)
     return _BOUND.pack(created_at, user is not None, len(name)) + name
+
+
+def read_issued_at(data: bytes) -> float | None:
+    """Return when the id of a session was issued; ``None`` if its data does not say.
+
+    :param data: A record's, which need not be decrypted.
+    """
+    if len(data) < _HEADER.size or data[0] != FORMAT:
+        return None
+    moment: float = _HEADER.unpack_from(data)[-1]
+    return moment if math.isfinite(moment) else None
