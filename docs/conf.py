@@ -46,7 +46,10 @@ if os.environ.get("INTERSPHINX"):
     }
 
 nitpick_ignore_regex = [
-    ("py:.*", r"(cabc|collections|datetime|markupsafe|os|pathlib|t|zoneinfo)\..*"),
+    (
+        "py:.*",
+        r"(cabc|collections|contextlib|datetime|markupsafe|os|pathlib|t|zoneinfo)\..*",
+    ),
     ("py:.*", r"(cachelib|flask|sa|sqlalchemy)\..*"),
     # A type variable, and the values of a t.Literal.
     ("py:class", r"flask_serversession\.sessions\.T|'\w+'"),

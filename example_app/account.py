@@ -14,6 +14,7 @@ from flask import request
 from flask import url_for
 from flask.typing import ResponseReturnValue
 
+from flask_serversession import passive
 from flask_serversession import session
 
 from .extensions import server_session
@@ -79,12 +80,33 @@ def touch() -> ResponseReturnValue:
     return redirect(url_for(".show", touched=1))
 
 
+@blueprint.get("/session/left")
+@passive
+def left() -> ResponseReturnValue:
+    """Say how long somebody stays logged in; to ask prolongs nothing."""
+    return {"seconds": _seconds_left()}
+
+
+@blueprint.post("/session/stay")
+def stay() -> ResponseReturnValue:
+    """Count as activity, for who is still logged in."""
+    if session.user is not None:
+        session.touch()
+
+    return {"seconds": _seconds_left()}
+
+
 @blueprint.post("/session/destroy")
 def destroy() -> ResponseReturnValue:
     """Delete the session now."""
     session.destroy()
     flash("Your session is destroyed. This is a new one.", "info")
     return redirect(url_for(".show"))
+
+
+def _seconds_left() -> float:
+    # A visitor who is not logged in cannot be logged out.
+    return 0 if session.user is None else session.time_left.total_seconds()
 
 
 def _shown(key: str, value: object) -> str:

@@ -37,6 +37,18 @@ MAX_PASSWORD = 200
 PASSWORD_RULE = f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters."
 
 
+#: Why somebody is logged out, in words. Of other reasons, such as a cookie that nobody
+#: here has made, there is nothing to say.
+REASONS = {
+    "expired": "you have not been here for a while",
+    "revoked": "your session was ended from another device, or by an administrator",
+    "limit": "you have logged in on too many other devices since",
+    "logged out": "you have logged out here before",
+    "replaced": "somebody else has logged in here since",
+    "unknown": "your session has ended",
+}
+
+
 @login_manager.user_loader
 def load_user(user_id: str) -> User | None:
     """Find who is logged in, once a request: ``current_user`` from then on."""
@@ -46,7 +58,10 @@ def load_user(user_id: str) -> User | None:
 @login_manager.unauthorized_handler
 def ask_to_log_in() -> ResponseReturnValue:
     """Lead from a page that needs a user to the log-in, and back."""
-    flash("Log in to see that page.", "info")
+    # Now or never: a message begins a new session, with which the browser comes next.
+    reason = REASONS.get(session.ended_because or "")
+    before = f"You were logged out because {reason}. " if reason else ""
+    flash(f"{before}Log in to see that page.", "info")
     # A form is not sent again; the address that it was sent to may show nothing.
     target = request.full_path.removesuffix("?") if request.method == "GET" else None
     return redirect(url_for("auth.log_in", next=target))
@@ -196,6 +211,7 @@ def _log_in_page(error: str | None = None) -> str:
     return render_template(
         "log_in.html",
         error=error,
+        ended_because=REASONS.get(session.ended_because or ""),
         name=request.form.get("name", ""),
         next=request.values.get("next", ""),
         demo_name=DEMO_NAME,

@@ -32,10 +32,11 @@ from .errors import SessionTooLargeError as SessionTooLargeError
 from .extension import ServerSession as ServerSession
 from .extension import SessionInfo as SessionInfo
 from .interface import ServerSessionInterface as ServerSessionInterface
+from .opened import passive as passive
 from .record import Record as Record
 from .sessions import ServerSideSession as ServerSideSession
-from .sessions import passive as passive
 from .signals import backend_failed as backend_failed
+from .signals import backend_recovered as backend_recovered
 from .signals import session_created as session_created
 from .signals import session_destroyed as session_destroyed
 from .signals import session_lost as session_lost

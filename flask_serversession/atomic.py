@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import typing as t
 
 from .conflicts import rebase
 from .core import Core
 from .errors import RecordError
+from .hiding import HiddenBytes
+from .loading import Loader
 from .logouts import changes_user
 from .logouts import refuse_newer
 from .record import Record
@@ -33,6 +36,7 @@ class _Before(t.NamedTuple):
     is_modified: bool
     lifetime: float | None
     own_meta: cabc.Mapping[str, str] | None
+    confirmed_at: float | None
 
     def __repr__(self) -> str:
         return "<_Before>"  # without the content of the session
@@ -52,15 +56,23 @@ class _Before(t.NamedTuple):
     def restore(self, core: Core, unit: Unit, current: Record) -> None:
         """Put what the request had changed on top of a record."""
         unit.wish, unit.is_modified = self.wish, self.is_modified
+        unit.confirmed_at = self.confirmed_at
         is_mine = self.lifetime != self.stored.lifetime or unit.is_restarted
         now = unit.stored or self.stored
         unit.lifetime = self.lifetime if is_mine else now.lifetime
         unit.own_meta = self.own_meta
         rebase(core, unit, current, self.stored, core.serializer.loads(self.content))
 
+    def undo(self, core: Core, unit: Unit) -> None:
+        """Put it back as it was, unless it is not stored any more."""
+        if unit.known is Known.STORED:
+            self.restore(core, unit, unit.record)
+            if self.is_changed(core.serializer) or unit.failure is not None:
+                unit.wish = max(unit.wish, Wish.SAVE)
+
 
 def run(
-    core: Core,
+    loader: Loader,
     unit: Unit,
     function: cabc.Callable[[], T],
     write: cabc.Callable[[Unit, Resolve | None], None],
@@ -77,8 +89,8 @@ def run(
     unit.is_atomic = True
     try:
         if unit.known is Known.STORED:
-            return _run_on_stored(core, unit, function, write)
-        result = _run_on_unstored(core, unit, function)
+            return _run_on_stored(loader, unit, function, write)
+        result = _run_on_unstored(loader.core, unit, function)
         write(unit, None)
         return result
     finally:
@@ -86,17 +98,14 @@ def run(
 
 
 def _run_on_stored(
-    core: Core,
+    loader: Loader,
     unit: Unit,
     function: cabc.Callable[[], T],
     write: cabc.Callable[[Unit, Resolve], None],
 ) -> T:
     """Run the function on the freshest copy of a stored session, and save it."""
-    stored = unit.stored
-    assert stored is not None  # noqa: S101 - for type checkers
-    content = core.serializer.dumps(unit.data)
-    changes = unit.wish, unit.is_modified, unit.lifetime, unit.own_meta
-    before = _Before(stored, content, *changes)
+    core = loader.core
+    before = _before(core, unit)
     results: list[T] = []
 
     def run(current: Record) -> None:
@@ -105,16 +114,21 @@ def _run_on_stored(
         if unit.known is Known.STORED:
             unit.wish = max(unit.wish, Wish.SAVE)
 
-    try:
-        current = core.ask(unit, "load", core.backend.load, unit.key)
-    except RecordError as error:
-        if error.reason == "newer" and changes_user(core, unit):
-            raise refuse_newer(core, unit) from error
-        current = None
-    if current is None or current.is_tombstone:
-        if current is not None:
+    tombstone: Record | None = None
+    current: Record | None = unit.record
+    if not unit.is_outside:  # which was loaded just now
+        try:
+            current = core.ask(unit, "load", core.backend.load, unit.key)
+            if current is not None and current.is_tombstone:
+                tombstone, current = current, loader.follow(unit, current)
+        except RecordError as error:
+            if error.reason == "newer" and changes_user(core, unit):
+                raise refuse_newer(core, unit) from error
+            current = None
+    if current is None:
+        if tombstone is not None:
             # Somebody logged out before this, and meant the session of this moment.
-            log_out_successor(core, unit, current)
+            log_out_successor(core, unit, tombstone)
         unit.data.clear()
         unit.lose()
         unit.wish = max(unit.wish, Wish.SAVE)
@@ -124,10 +138,7 @@ def _run_on_stored(
         if unit.known is Known.STORED:  # and not ended by the function
             write(unit, run)
     except BaseException:
-        if unit.known is Known.STORED:
-            before.restore(core, unit, unit.record)
-            if before.is_changed(core.serializer) or unit.failure is not None:
-                unit.wish = max(unit.wish, Wish.SAVE)
+        before.undo(core, unit)
         raise
     return results[0]
 
@@ -139,7 +150,7 @@ def _run_on_unstored(core: Core, unit: Unit, function: cabc.Callable[[], T]) -> 
     """
     known, wish, is_modified = unit.known, unit.wish, unit.is_modified
     lifetime, own_meta = unit.lifetime, unit.own_meta
-    content = core.serializer.dumps(unit.data)
+    content = HiddenBytes(core.serializer.dumps(unit.data))
     try:
         return function()
     except BaseException:
@@ -148,3 +159,22 @@ def _run_on_unstored(core: Core, unit: Unit, function: cabc.Callable[[], T]) -> 
             unit.lifetime, unit.own_meta = lifetime, own_meta
             unit.wish, unit.is_modified = max(wish, unit.least_wish), is_modified
         raise
+
+
+@contextlib.contextmanager
+def undone_if_raised(core: Core, unit: Unit) -> cabc.Generator[None, None, None]:
+    """Put a stored session back as it was if a block raises that changes it."""
+    before = _before(core, unit)
+    try:
+        yield
+    except BaseException:
+        before.undo(core, unit)
+        raise
+
+
+def _before(core: Core, unit: Unit) -> _Before:
+    stored = unit.stored
+    assert stored is not None  # noqa: S101 - for type checkers
+    content = HiddenBytes(core.serializer.dumps(unit.data))
+    changes = unit.wish, unit.is_modified, unit.lifetime, unit.own_meta
+    return _Before(stored, content, *changes, unit.confirmed_at)

@@ -64,6 +64,14 @@ def _identifier(value: t.Any) -> str:
     return value
 
 
+def _name(value: t.Any) -> str:
+    # Any that the database takes: SQLAlchemy quotes what needs quotes.
+    is_name = isinstance(value, str) and value.isprintable() and value == value.strip()
+    if not is_name or not 0 < len(value) < 64:
+        raise InvalidValueError("a name of 1 to 63 printable characters")
+    return t.cast(str, value)
+
+
 def _prefix(value: t.Any) -> str:
     if not isinstance(value, str) or len(value) > 100 or not value.isprintable():
         raise InvalidValueError("a str of at most 100 printable characters")
@@ -263,9 +271,14 @@ def _optional(parser: _Parser) -> _Parser:
     return lambda value: None if value is None else parser(value)
 
 
-def _option(default: _T, parser: _Parser) -> _T:
-    """Declare an option: the key is ``SESSION_`` and the field's name in capitals."""
-    return dataclasses.field(default=default, metadata={"parser": parser})
+def _option(default: _T, parser: _Parser, *, is_shown: bool = True) -> _T:
+    """Declare an option: the key is ``SESSION_`` and the field's name in capitals.
+
+    :param is_shown: Whether its value can hold no secret.
+    """
+    return dataclasses.field(
+        default=default, metadata={"parser": parser}, repr=is_shown
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -279,25 +292,25 @@ class SessionConfig:
     """
 
     # Where sessions are kept
-    backend: t.Any = _option("filesystem", _anything)
+    backend: t.Any = _option("filesystem", _anything, is_shown=False)
     key_prefix: str = _option("session:", _prefix)
-    serializer: t.Any = _option("msgpack", _serializer)
-    encryption_key: tuple[bytes, ...] = _option((), _encryption_keys)
+    serializer: t.Any = _option("msgpack", _serializer, is_shown=False)
+    encryption_key: tuple[bytes, ...] = _option((), _encryption_keys, is_shown=False)
     max_size: int = _option(1024 * 1024, _positive)
     filesystem_path: str | None = _option(None, _optional(_path))
-    redis: t.Any = _option(None, _anything)
-    redis_url: str | None = _option(None, _optional(_text))
-    sqlalchemy: t.Any = _option(None, _anything)
-    sqlalchemy_url: t.Any = _option(None, _anything)
+    redis: t.Any = _option(None, _anything, is_shown=False)
+    redis_url: str | None = _option(None, _optional(_text), is_shown=False)
+    sqlalchemy: t.Any = _option(None, _anything, is_shown=False)
+    sqlalchemy_url: t.Any = _option(None, _anything, is_shown=False)
     sqlalchemy_bind_key: str | None = _option(None, _optional(_text))
     sqlalchemy_table: str = _option("server_sessions", _identifier)
-    sqlalchemy_schema: str | None = _option(None, _optional(_identifier))
+    sqlalchemy_schema: str | None = _option(None, _optional(_name))
     sqlalchemy_metadata: t.Any = _option(None, _anything)
     sqlalchemy_create_table: bool = _option(True, _boolean)
-    cachelib: t.Any = _option(None, _anything)
+    cachelib: t.Any = _option(None, _anything, is_shown=False)
 
     # The cookie and the id
-    secret: tuple[str | bytes, ...] = _option((), _secrets)
+    secret: tuple[str | bytes, ...] = _option((), _secrets, is_shown=False)
     id_generator: cabc.Callable[[], str] | None = _option(None, _callable)
 
     # When a session is stored
@@ -325,7 +338,7 @@ class SessionConfig:
     # What is taken over
     migrate_from: tuple[str, ...] = _option((), parse_sources)
     migrate_until: dt.datetime | None = _option(None, _optional(_moment))
-    migrate_store: t.Any = _option(None, _anything)
+    migrate_store: t.Any = _option(None, _anything, is_shown=False)
     migrate_table: str = _option("sessions", _identifier)
 
     # Whom it belongs to
@@ -390,6 +403,31 @@ def read_config(app: Flask, problems: Problems) -> SessionConfig:
         except ConfigurationError as error:
             problems.add(key, str(error))
     return SessionConfig(**values)
+
+
+def find_late_keys(given: cabc.Mapping[str, t.Any], config: SessionConfig) -> list[str]:
+    """Return the keys whose value in ``app.config`` is not the one in force.
+
+    They were set, changed or removed after :func:`read_config`.
+    """
+    return [
+        f"SESSION_{field.name.upper()}"
+        for field in dataclasses.fields(config)
+        if not _is_in_force(given, field, getattr(config, field.name))
+    ]
+
+
+def _is_in_force(
+    given: cabc.Mapping[str, t.Any], field: dataclasses.Field[t.Any], value: t.Any
+) -> bool:
+    key = f"SESSION_{field.name.upper()}"
+    if key not in given:
+        return value is field.default or bool(value == field.default)
+    try:
+        now = field.metadata["parser"](given[key])
+        return now is value or bool(now == value)
+    except Exception:  # noqa: BLE001 - refused, or an object with a == of its own
+        return False
 
 
 def suggest(value: object, allowed: cabc.Iterable[str], end: str = ".") -> str:

@@ -32,7 +32,7 @@ _MAX_PAUSE = 0.05
 
 
 def wait(core: Core, unit: Unit, current: Record, conflicts: int) -> Record | None:
-    """Wait before another try; return what is stored then, or ``None``.
+    """Wait before another try; return what is stored then, perhaps a tombstone.
 
     :param current: What was in the way.
     :param conflicts: How many there were in a row.
@@ -62,7 +62,11 @@ def resolve(core: Core, unit: Unit, current: Record) -> None:
     """
     policy, stored = core.config.conflict, unit.stored
     assert stored is not None  # noqa: S101 - for type checkers
-    if policy != "merge" and not is_changed(core, unit, stored):
+    if policy != "merge" and not (
+        is_changed(core, unit, stored)
+        # If nothing but the new id is in the way, there is no conflict.
+        and (not unit.is_renewed or core.is_changed(unit, current))
+    ):
         policy = "merge"  # there is nothing to be in conflict with
     if policy == "raise":
         raise ConflictError(

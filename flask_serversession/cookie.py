@@ -19,6 +19,8 @@ from itsdangerous import Signer
 from itsdangerous.signer import SigningAlgorithm
 from werkzeug.http import dump_cookie
 
+from .hiding import HiddenText
+
 #: Cookies of the session's name that are tried until one verifies. A browser sends
 #: several when one was left on another path or planted by a sibling domain.
 MAX_CANDIDATES = 4
@@ -50,8 +52,9 @@ class CookieState(t.NamedTuple):
     is_permanent: bool
     #: The last activity recorded in the backend, in seconds since the epoch.
     touched_at: float
-    #: When the session began, in seconds since the epoch.
-    created_at: float
+    #: What its absolute timeout counts from, in seconds since the epoch: when the user
+    #: logged in, or when the session began without one.
+    counts_from: float
     #: The session's own idle timeout in seconds, ``None`` for the app's.
     lifetime: float | None = None
     #: Whether a secret other than the newest signed it.
@@ -98,7 +101,7 @@ class CookieSigner:
         # Rounded up, so that rounding never makes a touch due too early.
         text = (
             f"{state.id}.{'p' if state.is_permanent else 'b'}"
-            f"{math.ceil(state.touched_at):x}-{int(state.created_at):x}"
+            f"{math.ceil(state.touched_at):x}-{int(state.counts_from):x}"
         )
         if state.lifetime is not None:
             text += f"-{_milliseconds(state.lifetime):x}"
@@ -125,12 +128,12 @@ class CookieSigner:
         id, _, state = text.rpartition(".")
         if (match := _STATE.fullmatch(state)) is None:
             return None
-        kind, touched_at, created_at, lifetime = match.groups()
+        kind, touched_at, counts_from, lifetime = match.groups()
         return CookieState(
             id=id,
             is_permanent=kind == "p",
             touched_at=int(touched_at, 16),
-            created_at=int(created_at, 16),
+            counts_from=int(counts_from, 16),
             lifetime=int(lifetime, 16) / 1000 if lifetime else None,
             is_stale=signer is not self._signers[0],
         )
@@ -155,12 +158,14 @@ def set_cookie(
     interface: SessionInterface,
     app: Flask,
     response: Response,
-    value: str,
+    sign: cabc.Callable[[], str],
     expires: dt.datetime | None,
     now: float,
 ) -> bool:
     """Set the cookie, with the attributes that the interface's getters return.
 
+    :param sign: Returns the value. Asked last, since a getter may fail, and error
+        reporters record local variables.
     :param now: In seconds since the epoch. A browser whose clock is wrong goes by
         ``Max-Age``.
     :return: Whether it is Secure.
@@ -173,15 +178,16 @@ def set_cookie(
         max_age = max(0, math.ceil(moment.timestamp() - now))
         expires = expires.replace(microsecond=0)
     before, after = _around_value(expires, max_age, *attributes)
-    header = f"{before}{value}{after}"
-    # What werkzeug warns of, and what a class of the application's own does besides.
     config: t.Any = app.config
-    is_special = 0 < config["MAX_COOKIE_SIZE"] < len(header)
+    value = HiddenText(sign())
+    # What werkzeug warns of, and what a class of the application's own does besides.
+    length = len(before) + len(value) + len(after)
+    is_special = 0 < config["MAX_COOKIE_SIZE"] < length
     if is_special or type(response) is not Response:
-        named = dict(zip(_ATTRIBUTES, attributes, strict=True))
+        named = _named(attributes)
         response.set_cookie(value=value, expires=expires, max_age=max_age, **named)
     else:
-        response.headers.add("Set-Cookie", header)
+        response.headers.add("Set-Cookie", f"{before}{value}{after}")
     return bool(attributes[_SECURE])
 
 
@@ -190,8 +196,7 @@ def delete_cookie(interface: SessionInterface, app: Flask, response: Response) -
 
     With the attributes that it was set with: browsers ignore the deletion otherwise.
     """
-    attributes = _attributes(interface, app)
-    response.delete_cookie(**dict(zip(_ATTRIBUTES, attributes, strict=True)))
+    response.delete_cookie(**_named(_attributes(interface, app)))
 
 
 # By the names that werkzeug has for them.
@@ -214,6 +219,10 @@ def _attributes(interface: SessionInterface, app: Flask) -> tuple[t.Any, ...]:
     )
 
 
+def _named(attributes: cabc.Iterable[t.Any]) -> dict[str, t.Any]:
+    return dict(zip(_ATTRIBUTES, attributes, strict=True))
+
+
 # Writing a header takes three times as long as everything else that sets the cookie,
 # and but for the value, the next response gets the same one.
 @functools.lru_cache(_HEADERS, typed=True)
@@ -221,7 +230,7 @@ def _around_value(
     expires: t.Any, max_age: int | None, key: str, *attributes: t.Any
 ) -> tuple[str, str]:
     """Return what stands before and after the value in the ``Set-Cookie`` header."""
-    named: dict[str, t.Any] = dict(zip(_ATTRIBUTES, (key, *attributes), strict=True))
+    named = _named((key, *attributes))
     header = dump_cookie(
         value="", expires=expires, max_age=max_age, max_size=0, **named
     )
@@ -237,16 +246,23 @@ def find_values(header: str, name: str) -> list[str]:
     takes all between two of them for one value, so whoever can plant two cookies could
     hide the session's between them. Takes a fifth of the time that such a parser does.
     """
-    if name not in header:
-        return []
     values: list[str] = []
     for part in header.split(";"):
+        if name not in part:
+            continue
         key, _, value = part.partition("=")
         # Not all that is white to Python: to a browser, that is part of a name, and so
         # a way around what it has decided about names that begin with "__Host-".
         if key.strip(" \t") == name:
             values.append(value.strip(" \t"))
     return values
+
+
+def is_well_formed(value: str) -> bool:
+    """Whether a cookie looks like one of ours, whatever its signature is worth."""
+    id, _, rest = value[:_MAX_LENGTH].partition(".")
+    state, _, signature = rest.partition(".")
+    return bool(id and signature and _STATE.fullmatch(state))
 
 
 def claims_permanent(value: str) -> bool:

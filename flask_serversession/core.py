@@ -10,21 +10,29 @@ import weakref
 
 from . import signals
 from .backends.base import Backend
+from .breaker import Breaker
+from .breaker import NotAskedError
 from .config import SessionConfig
+from .cookie import CookieState
 from .ended import EndedSessions
+from .ended import Reason
 from .errors import BackendError
 from .errors import BackendUnavailableError
 from .errors import RecordError
 from .errors import SerializationError
 from .errors import SessionTooLargeError
+from .hiding import HiddenBytes
+from .hiding import forget_frames
 from .ids import check_id
 from .ids import generate_id
 from .ids import handle_of
 from .ids import key_of
 from .meta import MAX_SIZE
 from .meta import size_of
+from .meta import tracked_part
 from .payload import Envelope
 from .payload import Sealer
+from .payload import read_authenticated_at
 from .record import Record
 from .serializers import BUILT_IN
 from .serializers import CodedSerializer
@@ -74,6 +82,7 @@ class Core:
         self.serializer = serializer_for(config.serializer)
         self.ended = EndedSessions(config, clock)
         self._sealer = Sealer(config.encryption_key)
+        self.breaker = Breaker(clock, self._report_recovery)
 
     @property
     def app(self) -> Flask:
@@ -100,7 +109,7 @@ class Core:
         if unit.failure is not None and not unit.is_closed:
             raise unit.failure
         try:
-            return function(*args, **kwargs)
+            return self.breaker.ask(function, *args, **kwargs)
         except BackendUnavailableError as error:
             if not unit.is_closed:
                 unit.failure = error
@@ -111,13 +120,16 @@ class Core:
                     unit.fail(error)
             # A record that is created is not yet the unit's.
             key = t.cast(str, args[0]) if operation == "create" else unit.key
-            self.report_failure(unit, key, operation, error)
+            if not unit.is_outside:  # where no request failed
+                self.report_failure(unit, key, operation, error)
             raise
 
     def report_failure(
         self, unit: Unit, key: str, operation: str, error: BackendError
     ) -> None:
-        """Log that the backend failed, and send the signal."""
+        """Log that the backend failed, and send the signal; not if it was not asked."""
+        if isinstance(error, NotAskedError):
+            return
         logger.error("The session backend failed at %r: %s", operation, error)
         self.send(
             signals.backend_failed,
@@ -127,16 +139,19 @@ class Core:
             error=error,
         )
 
+    def _report_recovery(self) -> None:
+        self.send(signals.backend_recovered, "", None)
+
     # Signals
 
-    def reject(self, key: str, reason: str) -> None:
+    def reject(self, key: str, reason: str, **more: str) -> None:
         """Send the signal that a cookie was not accepted."""
-        self.send(signals.session_rejected, key, None, reason=reason)
+        self.send(signals.session_rejected, key, None, reason=reason, **more)
 
-    def send_destroyed(self, key: str, user: str | None) -> None:
+    def send_destroyed(self, key: str, user: str | None, reason: Reason) -> None:
         """Send the signal that a session was ended."""
-        self.ended.add(key)
-        self.send(signals.session_destroyed, key, user)
+        self.ended.add(key, reason)
+        self.send(signals.session_destroyed, key, user, reason=reason)
 
     def send(
         self, signal: NamedSignal, key: str, user: str | None, **values: t.Any
@@ -186,6 +201,31 @@ class Core:
         """Whether a session's content says under a key whom it belongs to."""
         user_key = self.config.user_key
         return not callable(user_key) and key in user_key
+
+    def is_log_in(self, unit: Unit) -> bool:
+        """Whether the user who is in the session was not in it before this request."""
+        user = self.user_of(unit.data)
+        if user is None:
+            return False
+        if unit.known is Known.NEW or unit.is_restarted:
+            return True
+        stored = unit.stored
+        if stored is None or user == stored.record.user:
+            return False
+        # They are in there and were not found before, if the settings have changed.
+        try:
+            return user != self.user_of(stored.serializer.loads(stored.payload))
+        except SerializationError:
+            return True
+
+    def authenticated_at(self, unit: Unit, now: float) -> float | None:
+        """Return when the user logged in; ``None`` if nobody did, or nobody knows."""
+        if self.is_log_in(unit):
+            return now
+        if unit.stored is None or self.user_of(unit.data) is None:
+            return None
+        moments = (unit.stored.authenticated_at, unit.confirmed_at)
+        return max((moment for moment in moments if moment is not None), default=None)
 
     def handle(self, unit: Unit) -> str:
         """Return the public form of the session's key."""
@@ -246,18 +286,21 @@ class Core:
         is_one = self.config.idle_timeout is None
         return self.idle_timeout(is_one or self.is_permanent(unit))
 
-    def limit(self, expires_at: float, created_at: float) -> float:
-        """Return when a session expires that would, at the latest, at a moment."""
+    def limit(self, expires_at: float, counts_from: float) -> float:
+        """Return when a session expires that would, at the latest, at a moment.
+
+        :param counts_from: When the user logged in, or the session began without one.
+        """
         limit = self.config.absolute_timeout
-        return expires_at if limit is None else min(expires_at, created_at + limit)
+        return expires_at if limit is None else min(expires_at, counts_from + limit)
 
     def renewed(self, unit: Unit) -> float:
         """Return when the session expires if it is used now and never again."""
         now, stored = self.clock(), unit.stored
-        created_at = now
+        begins_at = now
         if stored is not None and not unit.is_restarted:
-            created_at = stored.record.created_at
-        return self.limit(now + self.lifetime_of(unit), created_at)
+            begins_at = stored.counts_from
+        return self.limit(now + self.lifetime_of(unit), begins_at)
 
     def is_touch_due(self, now: float, touched_at: float, lifetime: float) -> bool:
         """Whether activity has to be recorded again.
@@ -270,7 +313,13 @@ class Core:
     def is_too_old(self, record: Record) -> bool:
         """Whether a session has reached its absolute timeout."""
         limit = self.config.absolute_timeout
-        return limit is not None and self.clock() >= record.created_at + limit
+        return limit is not None and self.clock() >= counts_from(record) + limit
+
+    def has_expired(self, cookie: CookieState) -> bool:
+        """Whether a session has ended by itself, as far as its cookie tells."""
+        lifetime = cookie.lifetime or self.idle_timeout(cookie.is_permanent)
+        expires_at = self.limit(cookie.touched_at + lifetime, cookie.counts_from)
+        return self.clock() >= expires_at
 
     def is_idle(self, unit: Unit) -> bool:
         """Whether the session was unused for longer than its own lifetime.
@@ -289,7 +338,12 @@ class Core:
 
         :param encoded: What that gives, if it is known already.
         """
-        payload = self.serializer.dumps(unit.data) if encoded is None else encoded
+        try:
+            payload = HiddenBytes(
+                self.serializer.dumps(unit.data) if encoded is None else encoded
+            )
+        except SerializationError as error:
+            raise forget_frames(error) from error.__cause__
         if len(payload) > self.config.max_size:
             raise SessionTooLargeError(len(payload), self.config.max_size)
         return payload
@@ -312,15 +366,25 @@ class Core:
         """
         user = self.user_of(unit.data)
         touched_at, stored = now, unit.stored
+        authenticated_at = self.authenticated_at(unit, now)
+        if user is None and unit.stored_user is not None:
+            # What a log-out leaves, a message for one, is a visitor's session. Counted
+            # from before the log-in, it could have reached its absolute timeout.
+            created_at = now
         if renews or stored is None:
-            expires_at = self.limit(now + self.lifetime_of(unit), created_at)
+            since = authenticated_at or created_at
+            expires_at = self.limit(now + self.lifetime_of(unit), since)
         else:
             touched_at, expires_at = stored.record.touched_at, stored.record.expires_at
+            if unit.lifetime != stored.lifetime:
+                end = touched_at + self.lifetime_of(unit)
+                expires_at = self.limit(end, authenticated_at or created_at)
         envelope = Envelope(
             payload=payload,
             serializer=self.serializer.code,
             lifetime=unit.lifetime,
             issued_at=issued_at,
+            authenticated_at=authenticated_at,
         )
         return Record(
             data=self._sealer.seal(
@@ -336,8 +400,12 @@ class Core:
 
     def _meta_of(self, unit: Unit) -> cabc.Mapping[str, str]:
         """Return the meta of a session's record as it is now."""
-        if not (own := unit.current_meta):
-            return unit.meta
+        own, seen = unit.current_meta, unit.meta
+        if unit.is_outside:
+            # Where it is changed from is not where it was seen.
+            seen = tracked_part(unit.record.meta)
+        if not own:
+            return seen
         # What one request adds is checked when it does; together they may be too much.
         if unit.own_meta is not None and (size := size_of(own)) > MAX_SIZE:
             raise SerializationError(
@@ -346,14 +414,17 @@ class Core:
                 " itself.",
                 "session.meta",
             )
-        return {**own, **unit.meta}
+        return {**own, **seen}
 
     def keep(
         self, unit: Unit, record: Record, payload: bytes, issued_at: float
     ) -> None:
         """Go on with what this request has just stored."""
         serializer, lifetime = self.serializer, unit.lifetime
-        unit.adopt(Stored(record, payload, serializer, lifetime, issued_at))
+        authenticated_at = read_authenticated_at(record.data)
+        unit.adopt(
+            Stored(record, payload, serializer, lifetime, issued_at, authenticated_at)
+        )
 
     def adopt(self, unit: Unit, record: Record, is_first_look: bool = False) -> bool:
         """Go on with a record that was loaded.
@@ -362,17 +433,44 @@ class Core:
         :return: Whether it was adopted.
         :raises RecordError: if it cannot be read.
         """
-        envelope = self._sealer.open(
-            record.data, unit.key, created_at=record.created_at, user=record.user
+        try:
+            envelope = self._open(unit.key, record)
+            payload, serializer = envelope.payload, self.serializer
+            if envelope.serializer != serializer.code:
+                serializer = _former_serializer(envelope.serializer)
+            data = serializer.open(payload)
+        except RecordError as error:
+            raise forget_frames(error) from error.__cause__
+        stored = Stored(
+            record,
+            payload,
+            serializer,
+            envelope.lifetime,
+            envelope.issued_at,
+            envelope.authenticated_at,
         )
-        payload, serializer = envelope.payload, self.serializer
-        if envelope.serializer != serializer.code:
-            serializer = _former_serializer(envelope.serializer)
-        return unit.adopt(
-            Stored(record, payload, serializer, envelope.lifetime, envelope.issued_at),
-            serializer.open(payload),
-            is_first_look,
+        return unit.adopt(stored, data, is_first_look)
+
+    def is_changed(self, unit: Unit, current: Record) -> bool:
+        """Whether a record holds something else than the one that was loaded."""
+        try:
+            envelope = self._open(unit.key, current)
+        except RecordError:
+            return True
+        stored = unit.stored
+        return stored is None or (
+            (envelope.payload, envelope.lifetime) != (stored.payload, stored.lifetime)
         )
+
+    def _open(self, key: str, record: Record) -> Envelope:
+        return self._sealer.open(
+            record.data, key, created_at=record.created_at, user=record.user
+        )
+
+
+def counts_from(record: Record) -> float:
+    """Return when a record's user logged in, or else when its session began."""
+    return read_authenticated_at(record.data) or record.created_at
 
 
 def _former_serializer(code: bytes) -> CodedSerializer:

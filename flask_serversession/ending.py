@@ -67,12 +67,17 @@ class Ending:
                 return True
             record = core.ask(unit, "load", core.backend.load, unit.key)
         except RecordError as error:
+            if unit.is_outside:
+                raise
             self._loader.take_unreadable(unit, error)
             if unit.known is Known.BROKEN:
                 raise refuse_newer(core, unit) from error
             return False
         if record is None:
-            self._loader.begin_instead(unit, "unknown")
+            if unit.is_outside:
+                unit.lose()
+            else:
+                self._loader.begin_instead(unit, self._loader.why_absent(unit))
             return False
         try:
             delete_successor(core, unit, record)
@@ -84,10 +89,11 @@ class Ending:
 
     def end(self, unit: Unit) -> None:
         """Go on without the session, which was deleted, and tell of it."""
-        key, user = unit.key, unit.stored_user
+        key, user, is_renewed = unit.key, unit.stored_user, unit.is_renewed
         logger.debug("Session %s ended", self._core.handle_of(key))
         unit.begin()
-        unit.owed = Cookie.NONE if unit.cookie is None else Cookie.DELETE
+        if unit.cookie is not None and not is_renewed:
+            unit.owed = Cookie.DELETE
         unit.wish = unit.least_wish
         unit.is_exposed = False
-        self._core.send_destroyed(key, user)
+        self._core.send_destroyed(key, user, "logged out")

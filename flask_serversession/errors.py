@@ -12,7 +12,8 @@
     ├─ RecordError                             a stored record cannot be read back
     ├─ SessionTooLargeError                    it is bigger than SESSION_MAX_SIZE
     ├─ ConflictError                           only where the configuration asks for it
-    └─ SessionLostError                        only where the configuration asks for it
+    └─ SessionLostError                        where the configuration asks for it, and
+                                               from outside
 
 No message holds a session id, a secret, a value kept in a session, or the
 password of a URL.
@@ -88,6 +89,8 @@ class BackendUnavailableError(BackendError, ServiceUnavailable):
     standard text, never the message of this exception.
 
     :param retry_after: What ``Retry-After`` says, in seconds.
+    :param refused: Whether the engine has answered, and refused: it is full or
+        read-only, or another writer holds its lock. Other operations may work.
     """
 
     def __init__(
@@ -97,7 +100,9 @@ class BackendUnavailableError(BackendError, ServiceUnavailable):
         backend: str | None = None,
         operation: str | None = None,
         retry_after: int = 5,
+        refused: bool = False,
     ) -> None:
+        self.refused = refused
         BackendError.__init__(self, message, backend=backend, operation=operation)
         # BackendError's super() has made the message the page's text meanwhile.
         text = ServiceUnavailable.description
@@ -154,15 +159,20 @@ class RecordError(ServerSessionError):
 class SessionTooLargeError(ServerSessionError):
     """The session exceeds :data:`SESSION_MAX_SIZE`; the stored version stays.
 
+    Or it exceeds what the server takes.
+
     :param size: The size of the serialized session, in bytes.
     :param limit: The configured limit, in bytes.
+    :param setting: What sets the limit.
     """
 
-    def __init__(self, size: int, limit: int) -> None:
+    def __init__(
+        self, size: int, limit: int, setting: str = "'SESSION_MAX_SIZE'"
+    ) -> None:
         super().__init__(
-            f"The session is {size} bytes when serialized; 'SESSION_MAX_SIZE' allows"
+            f"The session is {size} bytes when serialized; {setting} allows"
             f" {limit}. Keep large data elsewhere and its key in the session, or"
-            " raise 'SESSION_MAX_SIZE'."
+            f" raise {setting}."
         )
         self.size = size
         self.limit = limit
@@ -173,4 +183,8 @@ class ConflictError(ServerSessionError):
 
 
 class SessionLostError(ServerSessionError):
-    """Another request ended the session; the changes of this one are dropped."""
+    """Another request ended the session; the changes of this one are dropped.
+
+    Raised where :data:`SESSION_ON_LOST` asks for it, and by :meth:`.ServerSession.open`
+    always, also if there is no such session.
+    """

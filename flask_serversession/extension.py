@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import logging
 import time
 import typing as t
@@ -12,6 +13,7 @@ from flask import Flask
 from flask import current_app
 
 from . import operator
+from . import outside
 from .backends import BackendSettings
 from .backends import build_backend
 from .backends.base import Backend
@@ -27,9 +29,10 @@ from .errors import ServerSessionError
 from .interface import ServerSessionInterface
 from .lifecycle import Lifecycle
 from .logouts import LogOuts
+from .opened import accessed_unit
 from .operator import AppState
 from .operator import SessionInfo as SessionInfo
-from .sessions import accessed_unit
+from .sessions import ServerSideSession
 from .takeover import make_takeover
 from .templating import TEMPLATE_SESSION
 from .templating import adapt_environment
@@ -75,11 +78,7 @@ class ServerSession:
 
         :raises ConfigurationError: if any setting is wrong; names all of them.
         """
-        if _KEY in app.extensions:
-            raise ConfigurationError(
-                "ServerSession was already initialized for this application. Call"
-                " either ServerSession(app) or init_app(app), once."
-            )
+        _check_application(app)
         problems = Problems()
         config = read_config(app, problems)
         check_config(app.config, problems)
@@ -133,8 +132,9 @@ class ServerSession:
     # The operator's API
 
     def sessions_of(self, user: object) -> list[SessionInfo]:
-        """List the live sessions of a user of the current application, oldest first.
+        """List the live sessions of a user of the current application.
 
+        Those that logged in first come first.
         Costs what that user has, not what the store holds.
 
         :param user: What :data:`SESSION_USER_KEY` finds in the sessions.
@@ -148,7 +148,7 @@ class ServerSession:
 
         :param handle: Its :attr:`.ServerSideSession.handle`, or the first eight digits
             of it or more. Only the whole handle costs one record; to find a session by
-            its first digits, all are gone through.
+            its first digits, all are gone through, so leave that to operators.
         :return: ``None`` if there is no such session.
         :raises LookupError: if several sessions begin with these digits.
         :raises NotSupportedError: if there are only the first digits, and the backend
@@ -168,6 +168,7 @@ class ServerSession:
 
         A request of it that is running at this moment cannot bring it back. If its
         id was rotated within the last seconds, it is ended under its new id.
+        Flask-Login's remember cookie is no session: see :meth:`revoke_user`.
 
         :param handle: As for :meth:`find`.
         :return: ``False`` if there was no such session.
@@ -178,6 +179,9 @@ class ServerSession:
 
     def revoke_user(self, user: object, except_current: bool = False) -> int:
         """End the sessions of a user of the current application, everywhere.
+
+        Flask-Login's remember cookie is no session: where the application uses it, it
+        logs in again whoever has one. :ref:`remember-cookie` tells what to do.
 
         :param user: What :data:`SESSION_USER_KEY` finds in the sessions.
         :param except_current: Leave the session of the current request alone.
@@ -207,6 +211,60 @@ class ServerSession:
         :raises NotSupportedError: if the backend cannot enumerate them.
         """
         return operator.revoke_all(_current_state(), except_current, progress)
+
+    def open(self, handle: str) -> contextlib.AbstractContextManager[ServerSideSession]:
+        """Change another session, from a view, a job or a shell without a request.
+
+        .. code-block:: python
+
+            with server_session.open(handle) as data:
+                data["role"] = "editor"
+
+        What the block has changed is saved at its end, with the guarantees that
+        requests have: the version is compared, what a request has changed meanwhile is
+        merged as :data:`SESSION_CONFLICT` says, and a session that has ended is never
+        brought back. A block that raises saves nothing. It is no activity: the session
+        lives no longer for it. If its id is renewed meanwhile for the same user, the
+        change follows. ``clear()`` ends it. The user and the id stay, because the
+        browser could not be told of another one: changing them raises
+        :exc:`.ServerSessionError`.
+
+        For the session of the current request, it gives :data:`flask.session` itself,
+        and saves that at the end; what a block that raises has changed is undone.
+
+        :param handle: As for :meth:`find`. If the id was changed within the last
+            seconds, it is the session under its new id, which may belong to somebody
+            who has just logged in: see its ``user``.
+        :return: A context manager that gives a :class:`.ServerSideSession`.
+        :raises SessionLostError: if there is no such session, or if it has ended when
+            a change is to be saved.
+        :raises LookupError: as :meth:`find`, and so is :exc:`NotSupportedError`.
+        :raises RecordError: if the stored session cannot be read.
+        :raises ConflictError: if :data:`SESSION_CONFLICT` asks for it.
+        """
+        return outside.opened(_current_state(), handle)
+
+    def update_user(
+        self, user: object, function: cabc.Callable[[ServerSideSession], object]
+    ) -> int:
+        """Change all live sessions of a user, so that a new role is in force at once.
+
+        Runs ``function(session)`` on each, as :meth:`.ServerSideSession.atomic` does:
+        again, on the freshest copy, where a request saves meanwhile. It goes on until
+        nothing new is seen, so a session whose id is changed at this moment is changed
+        too. One that ends meanwhile, or gets another user, is left out. The session of
+        the current request is changed as its view sees it. Otherwise as :meth:`open`.
+
+        :param user: What the sessions hold under :data:`SESSION_USER_KEY`.
+        :param function: If it raises, that session is not changed and no other one is
+            tried; those before it stay changed.
+        :return: How many were changed.
+        :raises ValueError: if the user is ``None``.
+        :raises RecordError: if a later version of the library wrote one of the
+            records; the others are changed.
+        :raises NotSupportedError: if the backend keeps no index of users.
+        """
+        return outside.update_user(_current_state(), user, function)
 
     def count(self) -> int:
         """Return the number of live sessions of the current application.
@@ -243,6 +301,21 @@ def _current_state() -> AppState:
     return state
 
 
+def _check_application(app: t.Any) -> None:
+    if not isinstance(app, Flask):
+        cls = t.cast("type[object]", type(app))
+        raise ConfigurationError(
+            "ServerSession serves Flask applications, not a"
+            f" {cls.__module__}.{cls.__qualname__}. Async views work with Flask, too:"
+            ' pip install "flask[async]"'
+        )
+    if _KEY in app.extensions:
+        raise ConfigurationError(
+            "ServerSession was already initialized for this application. Call either"
+            " ServerSession(app) or init_app(app), once."
+        )
+
+
 def _warn_of_backend(app: Flask, backend: Backend) -> None:
     """Log what an operator has to know of the backend, once for an application."""
     if backend.name == "memory" and not (app.debug or app.testing):
@@ -273,6 +346,9 @@ def _engine_finder(
         # Of the class: the object's own property needs an application context.
         if not hasattr(kind, "engines"):  # no Flask-SQLAlchemy object
             return value, None
+        is_lite = not hasattr(value, "metadatas")
+        if is_lite and bind_key is None:
+            bind_key = "default"
         if "sqlalchemy" not in app.extensions:
             raise ValueError(
                 "the Flask-SQLAlchemy object is not initialized for this application;"
@@ -286,6 +362,7 @@ def _engine_finder(
                 f"'SESSION_SQLALCHEMY_BIND_KEY' is {bind_key!r}; the keys of"
                 f" 'SQLALCHEMY_BINDS' and the default are {names}."
             )
-        return engines[bind_key], value.metadatas[bind_key]
+        # Flask-SQLAlchemy-Lite has no metadata: the application's models have.
+        return engines[bind_key], None if is_lite else value.metadatas[bind_key]
 
     return find

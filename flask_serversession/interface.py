@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 import typing as t
+import warnings
 
 from flask import Flask
 from flask import Request
@@ -23,21 +24,24 @@ from flask.sessions import NullSession
 from flask.sessions import SessionInterface
 from flask.sessions import SessionMixin
 
+from .config import ConfigurationWarning
 from .config import SessionConfig
+from .config import find_late_keys
 from .cookie import CookieSigner
 from .cookie import CookieState
 from .cookie import delete_cookie
 from .cookie import find_values
 from .cookie import set_cookie
 from .errors import BackendUnavailableError
+from .hiding import HiddenTuple
 from .lifecycle import Lifecycle
 from .moment import EndOfRequest
 from .moment import is_public
 from .moment import is_targeted
+from .opened import is_visitors
+from .opened import remember
 from .sessions import NullServerSession
 from .sessions import ServerSideSession
-from .sessions import is_visitors
-from .sessions import remember
 from .sessions import unit_of
 from .socketio import is_socket_event
 from .unit import Cookie
@@ -75,6 +79,7 @@ class ServerSessionInterface(SessionInterface):
         cleanup: cabc.Callable[[], None],
     ) -> None:
         self.config = config
+        self._secrets = HiddenTuple(config.secret)
         self.lifecycle = lifecycle
         self.core = lifecycle.core
         self._cleanup = cleanup
@@ -129,16 +134,29 @@ class ServerSessionInterface(SessionInterface):
     def get_signer(self, app: Flask) -> CookieSigner | None:
         """Return the signer; ``None`` if there is no secret at all."""
         # Read at each request like Flask does, derived only when they change.
-        secrets: t.Any = self.config.secret
+        secrets = self._secrets
         if not secrets:
-            if not (secret := app.secret_key):
+            if not app.secret_key:
                 return None
-            config: t.Any = app.config
-            secrets = (secret, *(config["SECRET_KEY_FALLBACKS"] or ()))
+            secrets = HiddenTuple((app.secret_key, *_fallbacks_of(app)))
         known = self._signer
         if known is None or known[0] != secrets:
+            is_first = known is None
             known = self._signer = (secrets, CookieSigner(secrets))
+            if is_first:  # here, it costs the other requests nothing
+                self._warn_of_late_settings(app)
         return known[1]
+
+    def _warn_of_late_settings(self, app: Flask) -> None:
+        if keys := find_late_keys(app.config, self.config):
+            names = ", ".join(map(repr, keys))
+            warnings.warn(
+                "These settings were set or changed after ServerSession(app) or"
+                f" init_app(app) had read them, and are not in force: {names}. Set them"
+                " before.",
+                ConfigurationWarning,
+                stacklevel=2,
+            )
 
     # The two ends of a request
 
@@ -147,17 +165,23 @@ class ServerSessionInterface(SessionInterface):
         if (signer := self.get_signer(app)) is None:
             return None
         unit = Unit(signer)
-        header: str | None = request.environ.get("HTTP_COOKIE")
-        if header is not None:
-            candidates = find_values(header, self.get_cookie_name(app))
-            if candidates:
-                unit.presented = Presented(candidates, self.core.clock())
+        if (presented := self._find_cookies(app, request)) is not None:
+            unit.presented = presented
         if is_socket_event(app, request):
             unit.phase = Phase.CLOSED
         if self.config.track:
             unit.meta = self._meta(request)
         session = self.session_class(unit, self.lifecycle)
         return remember(session, request)
+
+    def _find_cookies(self, app: Flask, request: Request) -> Presented | None:
+        # A function of its own: what may fail is asked before there is a value that an
+        # error reporter could find in a local variable.
+        if "HTTP_COOKIE" not in request.environ:
+            return None
+        name, now = self.get_cookie_name(app), self.core.clock()
+        values = find_values(request.environ["HTTP_COOKIE"], name)
+        return Presented(values, now) if values else None
 
     def _meta(self, request: Request) -> dict[str, str]:
         values = {
@@ -224,7 +248,7 @@ class ServerSessionInterface(SessionInterface):
             self.lifecycle.unsaved.watch()
         else:
             unit.is_exposed = False
-        if session.accessed or cookie is not Cookie.NONE:
+        if cookie or session.accessed:
             _vary_by_cookie(response)
         if cookie:
             self._send(app, session, unit, response, cookie)
@@ -305,8 +329,8 @@ class ServerSessionInterface(SessionInterface):
             return
         unit.owed = Cookie.NONE
         expires = self.get_expiration_time(app, session)
-        value, now = self._value(unit), self.core.clock()
-        if set_cookie(self, app, response, value, expires, now):
+        now = self.core.clock()
+        if set_cookie(self, app, response, lambda: self._value(unit), expires, now):
             self._warn_of_http()
 
     def _warn_of_http(self) -> None:
@@ -329,11 +353,11 @@ class ServerSessionInterface(SessionInterface):
         if unit.stored is not None and unit.identity is not None:
             record = unit.stored.record
             cookie = CookieState(
-                id=unit.identity.id,
-                is_permanent=core.is_permanent(unit),
-                touched_at=record.touched_at,
-                created_at=record.created_at,
-                lifetime=unit.lifetime,
+                unit.identity.id,
+                core.is_permanent(unit),
+                record.touched_at,
+                unit.stored.counts_from,
+                unit.lifetime,
             )
         assert cookie is not None  # noqa: S101 - for type checkers
         value = unit.presented.value
@@ -343,6 +367,7 @@ class ServerSessionInterface(SessionInterface):
             and given.id == cookie.id
             and not given.is_stale
             and given.says(cookie.is_permanent, cookie.lifetime)
+            and int(given.counts_from) == int(cookie.counts_from)
             and (
                 given.touched_at >= cookie.touched_at
                 or not (
@@ -380,6 +405,11 @@ class ServerSessionInterface(SessionInterface):
             not in ("", "public", "s-maxage", "private")
         ]
         response.headers["Cache-Control"] = ", ".join([*kept, "private"])
+
+
+def _fallbacks_of(app: Flask) -> cabc.Sequence[str | bytes]:
+    config = t.cast("dict[str, t.Any]", app.config)
+    return config["SECRET_KEY_FALLBACKS"] or ()
 
 
 def _vary_by_cookie(response: Response) -> None:

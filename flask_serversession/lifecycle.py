@@ -15,8 +15,11 @@ import typing as t
 
 from . import conflicts
 from . import signals
+from .activity import look_again
+from .activity import time_left
 from .activity import touch_stored
 from .activity import touch_unseen
+from .activity import track
 from .atomic import run
 from .attempts import Attempts
 from .attempts import Outcome
@@ -29,16 +32,13 @@ from .errors import BackendError
 from .errors import BackendUnavailableError
 from .errors import ConflictError
 from .errors import RecordError
-from .errors import SerializationError
 from .errors import ServerSessionError
 from .errors import SessionLostError
 from .loading import Loader
 from .logouts import LogOuts
 from .logouts import changes_user
 from .logouts import refuse_newer
-from .moment import Ahead
 from .moment import Moment
-from .moment import is_doubtful
 from .plan import Plan
 from .plan import Step
 from .plan import plan
@@ -46,8 +46,10 @@ from .record import NO_META
 from .record import Record
 from .rotation import Rotation
 from .rotation import create
+from .rotation import find_reason
 from .rotation import is_somebody_left
 from .rotation import log_out_successor
+from .rotation import refuse_if_closed
 from .unit import PERMANENT_KEY
 from .unit import Cookie
 from .unit import Known
@@ -63,10 +65,6 @@ T = t.TypeVar("T")
 
 logger = logging.getLogger("flask_serversession")
 
-
-# After these a session lives for its whole lifetime, if their row says that they renew.
-_RENEWING = frozenset({Step.CREATE, Step.TOUCH, Step.REPLACE, Step.ROTATE})
-_ENDING = frozenset({Step.EXPIRE, Step.DELETE})
 
 _UNCHANGED: tuple[str, bytes | None] = ("", None)
 
@@ -93,7 +91,9 @@ class Lifecycle:
         self._act: dict[
             Step, cabc.Callable[[Unit, Plan, Moment, Attempts], Outcome]
         ] = {
+            Step.NOTHING: self._do_nothing,
             Step.TOUCH: self._touch,
+            Step.TRACK: self._touch,
             Step.CREATE: self._create,
             Step.REPLACE: self._replace,
             Step.EXPIRE: self._replace,
@@ -179,46 +179,31 @@ class Lifecycle:
                 unit.wish = Wish.SAVE
         if unit.is_atomic:
             change = ("atomic() was called", change[1])
-        config, rotation = core.config, ""
-        if config.regenerate_on_login and self._has_other_user(unit, bool(change[0])):
-            rotation = "the user changed"
-        elif (
-            config.renewal_interval is not None
-            # The browser is not told, or cannot be any more; the next request will do.
-            and not unit.phase
-            and not unit.is_passive
-            and core.clock() - stored.issued_at >= config.renewal_interval
-        ):
-            rotation = "it is as old as 'SESSION_RENEWAL_INTERVAL'"
-        elif attempts is not None and attempts.is_rotation_pending:
-            rotation = "it was begun"
-        moment.rotation = rotation
+        moment.rotation = find_reason(core, unit, is_changed=bool(change[0]))
+        if not moment.rotation and attempts is not None:
+            moment.rotation = "it was begun" if attempts.is_rotation_pending else ""
         return change
-
-    def _has_other_user(self, unit: Unit, is_changed: bool) -> bool:
-        try:
-            return self.core.user_of(unit.data) != unit.stored_user
-        except SerializationError:
-            if is_changed:
-                raise
-            return False  # it was stored under other settings, and is only read
 
     # The steps
 
+    def _do_nothing(self, *_: t.Any) -> Outcome:
+        return Outcome.DONE  # after a conflict, nothing may be left to do
+
     def _touch(self, unit: Unit, row: Plan, *_: t.Any) -> Outcome:
-        if unit.known is Known.UNSEEN:
+        if row.step is Step.TRACK:
+            is_alive = track(self.core, self.loader, unit)
+        elif unit.known is Known.UNSEEN:
             is_alive = touch_unseen(self.core, self.loader, unit)
         else:
             is_alive = touch_stored(self.core, unit, row.renews)
         return Outcome.DONE if is_alive else Outcome.LOST
 
     def _create(self, unit: Unit, row: Plan, moment: Moment, *_: t.Any) -> Outcome:
-        if unit.is_closed:
-            raise ServerSessionError(
-                "The session is new and the response was already sent, so the"
-                " browser cannot learn its id. Write to the session before the"
-                " response begins."
-            )
+        refuse_if_closed(
+            unit,
+            "The session is new and the response was already sent, so the browser"
+            " cannot learn its id. Write to the session before the response begins.",
+        )
         core = self.core
         if core.config.permanent:
             unit.data.setdefault(PERMANENT_KEY, True)
@@ -235,8 +220,10 @@ class Lifecycle:
     def _replace(
         self, unit: Unit, row: Plan, moment: Moment, attempts: Attempts
     ) -> Outcome:
-        if not row.renews and (outcome := self._look_again(unit, attempts)) is not None:
-            return outcome
+        if not row.renews and (found := look_again(self.core, unit)) is not True:
+            if found is None:
+                return self._give_up(unit, attempts)
+            return self._conflict(unit, found, attempts)
         core, before = self.core, unit.stored
         assert before is not None  # noqa: S101 - for type checkers
         stored, issued_at = before.record, before.issued_at
@@ -280,36 +267,12 @@ class Lifecycle:
             # Another request of this process may have ended it in the same moment.
             return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
         if isinstance(result, Conflict):
-            if not result.current.is_tombstone:
-                if not attempts.reason:
-                    # SESSION_RESAVE writes again what was only read, and another
-                    # request has just done that.
-                    return Outcome.DONE
-                return self._conflict(unit, result.current, attempts)
-            return self._follow(unit, attempts, result.current)
+            if not result.current.is_tombstone and not attempts.reason:
+                # SESSION_RESAVE writes again what was only read, and another request
+                # has just done that.
+                return Outcome.DONE
+            return self._conflict(unit, result.current, attempts)
         return self._give_up(unit, attempts)
-
-    def _look_again(self, unit: Unit, attempts: Attempts) -> Outcome | None:
-        """Learn when the session was used while this request ran.
-
-        A write that renews nothing would undo what another request has recorded by a
-        touch, which is no change of the record's version.
-
-        :return: What came in the way, if anything did.
-        """
-        core, stored = self.core, unit.stored
-        if stored is None or not is_doubtful(core, unit):
-            return None
-        try:
-            record = core.ask(unit, "load", core.backend.load, unit.key)
-        except RecordError:
-            record = None
-        if record is None or record.is_tombstone:
-            return self._give_up(unit, attempts)
-        if record.version != stored.record.version:
-            return self._conflict(unit, record, attempts)
-        unit.stored = stored._replace(record=record)
-        return None
 
     def _rotate(
         self, unit: Unit, row: Plan, moment: Moment, attempts: Attempts
@@ -322,6 +285,9 @@ class Lifecycle:
             reason = "it was emptied and written again"
         elif unit.wish >= Wish.NEW_ID:
             reason = "regenerate() was called"
+            if unit.confirmed_at is not None:
+                reason = "mark_authenticated() was called"
+        is_restarted = unit.is_restarted
         if attempts.rotation is None:
             attempts.rotation = Rotation(self.core, unit)
         try:
@@ -333,9 +299,13 @@ class Lifecycle:
         if not result:
             return self._give_up(unit, attempts)
         previous = self.core.handle_of(key)
-        tell_stored(
-            self.core, unit, signals.session_regenerated, user, previous=previous
-        )
+        try:
+            tell_stored(
+                self.core, unit, signals.session_regenerated, user, previous=previous
+            )
+        finally:
+            if is_restarted:
+                self.core.send_destroyed(key, user, "replaced")
         return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
 
     def _delete(self, unit: Unit, *_: t.Any) -> Outcome:
@@ -363,10 +333,10 @@ class Lifecycle:
         attempts.conflicts += 1
         try:
             found = conflicts.wait(self.core, unit, current, attempts.conflicts)
+            if found is not None and found.is_tombstone:
+                found = self._follow(unit, found, attempts)
             if found is None:
                 return self._give_up(unit, attempts)
-            if found.is_tombstone:
-                return self._follow(unit, attempts, found)
             if attempts.resolve is None:
                 conflicts.resolve(self.core, unit, found)
             else:
@@ -381,13 +351,23 @@ class Lifecycle:
             return Outcome.LOST
         return Outcome.AGAIN
 
-    def _follow(self, unit: Unit, attempts: Attempts, tombstone: Record) -> Outcome:
-        """Give up, since the session has another id now; a log-out follows it."""
-        try:
-            log_out_successor(self.core, unit, tombstone)
-        except RecordError as error:
-            return self._give_up(unit, attempts, error)
-        return self._give_up(unit, attempts)
+    def _follow(
+        self, unit: Unit, tombstone: Record, attempts: Attempts
+    ) -> Record | None:
+        """Go on under the id that another request has given the session.
+
+        :return: What is stored there; ``None`` if this request has no part in it.
+        """
+        core = self.core
+        if attempts.rotation is not None:
+            attempts.rotation.take_back()
+            attempts.rotation = None
+        found = None
+        with contextlib.suppress(RecordError):
+            found = self.loader.follow(unit, tombstone)
+        if found is None:
+            log_out_successor(core, unit, tombstone)
+        return found
 
     def _give_up(
         self, unit: Unit, attempts: Attempts, error: RecordError | None = None
@@ -420,7 +400,7 @@ class Lifecycle:
                     self.core.handle_of(unit.key),
                 )
                 self.core.send(signals.session_lost, unit.key, unit.stored_user)
-            if self.core.config.on_lost == "raise":
+            if self.core.config.on_lost == "raise" or unit.is_outside:
                 raise SessionLostError(
                     "Another request ended the session, or gave it a new id, while"
                     " this one ran; its changes are dropped."
@@ -429,13 +409,18 @@ class Lifecycle:
 
     # What a session asks for
 
-    def regenerate(self, unit: Unit, keep_data: bool) -> None:
-        """Prepare a new id."""
-        if unit.is_closed:
-            raise ServerSessionError(
-                "regenerate() came after the response was sent; the browser cannot"
-                " learn the new id any more. Call it before the response begins."
-            )
+    def regenerate(
+        self, unit: Unit, keep_data: bool, name: str = "regenerate()"
+    ) -> None:
+        """Prepare a new id.
+
+        :param name: What the application has called.
+        """
+        refuse_if_closed(
+            unit,
+            f"{name} came after the response was sent; the browser cannot learn the"
+            " new id any more. Call it before the response begins.",
+        )
         if not keep_data:
             unit.data.clear()
             unit.lifetime = None
@@ -454,6 +439,16 @@ class Lifecycle:
         if unit.known is Known.NEW:
             unit.identity = None
 
+    def mark_authenticated(self, unit: Unit) -> None:
+        """Note that the user has just proved who they are, and prepare a new id."""
+        if self.core.user_of(unit.data) is None:
+            raise ServerSessionError(
+                "mark_authenticated() was called while nobody is logged in. Put the"
+                " user's id into the session first, where 'SESSION_USER_KEY' finds it."
+            )
+        self.regenerate(unit, True, "mark_authenticated()")
+        unit.confirmed_at = self.core.clock()
+
     def reload(self, unit: Unit) -> None:
         """Forget local changes and load again."""
         unit.forget_wishes()
@@ -463,7 +458,9 @@ class Lifecycle:
             # As this request last left it, also when it has rotated the id already.
             with contextlib.suppress(RecordError):
                 record = core.ask(unit, "load", core.backend.load, unit.key)
-                if record and not record.is_tombstone and not core.is_too_old(record):
+                if record is not None and record.is_tombstone:
+                    record = self.loader.follow(unit, record)
+                if record is not None and not core.is_too_old(record):
                     core.adopt(unit, record)
                     return
             unit.data = {}
@@ -512,23 +509,8 @@ class Lifecycle:
             self.settle(unit, moment)
 
     def time_left(self, unit: Unit) -> float:
-        """Return for how many seconds the session lives if it is not used again.
-
-        What this request does to it counts, as far as it is known.
-        """
-        core = self.core
-        if unit.known is Known.UNSEEN:
-            self.loader.load(unit)
-            if unit.wish is Wish.NOTHING and not unit.is_passive:
-                unit.is_passive = unit.is_glanced = True
-        expires_at = unit.record.expires_at if unit.known is Known.STORED else 0.0
-        if not unit.phase:
-            row = plan(unit, Ahead(core))
-            if row.renews and row.step in _RENEWING:
-                expires_at = core.renewed(unit)
-            elif row.step in _ENDING:
-                expires_at = 0.0
-        return max(0.0, expires_at - core.clock())
+        """Return for how many seconds the session lives if it is not used again."""
+        return time_left(self.core, self.loader, unit)
 
     def touch(self, unit: Unit) -> None:
         """Count as activity: at the end of the request, or now if that has passed."""
@@ -542,4 +524,4 @@ class Lifecycle:
 
     def atomic(self, unit: Unit, function: cabc.Callable[[], T]) -> T:
         """Run the function on the freshest copy and save it."""
-        return run(self.core, unit, function, self.write)
+        return run(self.loader, unit, function, self.write)

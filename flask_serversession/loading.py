@@ -7,12 +7,14 @@ import logging
 import typing as t
 
 from .cookie import REMEMBERED
+from .cookie import is_well_formed
 from .core import Core
 from .errors import BackendUnavailableError
 from .errors import RecordError
 from .logouts import LogOuts
 from .record import NO_META
 from .record import Record
+from .rotation import follow_renewal
 from .unit import Identity
 from .unit import Known
 from .unit import Unit
@@ -53,7 +55,8 @@ class Loader:
             presented.claim = self._takeover.recognize(presented.values)
         presented.is_verified = True
         if presented.claim is None:
-            self.core.reject("", "forged")
+            is_forged = any(map(is_well_formed, presented.values))
+            self.reject(unit, "forged" if is_forged else "malformed")
 
     def verify_next(self, unit: Unit) -> bool:
         """Go on to the next cookie that verifies, if there is one."""
@@ -87,9 +90,11 @@ class Loader:
             return
         opened_at, presented.seen_at = presented.seen_at, core.clock()
         try:
-            record = core.backend.load(identity.key)
+            record = core.breaker.ask(core.backend.load, identity.key)
             if len(presented.values) > 1 and (record is None or record.is_tombstone):
                 record = self._load_next(unit, identity, record)
+            if record is not None and record.is_tombstone:
+                record = follow_renewal(core, unit, record, self._ask) or record
         except BackendUnavailableError as error:
             if unit.known is not Known.UNSEEN:
                 return
@@ -110,8 +115,9 @@ class Loader:
             if record is None and core.ended.has(unit.key, since=opened_at):
                 # Another request has ended it while this one had yet to look. It may
                 # have begun another one, whose cookie this one must not replace.
+                reason = self.why_absent(unit)
                 unit.lose()
-                core.reject(unit.key, "unknown")
+                self.reject(unit, "rotated" if reason == "reused" else reason)
             else:
                 self.take(unit, record)
 
@@ -130,7 +136,7 @@ class Loader:
             other = self._identify(cookie.id)
             is_chosen = True
             try:
-                found = core.backend.load(other.key)
+                found = core.breaker.ask(core.backend.load, other.key)
                 is_chosen = found is not None and not found.is_tombstone
             finally:
                 if is_chosen and unit.known is Known.UNSEEN:
@@ -140,14 +146,34 @@ class Loader:
                 return found
         return record
 
+    def _ask(self, key: str) -> Record | None:
+        return self.core.breaker.ask(self.core.backend.load, key)
+
+    def follow(self, unit: Unit, tombstone: Record) -> Record | None:
+        """Go on under the id that another request has renewed this request's id with.
+
+        For one that meets the tombstone after it has loaded the session.
+
+        :return: What is stored there; ``None`` if the session is gone.
+        :raises RecordError: if it cannot be read.
+        """
+        core = self.core
+
+        def load(key: str) -> Record | None:
+            return core.ask(unit, "load", core.backend.load, key)
+
+        return follow_renewal(core, unit, tombstone, load)
+
     def take(self, unit: Unit, record: Record | None) -> None:
         """Go on with what the backend returned."""
         core = self.core
-        if record is None or core.is_too_old(record):
-            self.begin_instead(unit, "unknown")
+        if record is None:
+            self.begin_instead(unit, self.why_absent(unit))
+        elif not record.is_tombstone and core.is_too_old(record):
+            self.begin_instead(unit, "expired")
         elif record.is_tombstone:
             unit.lose()
-            core.reject(unit.key, "rotated")
+            self.reject(unit, "rotated")
         else:
             try:
                 if not core.adopt(unit, record, is_first_look=True):
@@ -156,7 +182,7 @@ class Loader:
                 self.take_unreadable(unit, error)
                 return
             if core.is_idle(unit):
-                self.begin_instead(unit, "unknown")
+                self.begin_instead(unit, "expired")
             elif unit.wish is Wish.END:
                 unit.data.clear()
                 unit.lifetime = None
@@ -177,7 +203,7 @@ class Loader:
         if error.reason == "newer":
             # A rolling deploy: the newer version must find it as it left it.
             unit.fail(None)
-            self.core.reject(key, error.reason)
+            self.reject(unit, error.reason)
         else:
             self.begin_instead(unit, error.reason)
 
@@ -185,7 +211,29 @@ class Loader:
         """Start a new session, because that of the cookie is not accepted."""
         key = unit.key
         unit.begin()
-        self.core.reject(key, reason)
+        self.reject(unit, reason, key)
+
+    def reject(self, unit: Unit, reason: str, key: str = "") -> None:
+        """Tell, and remember, why the cookie that came is not accepted."""
+        key, more = key or unit.key, dict[str, str]()
+        if reason == "ended" and (ended := self.core.ended.reason(key)) is not None:
+            more["ended"] = ended
+        unit.ended_because = more.get("ended", reason)
+        self.core.reject(key, reason, **more)
+
+    def why_absent(self, unit: Unit) -> str:
+        """Return why there is no session under an id that was issued.
+
+        As far as this process and the cookie know. The cookie of a session that ends
+        with the browser may not know when it was last used.
+        """
+        ended = self.core.ended.reason(unit.key)
+        if ended is not None:
+            return "reused" if ended == "rotated" else "ended"
+        cookie = unit.cookie
+        if cookie is not None and self.core.has_expired(cookie):
+            return "expired"
+        return "unknown"
 
     def _take_over(self, unit: Unit, takeover: Takeover) -> None:
         """Go on with the session of another kind that a cookie stands for."""

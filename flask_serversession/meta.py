@@ -17,7 +17,7 @@ if t.TYPE_CHECKING:
 #: What :data:`SESSION_TRACK` can ask for.
 TRACKED = frozenset({"user_agent", "remote_addr"})
 #: What leads from one id to the next: see :mod:`.rotation`. Nobody is shown it.
-INTERNAL = frozenset({"predecessor", "same_user", "successor"})
+INTERNAL = frozenset({"predecessor", "renewed", "same_user", "successor"})
 #: How much an application may keep there: bytes of names and values together, in UTF-8.
 MAX_SIZE = 4096
 

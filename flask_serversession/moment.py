@@ -7,6 +7,7 @@ import re
 from flask import Response
 
 from .core import Core
+from .meta import tracked_part
 from .unit import Unit
 
 # For how long what a request has seen of its session is taken for true when an
@@ -64,6 +65,15 @@ class Moment:
         """Whether a failure of the backend is raised."""
         return self._core.config.on_backend_error == "raise"
 
+    @property
+    def is_tracked(self) -> bool:
+        """Whether ``SESSION_TRACK`` asks where the session is seen."""
+        return bool(self._core.config.track)
+
+    def is_elsewhere(self, unit: Unit) -> bool:
+        """Whether it was last seen with another address or browser."""
+        return self.is_tracked and tracked_part(unit.record.meta) != unit.meta
+
     def is_permanent(self, unit: Unit) -> bool:
         """Whether the session outlives the browser."""
         return self._core.is_permanent(unit)
@@ -72,10 +82,10 @@ class Moment:
         """Whether activity has to be recorded again."""
         if not self._is_end:
             return False
-        core, stored, cookie = self._core, unit.stored, unit.presented.cookie
+        core, stored = self._core, unit.stored
         if stored is not None:
             lifetime, touched_at = core.lifetime_of(unit), stored.record.touched_at
-        elif cookie is not None:
+        elif (cookie := unit.presented.cookie) is not None:
             lifetime = cookie.lifetime or core.idle_timeout(cookie.is_permanent)
             touched_at = cookie.touched_at
         else:
@@ -107,8 +117,11 @@ class Moment:
 class Ahead(Moment):
     """The end of the request, as far as it can be known before there is a response."""
 
+    _is_end = True
+
     def __init__(self, core: Core) -> None:
-        super().__init__(core, is_end=True)
+        # Not through super().__init__(): each request pays for this.
+        self._core = core
 
     @property
     def is_refreshed(self) -> bool:
@@ -125,9 +138,7 @@ class EndOfRequest(Ahead):
     """The moment at which Flask has a session saved."""
 
     def __init__(self, core: Core, response: Response) -> None:
-        # As super().__init__() does; each request pays for this.
         self._core = core
-        self._is_end = True
         self._response = response
 
     @property

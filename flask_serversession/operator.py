@@ -16,6 +16,7 @@ import typing as t
 from .backends.base import Backend
 from .backends.base import Capability
 from .config import SessionConfig
+from .core import counts_from
 from .errors import NotSupportedError
 from .errors import RecordError
 from .ids import generate_id
@@ -24,13 +25,13 @@ from .ids import key_of
 from .ids import key_of_handle
 from .interface import ServerSessionInterface
 from .meta import shown_part
+from .opened import opened_session
 from .record import Record
 from .rotation import MAX_STEPS
 from .rotation import follow
 from .rotation import predecessor_of
 from .rotation import successor_of
 from .sessions import lifecycle_of
-from .sessions import opened_session
 from .sessions import unit_of
 from .takeover import Takeover
 from .unit import Known
@@ -57,6 +58,9 @@ class SessionInfo:
     user: str | None
     #: When it began, in UTC.
     created_at: dt.datetime
+    #: When the user logged in, or confirmed it last, in UTC; ``None`` if nobody is
+    #: logged in, and ``created_at`` if that is not known.
+    authenticated_at: dt.datetime | None
     #: The last activity recorded, in UTC; exact to :data:`SESSION_TOUCH_INTERVAL`.
     last_seen_at: dt.datetime
     #: When it ends if it is not used, in UTC.
@@ -95,7 +99,7 @@ class AppState:
 
     def send_destroyed(self, key: str, user: str | None) -> None:
         """Send the signal that a session was ended."""
-        self.interface.core.send_destroyed(key, user)
+        self.interface.core.send_destroyed(key, user, "revoked")
 
     def current_key(self) -> str | None:
         """Return the key of the current request's session; one cookie costs nothing."""
@@ -121,6 +125,9 @@ class AppState:
             handle=key[len(self.config.key_prefix) :],
             user=record.user,
             created_at=_utc(record.created_at),
+            authenticated_at=(
+                None if record.user is None else _utc(counts_from(record))
+            ),
             last_seen_at=_utc(record.touched_at),
             expires_at=_utc(record.expires_at),
             meta=shown_part(record.meta),
@@ -177,12 +184,12 @@ def find_key(
 
 
 def sessions_of(state: AppState, user: object) -> list[SessionInfo]:
-    """List the live sessions of a user, oldest first."""
+    """List the live sessions of a user, those that logged in first first."""
     records = state.backend.load_many(state.keys_of_user(user))
     current = state.current_key()
     return sorted(
         (state.info(key, record, current) for key, record in records.items()),
-        key=lambda info: info.created_at,
+        key=lambda info: (info.authenticated_at or info.created_at, info.created_at),
     )
 
 

@@ -10,9 +10,11 @@
          4       8  nonce of the write
         12       8  lifetime of the session in seconds, a float; NaN if it has none
         20       8  when the id was issued, in seconds since the epoch, a float
-        28          the payload; if encrypted: nonce (12), ciphertext, tag (16)
+        28       8  when the user logged in, likewise; NaN if that is not known
+        36          the payload; if encrypted: nonce (12), ciphertext, tag (16)
 
-Numbers are big-endian. The checksum against damage is :mod:`.record`'s.
+Numbers are big-endian. The checksum against damage is :mod:`.record`'s. In format 1,
+which is still read, the payload comes at 28.
 """
 
 from __future__ import annotations
@@ -29,13 +31,16 @@ from .record import encode_user
 
 #: The format written by this version. Whenever it is raised, raise that of
 #: :mod:`.record` too: log-out deletes a record without looking inside.
-FORMAT = 1
+FORMAT = 2
 
 _ENCRYPTED = 1
 # Slightly above the maximum of session.lifetime; guards against corrupt values.
 _LONGEST_LIFETIME = 1001 * 366 * 86_400.0
-_HEADER = struct.Struct(">BcBBQdd")
+_HEADER = struct.Struct(">BcBBQddd")
 _BOUND = struct.Struct(">d?I")
+_FORMER_SIZE = 28  # of the header of format 1
+_AUTHENTICATED_AT = struct.Struct(">d")
+_NOT_A_TIME = _AUTHENTICATED_AT.pack(math.nan)
 
 
 @dataclasses.dataclass(slots=True)
@@ -53,14 +58,17 @@ class Envelope:
     lifetime: float | None
     #: When the session's id was issued, in seconds since the epoch.
     issued_at: float
+    #: When its user logged in or confirmed it last, likewise; ``None`` if nobody did,
+    #: or nobody knows.
+    authenticated_at: float | None = None
 
 
 class Sealer:
     """Turns envelopes into the data of records and back. Thread-safe.
 
-    With keys, payloads are encrypted, and bound to the record's key, to whom it belongs
-    and when it began, and to their header. All of these stay readable. Unencrypted data
-    is then refused: anyone who can write to the store could have planted it.
+    With keys, payloads are encrypted and bound to the record's key and to their header,
+    which stays readable. Unencrypted data is then refused: anyone who can write to the
+    store could have planted it.
 
     :param keys: 32 bytes each, newest first: the first encrypts, all decrypt. None
         leaves payloads unencrypted.
@@ -95,6 +103,9 @@ class Sealer:
             unique_number(),
             math.nan if envelope.lifetime is None else envelope.lifetime,
             envelope.issued_at,
+            math.nan
+            if envelope.authenticated_at is None
+            else envelope.authenticated_at,
         )
         if self._cipher is None:
             return header + envelope.payload
@@ -124,23 +135,24 @@ class Sealer:
                 f"The envelope has format {data[0]}; this version knows {FORMAT}.",
                 "newer",
             )
-        if len(data) < _HEADER.size:
+        size = _FORMER_SIZE if data[:1] == b"\1" else _HEADER.size
+        if len(data) < size:
             raise RecordError("The envelope is truncated.", "damaged")
-        format, serializer, flags, reserved, _, lifetime, issued_at = (
-            _HEADER.unpack_from(data)
-        )
+        header, payload = data[:size], data[size:]
+        fields = header if size == _HEADER.size else header + _NOT_A_TIME
+        format, serializer, flags, reserved, _, *moments = _HEADER.unpack(fields)
+        lifetime, issued_at, authenticated_at = moments
         if (
-            format != FORMAT
+            format == 0
             or flags & ~_ENCRYPTED
             or reserved
             or not (math.isnan(lifetime) or 0 < lifetime <= _LONGEST_LIFETIME)
             or not math.isfinite(issued_at)
+            or math.isinf(authenticated_at)
         ):
             raise RecordError("The envelope's header makes no sense.", "damaged")
-        payload = data[_HEADER.size :]
         if flags:
-            bound = data[: _HEADER.size] + _bind(created_at, user)
-            payload = self._decrypt(payload, bound, key)
+            payload = self._decrypt(payload, header + _bind(created_at, user), key)
         elif self._cipher is not None:
             raise RecordError(
                 "The payload is not encrypted, although 'SESSION_ENCRYPTION_KEY' is"
@@ -152,6 +164,9 @@ class Sealer:
             serializer=serializer,
             lifetime=None if math.isnan(lifetime) else lifetime,
             issued_at=issued_at,
+            authenticated_at=(
+                None if math.isnan(authenticated_at) else authenticated_at
+            ),
         )
 
     def _decrypt(self, payload: bytes, bound: bytes, key: str) -> bytes:
@@ -172,12 +187,12 @@ def _bind(created_at: float, user: str | None) -> bytes:
     return _BOUND.pack(created_at, user is not None, len(name)) + name
 
 
-def read_issued_at(data: bytes) -> float | None:
-    """Return when the id of a session was issued; ``None`` if its data does not say.
+def read_authenticated_at(data: bytes) -> float | None:
+    """Return when the user of a record logged in, from its data, without decrypting.
 
-    :param data: A record's, which need not be decrypted.
+    :return: Seconds since the epoch; ``None`` if nobody did, or nobody knows.
     """
     if len(data) < _HEADER.size or data[0] != FORMAT:
         return None
-    moment: float = _HEADER.unpack_from(data)[-1]
+    (moment,) = _AUTHENTICATED_AT.unpack_from(data, _FORMER_SIZE)
     return moment if math.isfinite(moment) else None

@@ -37,7 +37,8 @@ merged in. So a conflict is no case of its own: what is decided after it is deci
 the same rows.
 
 **What is never done.** Nothing is written that was only read. Nothing is sent to a
-browser whose session is gone, since either cookie could undo what another request did.
+browser whose session is gone, since either cookie could undo what another request did,
+nor to one whose id another request has renewed, unless this one gives it another.
 Nothing is deleted in a browser that sent nothing. A log-out is never kept: where a
 session ends, it ends in the store first.
 """
@@ -76,6 +77,9 @@ class Step(enum.IntEnum):
     REPORT = 9
     #: Raise what the backend raised.
     FAIL = 10
+    #: Touch, and record where the session was seen, which takes a replace. It may fail
+    #: as a touch may.
+    TRACK = 11
 
 
 class Plan(t.NamedTuple):
@@ -100,6 +104,8 @@ DELETE = Plan(Step.DELETE)
 DELETE_BOTH = Plan(Step.DELETE, Cookie.DELETE)
 TOUCH = Plan(Step.TOUCH)
 TOUCH_AND_SEND = Plan(Step.TOUCH, Cookie.SET)
+TRACK = Plan(Step.TRACK)
+TRACK_AND_SEND = Plan(Step.TRACK, Cookie.SET)
 
 
 def plan(unit: Unit, moment: Moment) -> Plan:
@@ -111,8 +117,6 @@ def plan(unit: Unit, moment: Moment) -> Plan:
 
 def _unseen(unit: Unit, moment: Moment) -> Plan:
     presented, wish = unit.presented, unit.wish
-    if wish is Wish.NOTHING and not presented.values:
-        return LOAD if moment.save_uninitialized else NOTHING
     if wish is Wish.END:
         if not presented.is_verified:
             return VERIFY
@@ -127,7 +131,7 @@ def _unseen(unit: Unit, moment: Moment) -> Plan:
         return NOTHING
     is_sent = moment.is_wanted
     if is_sent is None:
-        is_sent = moment.is_refreshed and presented.claims_permanent
+        is_sent = presented.claims_permanent and moment.is_refreshed
     if not is_sent and wish is not Wish.TOUCH:
         return NOTHING
     if not presented.is_verified:
@@ -139,13 +143,16 @@ def _unseen(unit: Unit, moment: Moment) -> Plan:
     is_public = moment.is_public
     if is_public and wish is not Wish.TOUCH:
         return NOTHING
+    is_touched = moment.is_touch_due(unit)
     if (
-        moment.is_touch_due(unit)
+        is_touched
         or moment.is_doubtful(unit)
         or len(presented.values) > 1  # which of them is in use?
     ):
         # A browser session's cookie is told, or every touch() would be carried out.
         is_silent = is_public or moment.is_wanted is False
+        if is_touched and moment.is_tracked:
+            return TRACK if is_silent else TRACK_AND_SEND
         return TOUCH if is_silent else TOUCH_AND_SEND
     if moment.is_ended_here(unit) or is_public or not is_sent:
         return NOTHING
@@ -171,7 +178,7 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
     is_wished = wish is not Wish.NOTHING
     is_permanent = moment.is_permanent(unit)
     is_passive = unit.is_passive
-    is_used = not is_passive and (moment.is_refreshed or is_wished or not is_permanent)
+    is_used = not is_passive and (is_wished or not is_permanent or moment.is_refreshed)
     renews = is_used or (is_changed and not is_passive)
     if is_passive:
         # Only where the browser would not find what this request has stored.
@@ -190,13 +197,16 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
     is_owed = unit.owed is Cookie.SET
     # The browser has the cookie already, and whoever shares the cache must not get it.
     is_due = is_due and unit.failure is None and (is_owed or not moment.is_public)
+    # It has the newer id, or is about to get it.
+    is_due = is_due and not unit.is_renewed
     cookie = Cookie.SET if is_due or is_owed else Cookie.NONE
     if wish >= Wish.SAVE or moment.rotation or (moment.resave and not unit.is_saved):
-        return _written(unit, moment, cookie, renews)
+        # Who changes a session from outside is not its user.
+        return _written(unit, moment, cookie, not unit.is_outside and renews)
     if moment.is_ended_here(unit):
         return NOTHING
     if is_used and moment.is_touch_due(unit):
-        return Plan(Step.TOUCH, cookie)
+        return Plan(Step.TRACK if moment.is_elsewhere(unit) else Step.TOUCH, cookie)
     if is_due and has_cookie and not is_owed and moment.is_doubtful(unit):
         return Plan(Step.TOUCH, cookie, is_used)
     return SEND if cookie is Cookie.SET else NOTHING
@@ -205,6 +215,8 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
 def _written(unit: Unit, moment: Moment, cookie: Cookie, renews: bool) -> Plan:
     """Return the row of a stored session that has to be written."""
     removed = Cookie.DELETE if unit.presented.cookie is not None else Cookie.NONE
+    if unit.is_renewed:
+        removed = Cookie.NONE
     wish = unit.wish
     if unit.is_empty:
         if wish is Wish.END:

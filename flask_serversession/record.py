@@ -10,13 +10,17 @@ import typing as t
 import zlib
 
 from .errors import RecordError
+from .hiding import HiddenBytes
 from .ids import key_of as key_of
 
 #: The first byte of everything the library stores. It is not valid as the first
 #: byte of UTF-8 text, of a pickle or of JSON, so foreign data never looks like ours.
 MAGIC = 0xFE
-#: The format written by this version.
-FORMAT = 1
+#: The format written by this version. The layout of format 1 is the same, but what is
+#: in the data is not: see :mod:`.payload`.
+FORMAT = 2
+# Tombstones are as they were, so versions that know no later format understand them.
+_TOMBSTONE_FORMAT = 1
 
 _TOMBSTONE = 1
 _NO_USER = 0xFFFF
@@ -103,7 +107,7 @@ def encode_record(record: Record) -> bytes:
         raise RecordError("The record's user or meta is longer than 64 KiB.", "damaged")
     header = _HEADER.pack(
         MAGIC,
-        FORMAT,
+        _TOMBSTONE_FORMAT if record.is_tombstone else FORMAT,
         _TOMBSTONE if record.is_tombstone else 0,
         0,
         record.version,
@@ -120,7 +124,7 @@ def encode_record(record: Record) -> bytes:
     if not record.is_tombstone:
         buffer += record.data
     buffer[4:8] = _TIMES_CRC.pack(_body_checksum(buffer))
-    return bytes(buffer)
+    return HiddenBytes(buffer)
 
 
 def decode_record(buffer: bytes) -> Record:
@@ -227,7 +231,8 @@ def frame(data: bytes) -> bytes:
 
     For backends that keep the other fields of a record in columns of their own.
     """
-    return _FRAME.pack(MAGIC, FORMAT, zlib.crc32(data)) + data
+    format = _TOMBSTONE_FORMAT if data == TOMBSTONE_DATA else FORMAT
+    return HiddenBytes(_FRAME.pack(MAGIC, format, zlib.crc32(data)) + data)
 
 
 def unframe(buffer: bytes) -> bytes:
@@ -236,10 +241,10 @@ def unframe(buffer: bytes) -> bytes:
     :raises RecordError: as :func:`decode_record`.
     """
     check_format(buffer)
-    data = buffer[_FRAME.size :]
-    if len(buffer) < _FRAME.size or _FRAME.unpack_from(buffer)[2] != zlib.crc32(data):
+    checksum = zlib.crc32(memoryview(buffer)[_FRAME.size :])
+    if len(buffer) < _FRAME.size or _FRAME.unpack_from(buffer)[2] != checksum:
         raise RecordError("The record's checksum does not match.", "damaged")
-    return data
+    return buffer[_FRAME.size :]
 
 
 def check_format(buffer: bytes) -> None:

@@ -19,6 +19,7 @@ from .core import Core
 from .errors import BackendError
 from .errors import BackendUnavailableError
 from .errors import RecordError
+from .errors import SerializationError
 from .errors import ServerSessionError
 from .ids import key_of_handle
 from .logouts import logs_out
@@ -35,14 +36,55 @@ logger = logging.getLogger("flask_serversession")
 SUCCESSOR = "successor"
 #: Key in a tombstone's meta: the id changed, but not whom the session belongs to.
 SAME_USER = "same_user"
+#: Key in a tombstone's meta: the id is as old as :data:`SESSION_RENEWAL_INTERVAL`, and
+#: nothing else has changed. Who still has it works on the successor.
+RENEWED = "renewed"
 #: Key in the meta of a record that has just got its id: the handle before. While the
 #: id changes there are two records of one session, and this tells.
 PREDECESSOR = "predecessor"
+
+#: Why the id of a session is renewed.
+RENEWAL = "it is as old as 'SESSION_RENEWAL_INTERVAL'"
+#: Why it is, if the user was there before the settings could find them.
+_FOUND = "its user is found by other settings"
+_CHANGED = "the user changed"
 
 #: How many rotations are followed: as many as fit into one grace period.
 MAX_STEPS = 10
 # How often a custom generator may return an id that is taken.
 _MAX_TAKEN = 5
+
+
+def find_reason(core: Core, unit: Unit, is_changed: bool) -> str:
+    """Return why a session needs a new id that nobody asked for; empty if it does not.
+
+    :param is_changed: Whether this request has changed what the session holds.
+    :raises SerializationError: if nobody can tell whom a changed session belongs to.
+    """
+    config, stored = core.config, unit.stored
+    assert stored is not None  # noqa: S101 - for type checkers
+    if config.regenerate_on_login and _has_other_user(core, unit, is_changed):
+        is_found = core.user_of(unit.data) is not None and not core.is_log_in(unit)
+        return _FOUND if is_found else _CHANGED
+    if (
+        config.renewal_interval is not None
+        # The browser is not told, or cannot be any more; the next request will do.
+        and not unit.phase
+        and not unit.is_passive
+        and not unit.is_renewed
+        and core.clock() - stored.issued_at >= config.renewal_interval
+    ):
+        return RENEWAL
+    return ""
+
+
+def _has_other_user(core: Core, unit: Unit, is_changed: bool) -> bool:
+    try:
+        return core.user_of(unit.data) != unit.stored_user
+    except SerializationError:
+        if is_changed:
+            raise
+        return False  # it was stored under other settings, and is only read
 
 
 def predecessor_of(record: Record, prefix: str) -> str | None:
@@ -125,12 +167,12 @@ class Rotation:
         :raises ServerSessionError: if the response was sent already.
         """
         core, unit = self._core, self._unit
-        if unit.is_closed:
-            raise ServerSessionError(
-                f"The session needs a new id ({reason}), but the response was already"
-                " sent and the browser cannot learn it. Log in and out in an ordinary"
-                " request."
-            )
+        refuse_if_closed(
+            unit,
+            f"The session needs a new id ({reason}), but the response was already"
+            " sent and the browser cannot learn it. Log in and out in an ordinary"
+            " request.",
+        )
         old_key, old_record = unit.key, unit.record
         if unit.is_restarted and core.config.permanent:
             unit.data.setdefault(PERMANENT_KEY, True)
@@ -139,10 +181,10 @@ class Rotation:
         if successor is None:
             # Revoked before anybody knew it; so is what it was to follow.
             if core.ask(unit, "delete", core.backend.delete, old_key):
-                core.send_destroyed(old_key, old_record.user)
+                core.send_destroyed(old_key, old_record.user, "revoked")
             return False
         try:
-            outcome = self._bury(successor)
+            outcome = self._bury(successor, reason)
         except BackendUnavailableError:
             # The old record may or may not be a tombstone. Switch to the new id,
             # except on log-out: the old session may still be live, so don't pretend
@@ -152,7 +194,7 @@ class Rotation:
             raise
         if outcome is not True:
             return outcome
-        core.ended.add(old_key)
+        core.ended.add(old_key, "replaced" if unit.is_restarted else "rotated")
         self._move(successor)
         logger.debug(
             "Session %s rotated to %s: %s",
@@ -196,11 +238,11 @@ class Rotation:
         self.pending = Successor(identity, record, payload, issued_at)
         return self.pending
 
-    def _bury(self, successor: Successor) -> bool | Record:
+    def _bury(self, successor: Successor, reason: str) -> bool | Record:
         """Put the tombstone in place of the old record.
 
-        :return: ``False`` if that was ended or rotated by another request, and the
-            record that another request has stored there if it was changed.
+        :return: ``False`` if that was ended by another request, and what another
+            request has stored there if it was changed or rotated.
         """
         core, unit = self._core, self._unit
         old_record = unit.record
@@ -210,6 +252,8 @@ class Rotation:
         meta = {SUCCESSOR: handle}
         if old_record.user == successor.record.user and not unit.is_restarted:
             meta[SAME_USER] = "yes"
+        if reason in (RENEWAL, _FOUND):
+            meta[RENEWED] = "yes"
         tombstone = make_tombstone(
             core.clock(), core.clock() + core.config.rotation_grace, meta
         )
@@ -222,18 +266,15 @@ class Rotation:
             old_record.version,
         )
         if isinstance(result, Conflict):
-            if not result.current.is_tombstone:
-                return result.current
-            if result.current.meta.get(SUCCESSOR) == handle:
-                return True
-            log_out_successor(core, unit, result.current)
-            return False
+            is_own = successor_of(result.current, core.config.key_prefix)
+            return result.current if is_own != successor.identity.key else True
         return isinstance(result, Replaced)
 
     def _move(self, successor: Successor) -> None:
         """Go on under the new id."""
         self.pending = None
         self._unit.identity = successor.identity
+        self._unit.is_renewed = False
         self._unit.owed = Cookie.SET
         self._core.keep(
             self._unit, successor.record, successor.payload, successor.issued_at
@@ -244,6 +285,21 @@ class Rotation:
         if self.pending is not None:
             key, self.pending = self.pending.identity.key, None
             self._core.ask(self._unit, "delete", self._core.backend.delete, key)
+
+
+def refuse_if_closed(unit: Unit, message: str) -> None:
+    """Refuse what the browser would have to be told of, if that is impossible.
+
+    :param message: What to say after the response.
+    """
+    if unit.is_outside:
+        raise ServerSessionError(
+            "A session that was opened from outside keeps its id and its user, since"
+            " only its own browser can be given others. Leave them as they are, or end"
+            " the session with clear()."
+        )
+    if unit.is_closed:
+        raise ServerSessionError(message)
 
 
 def make_tombstone(
@@ -260,6 +316,38 @@ def make_tombstone(
     )
 
 
+def follow_renewal(
+    core: Core,
+    unit: Unit,
+    tombstone: Record,
+    load: cabc.Callable[[str], Record | None],
+) -> Record | None:
+    """Go on with a session whose id another request has renewed, and nothing more.
+
+    What a request was allowed to do may have changed with any other new id. Who changes
+    a session from outside asks for the session, whatever id it has, as long as it has
+    the same user.
+
+    :param tombstone: What was found under the id.
+    :return: The session's record; ``None`` if it is gone for who has that id.
+    :raises RecordError: if it cannot be read.
+    """
+    for _ in range(MAX_STEPS):
+        key = successor_of(tombstone, core.config.key_prefix)
+        meta = tombstone.meta
+        is_same = meta.get(RENEWED) or (unit.is_outside and meta.get(SAME_USER))
+        if key is None or not is_same:
+            return None
+        found = load(key)
+        if found is None:
+            return None
+        if not found.is_tombstone:
+            unit.follow(key)
+            return found
+        tombstone = found
+    return None
+
+
 def delete_successor(core: Core, unit: Unit, tombstone: Record) -> None:
     """End a session under the id that another request has just given it.
 
@@ -269,10 +357,11 @@ def delete_successor(core: Core, unit: Unit, tombstone: Record) -> None:
     prefix = core.config.key_prefix
     for _ in range(MAX_STEPS):
         key = successor_of(tombstone, prefix)
-        if key is None or not tombstone.meta.get(SAME_USER):
+        meta = tombstone.meta
+        if key is None or not (meta.get(SAME_USER) or meta.get(RENEWED)):
             return
         if core.ask(unit, "delete", core.backend.delete, key):
-            core.send_destroyed(key, None)
+            core.send_destroyed(key, None, "logged out")
             return
         found = core.ask(unit, "load", core.backend.load, key)
         if found is None or not found.is_tombstone:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import datetime as dt
-import functools
 import inspect
 import typing as t
 from copy import deepcopy
 
-from flask import Request
-from flask import has_request_context
-from flask import request as current_request
-from flask import session as flask_session
 from flask.sessions import NullSession
 from flask.sessions import SessionMixin
 
@@ -29,12 +24,7 @@ from .unit import Known
 from .unit import Unit
 from .unit import Wish
 
-P = t.ParamSpec("P")
 T = t.TypeVar("T")
-
-# The attribute of a request that names the session opened for it. Not in its environ,
-# which all events of one connection of Flask-SocketIO share.
-_OPENED = "_flask_serversession"
 
 
 class ServerSideSession(SessionMixin):
@@ -65,7 +55,7 @@ class ServerSideSession(SessionMixin):
         """Return the unit, with or without its content."""
         unit = self._unit
         self.accessed = True
-        if unit.phase:
+        if unit.phase and not unit.is_outside:
             self._lifecycle.unsaved.watch()
         return unit
 
@@ -171,7 +161,7 @@ class ServerSideSession(SessionMixin):
         """Remove the last key, and give it and its value."""
         for key in reversed(self):
             return key, self.pop(key)
-        raise KeyError("popitem(): the session is empty")
+        raise KeyError  # as a dict does
 
     def __reversed__(self) -> cabc.Iterator[str]:
         return reversed([*iter(self)])
@@ -253,7 +243,7 @@ class ServerSideSession(SessionMixin):
                 self._loaded()  # as empty as clear() has left it
             unit.forget_change()
             unit.is_exposed = False  # nor are changes inside of values
-        if unit.phase:
+        if unit.phase and not unit.is_outside:
             self._lifecycle.unsaved.watch()
 
     # What the session is
@@ -335,7 +325,7 @@ class ServerSideSession(SessionMixin):
         unit.want(Wish.SAVE)
 
     @property
-    def meta(self) -> Meta:
+    def meta(self) -> cabc.MutableMapping[str, str]:
         """What the application itself tells of the session, for lists and operators.
 
         A mapping of text to text: what the visitor calls the device, how the user
@@ -362,7 +352,69 @@ class ServerSideSession(SessionMixin):
         """
         return self._lifecycle.core.user_text_of(self._loaded().data)
 
+    @property
+    def ended_because(self) -> str | None:
+        """Why the session that the browser came with is no more.
+
+        ``None`` if it goes on, or if the browser came with none. Otherwise what
+        :data:`.session_rejected` tells: ``"expired"``, ``"revoked"``, ``"limit"``,
+        ``"logged out"``, ``"replaced"``, or another of its reasons. It says what this
+        process and the cookie know: what another process has ended may be
+        ``"unknown"``. It keeps its value when the request begins a new session.
+        """
+        return self._loaded().ended_because
+
+    @property
+    def authenticated_at(self) -> dt.datetime | None:
+        """When the user logged in, or confirmed it last, in UTC; ``None`` for nobody.
+
+        Set when the user appears or changes, and by :meth:`mark_authenticated`;
+        a new id does not reset it. Where that is not known, because the session was
+        taken over or is one of version 0.1, it is :attr:`created_at`.
+        """
+        unit, core = self._loaded(), self._lifecycle.core
+        if core.user_of(unit.data) is None:
+            return None
+        moment = core.authenticated_at(unit, core.clock())
+        return _utc(core.times(unit)[0] if moment is None else moment)
+
+    def is_fresh(self, max_age: dt.timedelta | float) -> bool:
+        """Whether the user logged in, or confirmed it, at most that long ago.
+
+        For what needs a recent log-in: a change of the password, a payment. Never true
+        if nobody is logged in, or if nobody knows when they did.
+
+        :param max_age: A duration, in seconds unless it is a timedelta.
+        :raises ValueError: if it is not one.
+        """
+        age = max_age
+        if isinstance(age, dt.timedelta):
+            age = age.total_seconds()
+        number = t.cast("object", age)
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not is_number or not age >= 0:
+            raise ValueError(
+                "session.is_fresh() takes a timedelta or a number of seconds that is"
+                f" not negative; not {max_age!r}."
+            )
+        unit, core = self._loaded(), self._lifecycle.core
+        now = core.clock()
+        moment = core.authenticated_at(unit, now)
+        return moment is not None and now - moment <= age
+
     # What it can do
+
+    def mark_authenticated(self) -> None:
+        """Note that the user has just proved again who they are.
+
+        The session gets a new id and keeps its data, :attr:`authenticated_at` is now,
+        and both timeouts start anew. For a password or a second factor that was asked
+        for again; a log-in that changes the user needs no call.
+
+        :raises ServerSessionError: if nobody is logged in, or if the response was
+            already sent, since the browser cannot learn the new id any more.
+        """
+        self._lifecycle.mark_authenticated(self._loaded())
 
     def regenerate(self, keep_data: bool = True) -> None:
         """Give the session a new id; the old one is dead once the response is saved.
@@ -445,42 +497,20 @@ class ServerSideSession(SessionMixin):
 class NullServerSession(NullSession):
     """What there is without a secret: Flask's, which can be read but not changed."""
 
+    authenticated_at: dt.datetime | None = None
+
     regenerate = destroy = reload = save = touch = atomic = NullSession.clear
-    #: No session is left.
+    mark_authenticated = NullSession.clear
+    #: No session is left, and none has ended.
     time_left = dt.timedelta()
+    ended_because = None
 
     def passive(self) -> None:
         """Do nothing: there is nothing that could be renewed."""
 
-
-def passive(view: cabc.Callable[P, T]) -> cabc.Callable[P, T]:
-    """Decorate a view, so that its requests do not count as activity.
-
-    As if each began with :meth:`.ServerSideSession.passive`, but a request that does
-    not look at its session still gets no ``Vary: Cookie``. Write it below
-    ``@app.route``. The view may be a coroutine function.
-    """
-    if inspect.iscoroutinefunction(view):
-
-        @functools.wraps(view)
-        async def wait(*args: P.args, **kwargs: P.kwargs) -> t.Any:
-            _be_passive()
-            return await t.cast("cabc.Awaitable[t.Any]", view(*args, **kwargs))
-
-        return t.cast("cabc.Callable[P, T]", wait)
-
-    @functools.wraps(view)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        _be_passive()
-        return view(*args, **kwargs)
-
-    return run
-
-
-def _be_passive() -> None:
-    session = opened_session()
-    if session is not None:  # there is none without a secret
-        session.passive()
+    def is_fresh(self, max_age: dt.timedelta | float) -> bool:
+        """Whether somebody has logged in lately: nobody has."""
+        return False
 
 
 def unit_of(session: ServerSideSession) -> Unit:
@@ -491,44 +521,6 @@ def unit_of(session: ServerSideSession) -> Unit:
 def lifecycle_of(session: ServerSideSession) -> Lifecycle:
     """Return what a session asks for its content: each application has its own."""
     return session._lifecycle  # pyright: ignore[reportPrivateUsage]
-
-
-def accessed_unit() -> Unit | None:
-    """Return what the current request's session knows, if it was accessed."""
-    session = opened_session()
-    if session is None or not session.accessed:
-        return None
-    flasks: t.Any = flask_session  # asking for it is access, which there was
-    if flasks._get_current_object() is not session:
-        return None  # Flask-SocketIO has put one of its own in its place
-    return unit_of(session)
-
-
-def is_visitors(session: SessionMixin) -> bool:
-    """Whether it is what the view has, and not a second one of the same request.
-
-    The test client's ``session_transaction()`` opens and saves one.
-    """
-    flasks: t.Any = flask_session
-    views: object = flasks._get_current_object() if has_request_context() else session
-    return views is session or not isinstance(views, ServerSideSession)
-
-
-def remember(session: ServerSideSession, request: Request) -> ServerSideSession:
-    """Keep a session with the request it was opened for, and return it."""
-    setattr(request, _OPENED, session)
-    return session
-
-
-def opened_session() -> ServerSideSession | None:
-    """Return what was opened for the current request; ``None`` if that failed.
-
-    Does not count as access to it, which asking Flask for it does.
-    """
-    if not has_request_context():
-        return None
-    session: ServerSideSession | None = getattr(current_request, _OPENED, None)
-    return session
 
 
 def _utc(timestamp: float) -> dt.datetime:

@@ -38,18 +38,38 @@ session_saved = _signals.signal("session-saved")
 session_regenerated = _signals.signal("session-regenerated")
 #: A session was ended by :meth:`.ServerSideSession.destroy`, by emptying it, by an
 #: operator or by :data:`SESSION_MAX_PER_USER`. Not one that has expired. ``user`` is
-#: ``None`` also if the session was ended without having been looked at.
+#: ``None`` also if the session was ended without having been looked at. ``reason`` is
+#: ``"logged out"`` (by its own browser), ``"revoked"`` (by an operator), ``"limit"``
+#: (:data:`SESSION_MAX_PER_USER`) or ``"replaced"`` (by ``regenerate(keep_data=False)``,
+#: or because it was emptied and written again; ``session_regenerated`` names what came
+#: in its place).
 session_destroyed = _signals.signal("session-destroyed")
 #: Another request ended the session, or rotated its id, while this one ran; what this
 #: one changed was dropped. Once a request, and not if it had changed nothing.
 session_lost = _signals.signal("session-lost")
-#: A cookie was not accepted. ``reason`` is ``"forged"`` (nothing in it verifies),
-#: ``"unknown"`` (well signed, but there is no such session any more), ``"rotated"``
-#: (its id was replaced a moment ago), ``"damaged"``, ``"unreadable"`` or ``"newer"``
-#: (there is a record, but it cannot be read). Only a request that looks at its session
-#: finds out. ``user`` is always ``None``, and ``handle`` is for ``"forged"``.
+#: A cookie was not accepted. ``reason`` is one of:
+#:
+#: -   ``"malformed"``: it is not one of ours;
+#: -   ``"forged"``: it looks like one of ours, but its signature does not verify;
+#: -   ``"expired"``: its session was not used for too long, or lived for too long;
+#: -   ``"ended"``: its session was ended. ``ended``, which is sent with this reason
+#:     only, is the reason of :data:`session_destroyed`;
+#: -   ``"rotated"``: its id was replaced a moment ago;
+#: -   ``"reused"``: its id was replaced, and the time for that is over. Somebody may
+#:     have a copy of an old cookie;
+#: -   ``"damaged"``, ``"unreadable"`` or ``"newer"``: there is a record, but it cannot
+#:     be read;
+#: -   ``"unknown"``: it is well signed, but there is no such session.
+#:
+#: How a session has ended is known in the process that ended it, for a day and for the
+#: last 10,000; elsewhere it is ``"unknown"``, or ``"expired"`` if the time has passed
+#: that the cookie tells. Only a request that looks at its session finds out. ``user``
+#: is always ``None``, and ``handle`` is for ``"forged"`` and ``"malformed"``.
 session_rejected = _signals.signal("session-rejected")
 #: The backend failed a request. ``operation`` names what it was asked for, ``error`` is
 #: the :exc:`.BackendUnavailableError`. Not for what an operator asks, who gets the
 #: exception, nor for the automatic cleanup, which logs it.
 backend_failed = _signals.signal("backend-failed")
+#: The backend answers again, after it had failed five times in a row, so that this
+#: process had given it up. ``handle`` and ``user`` are ``None``.
+backend_recovered = _signals.signal("backend-recovered")

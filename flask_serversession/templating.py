@@ -23,7 +23,13 @@ _FLASKS = frozenset(
 )
 # What a template may ask of our sessions besides: nothing that changes them, and not
 # the id, which would end up in a page.
-_OURS = frozenset({"handle", "sid", "created_at", "expires_at", "lifetime", "user"})
+_OURS = frozenset(
+    {
+        *("handle", "sid", "created_at", "expires_at", "lifetime", "user"),
+        "ended_because",
+        *("authenticated_at", "is_fresh"),
+    }
+)
 
 
 class TemplateSession:

@@ -27,6 +27,8 @@ from .cookie import CookieState
 from .cookie import claims_permanent
 from .errors import BackendUnavailableError
 from .errors import SerializationError
+from .hiding import HiddenBytes
+from .hiding import forget_frames
 from .meta import own_part
 from .record import NO_META
 from .record import Record
@@ -88,6 +90,8 @@ class Phase(enum.IntEnum):
     CLOSED = 1
     #: The same, and settling it has failed or was not wanted.
     ABANDONED = 2
+    #: There is no request: the session was opened from outside, by :mod:`.outside`.
+    OUTSIDE = 3
 
 
 class Identity(t.NamedTuple):
@@ -114,6 +118,14 @@ class Stored(t.NamedTuple):
     lifetime: float | None
     #: When the id was issued, in seconds since the epoch.
     issued_at: float
+    #: When the user logged in or confirmed it last; ``None`` if nobody did, or nobody
+    #: knows: the session was taken over, or a version that did not keep it stored it.
+    authenticated_at: float | None = None
+
+    @property
+    def counts_from(self) -> float:
+        """What the absolute timeout counts from."""
+        return self.authenticated_at or self.record.created_at
 
     def __repr__(self) -> str:
         return f"<Stored {self.record!r}>"  # without the content of the session
@@ -208,6 +220,11 @@ class Unit:
     meta: cabc.Mapping[str, str] = NO_META
     #: What the application tells of it (``session.meta``); ``None`` for what is stored.
     own_meta: cabc.Mapping[str, str] | None = None
+    #: When ``mark_authenticated()`` was called in this request.
+    confirmed_at: float | None = None
+    #: The id that it came with was renewed by another request. It works on the
+    #: session under its new id, which the browser has, or is about to get.
+    is_renewed: bool = False
     #: Whether the session was not stored before this request.
     is_new: bool = False
     wish: Wish = Wish.NOTHING
@@ -226,6 +243,8 @@ class Unit:
     is_saved: bool = False
     #: A function of ``atomic()`` is running.
     is_atomic: bool = False
+    #: Why the cookie that came is not accepted; ``None`` if it is, or nothing came.
+    ended_because: str | None = None
     #: ``session_lost`` was sent.
     is_loss_told: bool = False
     #: What earlier steps of this request owe the browser, whatever else happens.
@@ -261,6 +280,11 @@ class Unit:
     def is_closed(self) -> bool:
         """Whether the browser cannot be told anything any more."""
         return self.phase is not Phase.OPEN
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the session was opened from outside of its requests."""
+        return self.phase is Phase.OUTSIDE
 
     @property
     def key(self) -> str:
@@ -308,10 +332,10 @@ class Unit:
         if not self.is_exposed:
             return "", None
         try:
-            encoded = stored.serializer.dumps(self.data)
-        except SerializationError:
+            encoded = HiddenBytes(stored.serializer.dumps(self.data))
+        except SerializationError as error:
             if stored.serializer is serializer:
-                raise
+                raise forget_frames(error) from error.__cause__
             # What was stored, the former serializer could write.
             return "nested change", None
         if is_same(stored.serializer, encoded, stored.payload):
@@ -351,6 +375,7 @@ class Unit:
         self.wish = self.least_wish
         self.own_meta = None
         self.is_modified = False
+        self.confirmed_at = None
 
     # What becomes known
 
@@ -363,6 +388,8 @@ class Unit:
         self.data = {}
         self.lifetime = None
         self.own_meta = None
+        self.confirmed_at = None
+        self.is_renewed = False
         self._owe_no_id()
 
     def begin_empty(self) -> None:
@@ -402,6 +429,12 @@ class Unit:
         # Somebody may hold on to a list that is in there now.
         self.is_exposed = True
         return True
+
+    def follow(self, key: str) -> None:
+        """Its id was renewed: go on with the record that has this key now."""
+        assert self.identity is not None  # noqa: S101 - for type checkers
+        self.identity = self.identity._replace(key=key)
+        self.is_renewed = True
 
     def lose(self) -> None:
         """Another request has ended the session, or given it another id."""

@@ -13,9 +13,8 @@ import time
 import typing as t
 
 from .core import Core
+from .core import counts_from
 from .ids import is_key
-from .payload import read_issued_at
-from .record import Record
 from .rotation import predecessor_of
 from .unit import Unit
 
@@ -48,7 +47,7 @@ def tell_stored(
     finally:
         core.send(signal, unit.key, unit.stored_user, **values)
         for key in ended:
-            core.send_destroyed(key, unit.stored_user)
+            core.send_destroyed(key, unit.stored_user, "limit")
 
 
 def _end_first(core: Core, unit: Unit, ended: list[str]) -> None:
@@ -69,17 +68,17 @@ def _end_first(core: Core, unit: Unit, ended: list[str]) -> None:
         # What has gone meanwhile may have another id now, and is counted again.
         gone_before, gone = gone, {*keys} - {*loaded}
         moments = {
-            key: logged_in_at(record)
+            key: counts_from(record)
             for key, record in loaded.items()
             if predecessor_of(record, core.config.key_prefix) not in loaded
         }
-        moments[own_key] = logged_in_at(unit.record)
+        moments[own_key] = counts_from(unit.record)
         chosen, is_unclear = _choose(moments, own_key, limit, core.clock())
         if is_unclear and tries == _TRIES - 1:
             chosen, is_unclear = _spare(moments, own_key, limit), False
         for key in chosen:
             if core.ask(unit, "delete", core.backend.delete, key):
-                core.ended.add(key)
+                core.ended.add(key, "limit")
                 ended.append(key)
             else:
                 gone.add(key)
@@ -87,11 +86,6 @@ def _end_first(core: Core, unit: Unit, ended: list[str]) -> None:
             time.sleep(random.uniform(0.5, 1.5) * _PAUSE)  # noqa: S311
         elif gone <= gone_before or own_key in ended:
             return
-
-
-def logged_in_at(record: Record) -> float:
-    """Return when a session's user logged in: the order that the limit goes by."""
-    return read_issued_at(record.data) or record.created_at
 
 
 def _choose(

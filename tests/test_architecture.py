@@ -37,7 +37,7 @@ CALLERS = {
         "ending.py",
         "rotation.py",
     ),
-    *("user_limit.py", "operator.py", "core.py"),
+    *("user_limit.py", "operator.py", "outside.py", "core.py"),
     *("takeover", "backends", "testing"),
     "cleanup.py",  # which prunes, and does nothing else
 }

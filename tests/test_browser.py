@@ -158,7 +158,12 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Site]:
+    """Serve the application; a parameter is for how many seconds sessions live."""
+    if (lifetime := getattr(request, "param", None)) is not None:
+        monkeypatch.setenv("FLASK_SESSION_IDLE_TIMEOUT", str(lifetime))
     monkeypatch.setattr(
         "example_app.users.generate_password_hash",
         functools.partial(generate_password_hash, method="pbkdf2:sha256:1000"),
@@ -339,6 +344,28 @@ def test_a_change_of_the_password_logs_out_everywhere_else(
     phone.click("Notes")
     assert not phone.is_logged_in
     phone.log_in("ada", "enchantress")
+
+
+@pytest.mark.parametrize("site", [8], indirect=True)
+def test_a_dialog_counts_down_and_then_the_log_in_says_why(
+    open_browser: Opener,
+) -> None:
+    desktop = open_browser()
+    desktop.log_in()
+    dialog = desktop.page.get_by_role("dialog", name="Are you still there?")
+    dialog.wait_for()
+    seconds = dialog.locator("output")
+    assert 0 < int(seconds.inner_text()) <= 8
+    with desktop.page.expect_response("**/session/stay") as answer:
+        desktop.button("Stay logged in").click()
+    assert 0 < answer.value.json()["seconds"] <= 8
+    assert desktop.is_logged_in
+    # It goes by itself, without a click.
+    desktop.link("Log in").wait_for()
+    assert not dialog.is_visible()
+    desktop.click("Log in")
+    reason = "You were logged out because you have not been here for a while."
+    assert desktop.message == reason
 
 
 def test_an_administrator_ends_the_session_of_somebody(open_browser: Opener) -> None:

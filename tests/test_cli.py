@@ -295,8 +295,8 @@ def test_list_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     advance(site, 3600)
     site.browser().set(n=1)
     assert printed(site.app, "list") == (
-        "HANDLE        USER  LAST SEEN (UTC)   CREATED (UTC)     EXPIRES (UTC)\n"
-        f"{SECOND_HANDLE[:12]}  -     2100-01-01 01:00  2100-01-01 01:00"
+        "HANDLE        USER  LAST SEEN (UTC)   LOGGED IN (UTC)   EXPIRES (UTC)\n"
+        f"{SECOND_HANDLE[:12]}  -     2100-01-01 01:00  -               "
         "  2100-02-01 01:00\n"
         f"{FIRST_HANDLE[:12]}  ada   2100-01-01 00:00  2100-01-01 00:00"
         "  2100-02-01 00:00\n"
@@ -334,6 +334,7 @@ def test_list_prints_a_document(site: Site) -> None:
               "handle": "{FIRST_HANDLE}",
               "user": "ada",
               "created_at": "2100-01-01T00:00:00+00:00",
+              "authenticated_at": "2100-01-01T00:00:00+00:00",
               "last_seen_at": "2100-01-01T00:00:00+00:00",
               "expires_at": "2100-02-01T00:00:00+00:00",
               "meta": {{
@@ -482,15 +483,20 @@ def test_show_prints_what_is_known() -> None:
         "User        ada\n"
         "Last seen   2100-01-01 00:00:00 UTC\n"
         "Created     2100-01-01 00:00:00 UTC\n"
+        "Logged in   2100-01-01 00:00:00 UTC\n"
         "Expires     2100-02-01 00:00:00 UTC\n"
         "Address     127.0.0.1\n"
         f"User agent  Mozilla/5.0 {'x' * 90}\n"
     )
-    assert "User       (nobody)\n" in printed(site.app, "show", SECOND_HANDLE)
+    shown = printed(site.app, "show", SECOND_HANDLE)
+    assert "User       (nobody)\n" in shown
+    assert "Logged in  -\n" in shown
+    assert read(site.app, "show", SECOND_HANDLE)["authenticated_at"] is None
     assert read(site.app, "show", FIRST_HANDLE) == {
         "handle": FIRST_HANDLE,
         "user": "ada",
         "created_at": "2100-01-01T00:00:00+00:00",
+        "authenticated_at": "2100-01-01T00:00:00+00:00",
         "last_seen_at": "2100-01-01T00:00:00+00:00",
         "expires_at": "2100-02-01T00:00:00+00:00",
         "meta": {
@@ -934,7 +940,7 @@ def test_what_is_printed_fits_into_a_terminal(tmp_path: Path) -> None:
             assert len(row) + 1 <= width  # the user takes two cells
     code, _, shown = terminal.run("list", "--full", columns=80)
     assert shown.count(agent) == 2
-    assert "CREATED (UTC)" in shown
+    assert "LOGGED IN (UTC)" in shown
     code, _, shown = terminal.run("info", columns=80)
     assert code == 0
     before, _, after = shown.partition("SETTING ")
@@ -1161,6 +1167,30 @@ def test_info_prints_backend_and_settings() -> None:
         SESSION_MAX_PER_USER          None                     default
         SESSION_TRACK                 []                       default
         """
+    )
+
+
+def test_info_shows_what_is_in_force_and_what_came_too_late() -> None:
+    app = make_app(SESSION_MAX_SIZE=10)
+    app.config.update(SESSION_MAX_SIZE=20, SESSION_TRACK=("user_agent",))
+    lines = printed(app, "info").splitlines()
+    later = "(a later one is not in force)"
+    for key, value, origin in (
+        ("SESSION_MAX_SIZE", "10", "app.config"),
+        ("SESSION_TRACK", "[]", "default"),
+    ):
+        (line,) = [line for line in lines if line.startswith(key)]
+        assert line.split(maxsplit=2) == [key, value, f"{origin} {later}"]
+    document = read(app, "info")
+    late = {"value": [], "origin": "default", "late": True}
+    assert document["settings"]["SESSION_TRACK"] == late
+    assert [found["setting"] for found in document["warnings"]] == [
+        "SESSION_MAX_SIZE",
+        "SESSION_TRACK",
+    ]
+    assert document["warnings"][0]["message"] == (
+        "was set or changed after ServerSession(app) or init_app(app), and is not in"
+        " force. Set it before."
     )
 
 

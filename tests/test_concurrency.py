@@ -894,6 +894,7 @@ def test_a_lost_session_is_an_error_page_without_a_cookie() -> None:
     site = memory_site(SESSION_ON_LOST="raise", TESTING=False)
     browser = start(site, n=0)
     twin = browser.twin()
+    losses = Losses(site)
 
     def view() -> None:
         flask_session["late"] = 1
@@ -902,6 +903,7 @@ def test_a_lost_session_is_an_error_page_without_a_cookie() -> None:
     response = twin.visit(view)
     assert response.status_code == 500
     assert cookie_of(response, site) == "none"
+    assert len(losses) == 1
 
 
 def test_reload_shows_that_the_session_is_gone(site: Site) -> None:

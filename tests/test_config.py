@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 import typing as t
+import warnings
 from pathlib import Path
 
 import psycopg
@@ -18,6 +19,7 @@ import pytest
 import sqlalchemy as sa
 from cachelib import SimpleCache
 from flask import Flask
+from flask import current_app
 
 from flask_serversession import ConfigurationError
 from flask_serversession import ConfigurationWarning
@@ -335,6 +337,7 @@ def utc(*args: int) -> dt.datetime:
         ("SESSION_SQLALCHEMY_TABLE", "T" * 63, "T" * 63),
         ("SESSION_SQLALCHEMY_SCHEMA", None, None),
         ("SESSION_SQLALCHEMY_SCHEMA", "one", "one"),
+        ("SESSION_SQLALCHEMY_SCHEMA", "my-app", "my-app"),
         ("SESSION_SQLALCHEMY_BIND_KEY", "two", "two"),
         ("SESSION_FILESYSTEM_PATH", "/nowhere", "/nowhere"),
         ("SESSION_FILESYSTEM_PATH", Path("/nowhere"), "/nowhere"),
@@ -413,6 +416,10 @@ def test_sessions_may_be_taken_over_from_one_kind_or_several() -> None:
         ("SESSION_SQLALCHEMY_TABLE", "T" * 64),
         ("SESSION_SQLALCHEMY_TABLE", "1a"),
         ("SESSION_SQLALCHEMY_TABLE", None),
+        ("SESSION_SQLALCHEMY_SCHEMA", ""),
+        ("SESSION_SQLALCHEMY_SCHEMA", " a"),
+        ("SESSION_SQLALCHEMY_SCHEMA", "a\n"),
+        ("SESSION_SQLALCHEMY_SCHEMA", "a" * 64),
         ("SESSION_FILESYSTEM_PATH", ""),
         ("SESSION_FILESYSTEM_PATH", "a\0b"),
         ("SESSION_FILESYSTEM_PATH", b"bytes"),
@@ -623,6 +630,57 @@ def test_a_flask_sqlalchemy_object_is_taken_in_an_application_factory() -> None:
     assert "server_sessions" in db.metadata.tables
 
 
+class Lite:
+    """What Flask-SQLAlchemy-Lite's object has."""
+
+    def __init__(self, engine: t.Any) -> None:
+        self._engine = engine
+
+    @property
+    def engines(self) -> dict[str, t.Any]:
+        assert current_app
+        return {"default": self._engine, "other": self._engine}
+
+
+@pytest.mark.parametrize("key", [None, "other"])
+def test_a_flask_sqlalchemy_lite_object_is_taken(key: str | None) -> None:
+    import sqlalchemy as sa
+
+    app = Flask("site")
+    app.extensions["sqlalchemy"] = lite = Lite(sa.create_engine("sqlite:///a.db"))
+    app.config.update(
+        SECRET_KEY="k",
+        SESSION_BACKEND="sqlalchemy",
+        SESSION_SQLALCHEMY=lite,
+        SESSION_SQLALCHEMY_BIND_KEY=key,
+    )
+    ServerSession(app)
+    backend = app.extensions["serversession"].backend
+    assert str(backend._engine.url) == "sqlite:///a.db"
+
+
+def test_an_application_that_is_not_flasks_is_refused() -> None:
+    class Quart:
+        extensions: t.ClassVar[dict[str, t.Any]] = {}
+
+    with pytest.raises(ConfigurationError, match="serves Flask applications, not a"):
+        ServerSession(t.cast("Flask", Quart()))
+
+
+@pytest.mark.parametrize(
+    "url", ["valkey://h:1/0", "valkeys://h:1/0", "valkey+sentinel://h:1/m/0"]
+)
+def test_valkeys_urls_are_understood(url: str) -> None:
+    state_of(SESSION_BACKEND="redis", SESSION_REDIS_URL=url)
+
+
+@pytest.mark.parametrize("url", ["postgres://u@h/d", "postgres+psycopg://u@h/d"])
+def test_the_old_name_of_postgresql_is_understood(url: str) -> None:
+    state = state_of(SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY_URL=url)
+    backend: t.Any = state.backend
+    assert backend._engine.dialect.name == "postgresql"
+
+
 def test_a_prefix_that_the_backend_cannot_take_is_one_of_the_problems() -> None:
     error = refused(
         SESSION_BACKEND="filesystem", SESSION_KEY_PREFIX="%" * 90, SESSION_RESAVE=1
@@ -636,15 +694,15 @@ def test_a_cache_that_evicts_live_sessions_is_warned_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "remedy"),
+    "url",
     [
-        ("postgresql+psycopg2://me@localhost/d", "Use 'postgresql+psycopg://'"),
-        ("mysql+mysqlconnector://me@localhost/d", "Use 'mysql+pymysql://'"),
-        ("mysql+mariadbconnector://me@localhost/d", "Use 'mysql+pymysql://'"),
-        ("postgresql+psycopg://me@localhost/d", "Update it to version 3.2.11"),
+        "postgresql+psycopg2://me@localhost/d",
+        "postgresql+psycopg://me@localhost/d",
+        "mysql+mysqlconnector://me@localhost/d",
+        "mysql+mariadbconnector://me@localhost/d",
     ],
 )
-def test_a_driver_that_waits_without_limit_is_warned_of(url: str, remedy: str) -> None:
+def test_a_driver_that_waits_without_limit_is_warned_of(url: str) -> None:
     # Versions only: nothing is connected at the start.
     driver = types.SimpleNamespace(
         __version__="3.2.9" if "psycopg:" in url else "2.9.10",
@@ -655,7 +713,7 @@ def test_a_driver_that_waits_without_limit_is_warned_of(url: str, remedy: str) -
     warning = driver_warning(engine)
     assert warning is not None
     assert repr(engine.dialect.driver) in warning
-    assert remedy in warning
+    assert "Use psycopg 3.2.11 or later" in warning
     if "psycopg2" not in url:  # which has to be installed for it
         with pytest.warns(ConfigurationWarning, match=re.escape(warning)):
             state_of(SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY=engine)
@@ -766,3 +824,93 @@ def test_what_would_fail_later_is_refused_at_once(
     assert key in str(info.value)
     assert expected in str(info.value)
     assert "oldkey" not in str(info.value)
+
+
+# Settings that come too late
+
+
+def late_warnings(app: Flask, requests: int = 1) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(requests):
+            app.test_client().get("/")
+    assert {warning.category for warning in caught} <= {ConfigurationWarning}
+    return [str(warning.message) for warning in caught]
+
+
+def make_late(**early: t.Any) -> Flask:
+    app = Flask("site")
+    app.config.update(SECRET_KEY="k", SESSION_BACKEND="memory", TESTING=True, **early)
+    ServerSession(app)
+    return app
+
+
+LATE = (
+    "These settings were set or changed after ServerSession(app) or init_app(app) had"
+    " read them, and are not in force: {}. Set them before."
+)
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "names"),
+    [
+        ({}, {"SESSION_TRACK": ("user_agent",)}, "'SESSION_TRACK'"),
+        ({}, {"SESSION_TRACK": "nonsense"}, "'SESSION_TRACK'"),
+        (
+            {"SESSION_MAX_SIZE": 10},
+            {"SESSION_RESAVE": True, "SESSION_MAX_SIZE": 20},
+            "'SESSION_MAX_SIZE', 'SESSION_RESAVE'",
+        ),
+        ({}, {"SESSION_BACKEND": "filesystem"}, "'SESSION_BACKEND'"),
+    ],
+)
+def test_a_setting_that_comes_too_late_gets_one_warning_at_the_first_request(
+    early: dict[str, t.Any], late: dict[str, t.Any], names: str
+) -> None:
+    app = make_late(**early)
+    app.config.update(late)
+    assert late_warnings(app, requests=3) == [LATE.format(names)]
+
+
+def test_a_setting_that_is_taken_away_is_still_in_force() -> None:
+    app = make_late(SESSION_RESAVE=True)
+    del app.config["SESSION_RESAVE"]
+    assert late_warnings(app) == [LATE.format("'SESSION_RESAVE'")]
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        {},
+        {"SESSION_TRACK": []},
+        {"SESSION_IDLE_TIMEOUT": dt.timedelta(minutes=1)},
+        {"SESSION_RESAVE": False, "SESSION_BACKEND": "memory"},
+        # Flask's are read at each response.
+        {"SESSION_COOKIE_NAME": "id", "SESSION_REFRESH_EACH_REQUEST": False},
+        {"PERMANENT_SESSION_LIFETIME": 60, "SECRET_KEY": "another"},
+    ],
+    ids=repr,
+)
+def test_what_is_in_force_anyway_gets_no_warning(late: dict[str, t.Any]) -> None:
+    app = make_late(SESSION_IDLE_TIMEOUT=60)
+    app.config.update(late)
+    assert late_warnings(app) == []
+
+
+def test_an_object_that_cannot_be_compared_is_another_one() -> None:
+    class Odd:
+        def __eq__(self, other: object) -> bool:
+            raise TypeError
+
+        __hash__ = None  # type: ignore[assignment]
+
+    app = make_late()
+    app.config["SESSION_REDIS"] = Odd()
+    assert late_warnings(app) == [LATE.format("'SESSION_REDIS'")]
+
+
+def test_no_request_but_the_first_looks_for_late_settings() -> None:
+    app = make_late()
+    assert late_warnings(app) == []
+    app.config["SESSION_RESAVE"] = True
+    assert late_warnings(app) == []

@@ -19,8 +19,10 @@ from flask_serversession.core import Core
 from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
 from flask_serversession.serializers import serializer_for
+from flask_serversession.serializers.lazy import LazyMap
 from flask_serversession.signals import backend_failed
 from flask_serversession.unit import Identity
+from flask_serversession.unit import Stored
 from flask_serversession.unit import Unit
 from flask_serversession.unit import Wish
 
@@ -54,9 +56,10 @@ class Meeting:
         payload = self.core.dumps(unit)
         return self.core.make_record(unit, IDENTITY, payload, now, now, now)
 
-    def store(self, record: Record) -> None:
-        self.site.backend.delete(IDENTITY.key)
-        self.site.backend.create(IDENTITY.key, record)
+    def base(self, **values: t.Any) -> Stored:
+        """Give what changes are compared with."""
+        assert self.unit.stored is not None
+        return self.unit.stored._replace(**values)
 
 
 # Waiting
@@ -107,16 +110,21 @@ def test_after_a_hundred_it_is_an_error(pauses: list[float]) -> None:
     assert pauses == []
 
 
-def test_what_is_gone_after_the_pause_is_not_merged(pauses: list[float]) -> None:
+def test_what_is_found_after_the_pause_is_what_is_there(pauses: list[float]) -> None:
     meeting = Meeting({"n": 1})
     tombstone = dataclasses.replace(meeting.record, data=TOMBSTONE_DATA)
-    meeting.store(tombstone)
-    assert wait(meeting.core, meeting.unit, meeting.record, 2) is None
     meeting.site.backend.delete(IDENTITY.key)
     assert wait(meeting.core, meeting.unit, meeting.record, 2) is None
+    meeting.site.backend.create(IDENTITY.key, tombstone)
+    found = wait(meeting.core, meeting.unit, meeting.record, 2)
+    assert found is not None
+    assert found.is_tombstone
     error = RecordError("It is damaged.", "damaged")
-    with meeting.site.backend.failing("load", error=error):
-        assert wait(meeting.core, meeting.unit, meeting.record, 2) is None
+    with (
+        meeting.site.backend.failing("load", error=error),
+        pytest.raises(RecordError),
+    ):
+        wait(meeting.core, meeting.unit, meeting.record, 2)
 
 
 def test_an_engine_that_fails_after_the_pause_is_told_of(pauses: list[float]) -> None:
@@ -189,6 +197,7 @@ def test_the_policy_may_be_to_overwrite() -> None:
     meeting = Meeting({"n": 1}, SESSION_CONFLICT="overwrite")
     unit = meeting.unit
     unit.data["mine"] = 1
+    unit.want(Wish.SAVE)
     current = meeting.write({"n": 1, "theirs": 1}, 9.0)
     resolve(meeting.core, unit, current)
     assert unit.data == {"n": 1, "mine": 1}
@@ -199,6 +208,7 @@ def test_the_policy_may_be_to_overwrite() -> None:
 def test_the_policy_may_be_to_raise() -> None:
     meeting = Meeting({"n": 1}, SESSION_CONFLICT="raise")
     meeting.unit.data["mine"] = 1
+    meeting.unit.want(Wish.SAVE)
     with pytest.raises(ConflictError) as caught:
         resolve(meeting.core, meeting.unit, meeting.write({"theirs": 1}))
     assert str(caught.value) == (
@@ -211,18 +221,17 @@ def test_the_policy_may_be_to_raise() -> None:
 def test_what_the_former_serializer_wrote_is_compared_with() -> None:
     meeting = Meeting({"n": 1})
     unit, json = meeting.unit, serializer_for("json")
-    base = json.dumps({"n": 1, "gone": 1})
+    base = meeting.base(serializer=json, payload=json.dumps({"n": 1, "gone": 1}))
     current = meeting.write({"n": 1, "gone": 1, "theirs": 1})
-    rebase(meeting.core, unit, current, base, json, {"n": 2})
+    rebase(meeting.core, unit, current, base, {"n": 2})
     assert unit.data == {"n": 2, "theirs": 1}
 
 
 def test_what_is_put_on_top_of_what_it_came_from_stays_as_it_is() -> None:
     meeting = Meeting({"items": ["a"]})
     unit = meeting.unit
-    assert unit.stored is not None
-    base, mine = unit.stored.payload, {"items": ["b"]}
-    rebase(meeting.core, unit, meeting.record, base, meeting.core.serializer, mine)
+    mine = {"items": ["b"]}
+    rebase(meeting.core, unit, meeting.record, meeting.base(), mine)
     assert unit.data is mine
 
 
@@ -230,11 +239,9 @@ def test_a_new_session_keeps_its_own_lifetime() -> None:
     meeting = Meeting({"n": 1})
     unit = meeting._new_unit()
     unit.lifetime = 5.0
-    serializer = meeting.core.serializer
     current = meeting.write({"n": 1}, 9.0)
-    unit.stored = None
-    base = serializer.dumps({})
-    rebase(meeting.core, unit, current, base, serializer, {"mine": 1})
+    base = meeting.base(payload=meeting.core.serializer.dumps({}))
+    rebase(meeting.core, unit, current, base, {"mine": 1})
     assert unit.lifetime == 5
     assert unit.data == {"n": 1, "mine": 1}
 
@@ -251,3 +258,142 @@ def test_what_cannot_be_read_is_not_overwritten() -> None:
     assert isinstance(caught.value.__cause__, RecordError)
     assert caught.value.backend == meeting.site.backend.name
     assert caught.value.operation == "replace"
+
+
+# Large sessions, of which only what was touched is brought together
+
+LARGE = {name: [name * 400] for name in "abcdefgh"}
+
+
+def test_of_a_large_session_only_what_was_touched_is_merged() -> None:
+    meeting = Meeting({**LARGE, "n": 1, "log": ["begun"], "gone": 1, "theirs": 1})
+    unit = meeting.unit
+    assert isinstance(unit.data, LazyMap)
+    unit.data["a"].append("mine")
+    unit.data["log"].append("mine")
+    unit.data["new"] = "mine"
+    unit.data["both"] = "mine"
+    del unit.data["gone"]
+    del unit.data["d"]
+    del unit.data["e"]
+    theirs = {**LARGE, "n": 2, "log": ["begun", "theirs"], "gone": 1, "both": "theirs"}
+    theirs["b"] = ["b" * 400, "theirs"]
+    del theirs["c"], theirs["e"]
+    current = meeting.write(theirs)
+    before = unit.data
+    resolve(meeting.core, unit, current)
+    expected = {**LARGE, "n": 2, "log": ["begun", "theirs", "mine"], "both": "mine"}
+    expected |= {"a": ["a" * 400, "mine"], "b": ["b" * 400, "theirs"], "new": "mine"}
+    del expected["c"], expected["d"], expected["e"]
+    assert dict(unit.data) == expected
+    assert unit.data is not before
+    assert isinstance(unit.data, LazyMap)
+
+
+def test_what_nobody_has_touched_of_a_large_session_is_not_even_read() -> None:
+    meeting = Meeting({**LARGE, "n": 1})
+    unit = meeting.unit
+    unit.data["n"] = 2
+    resolve(meeting.core, unit, meeting.write({**LARGE, "m": 1}))
+    assert isinstance(unit.data, LazyMap)
+    # They are copied as bytes when it is stored.
+    assert all(unit.data.part(name) is not None for name in LARGE)
+    assert unit.data.part("n") is None
+    assert (unit.data["n"], unit.data["m"]) == (2, 1)
+
+
+@pytest.mark.parametrize("is_mine_large", [True, False])
+def test_a_large_and_a_small_version_are_merged_as_any(is_mine_large: bool) -> None:
+    large, small = {**LARGE, "n": 1}, {"n": 1, "m": 1}
+    meeting = Meeting(large if is_mine_large else small)
+    unit = meeting.unit
+    assert isinstance(unit.data, LazyMap) is is_mine_large
+    unit.data["mine"] = 1
+    resolve(meeting.core, unit, meeting.write(small if is_mine_large else large))
+    expected = small if is_mine_large else large
+    assert dict(unit.data) == {**expected, "mine": 1}
+
+
+def test_what_python_holds_for_equal_is_told_apart_in_large_sessions_too() -> None:
+    meeting = Meeting({**LARGE, "n": 1, "m": 1})
+    meeting.unit.data.update(n=True, m=1)
+    resolve(meeting.core, meeting.unit, meeting.write({**LARGE, "n": 1, "m": 2}))
+    assert meeting.unit.data["n"] is True
+    assert meeting.unit.data["m"] == 2
+
+
+# What counts as a change
+
+
+def test_who_has_written_nothing_is_in_conflict_with_nothing() -> None:
+    for policy in ("raise", "overwrite", "merge"):
+        meeting = Meeting({"n": 1}, SESSION_CONFLICT=policy)
+        unit = meeting.unit
+        for wish in (Wish.NOTHING, Wish.TOUCH, Wish.NEW_ID):
+            unit.wish = wish
+            resolve(meeting.core, unit, meeting.write({"n": 1, "theirs": 1}))
+            assert unit.data == {"n": 1, "theirs": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda unit: unit.data.update(n=2),
+        lambda unit: unit.data.update(n=object()),
+        lambda unit: setattr(unit, "lifetime", 5.0),
+    ],
+    ids=["content", "what nobody can write", "lifetime"],
+)
+def test_who_wants_a_new_id_may_have_written_too(
+    change: t.Callable[[Unit], object],
+) -> None:
+    meeting = Meeting({"n": 1}, SESSION_CONFLICT="raise")
+    unit = meeting.unit
+    unit.want(Wish.NEW_ID)
+    change(unit)
+    with pytest.raises(ConflictError):
+        resolve(meeting.core, unit, meeting.write({"theirs": 1}))
+
+
+@pytest.mark.parametrize("wish", [Wish.SAVE, Wish.RESTART, Wish.END])
+def test_other_wishes_to_write_are_changes_by_themselves(wish: Wish) -> None:
+    meeting = Meeting({"n": 1}, SESSION_CONFLICT="raise")
+    meeting.unit.want(wish)
+    with pytest.raises(ConflictError):
+        resolve(meeting.core, meeting.unit, meeting.write({"theirs": 1}))
+
+
+# What the application tells of the session
+
+
+def test_what_two_requests_tell_is_brought_together() -> None:
+    meeting = Meeting({"n": 1})
+    unit = meeting.unit
+    base = dataclasses.replace(meeting.record, meta={"a": "1", "b": "1", "c": "1"})
+    meeting.core.adopt(unit, base)
+    unit.change_meta({"a": "mine", "b": "1", "d": "mine"})  # and not c
+    meta = {"a": "1", "b": "theirs", "c": "1", "e": "theirs", "user_agent": "a browser"}
+    current = dataclasses.replace(meeting.write({"n": 1}), meta=meta)
+    resolve(meeting.core, unit, current)
+    assert unit.own_meta == {"a": "mine", "b": "theirs", "d": "mine", "e": "theirs"}
+
+
+@pytest.mark.parametrize("policy", ["merge", "overwrite"])
+def test_who_tells_nothing_leaves_what_another_tells(policy: str) -> None:
+    meeting = Meeting({"n": 1}, SESSION_CONFLICT=policy)
+    unit = meeting.unit
+    unit.want(Wish.SAVE)
+    current = dataclasses.replace(meeting.write({"n": 1}), meta={"a": "theirs"})
+    resolve(meeting.core, unit, current)
+    # Unless it is to be overwritten: then it is as this request has seen it.
+    assert unit.own_meta == ({} if policy == "overwrite" else None)
+
+
+def test_who_starts_over_tells_what_it_has_told_alone() -> None:
+    meeting = Meeting({"n": 1})
+    unit = meeting.unit
+    unit.want(Wish.RESTART)
+    unit.change_meta({"a": "mine"})
+    current = dataclasses.replace(meeting.write({"n": 1}), meta={"b": "theirs"})
+    resolve(meeting.core, unit, current)
+    assert unit.own_meta == {"a": "mine"}

@@ -21,7 +21,7 @@ from flask.testing import FlaskClient
 from flask_serversession import BackendUnavailableError
 from flask_serversession import ServerSession
 from flask_serversession.interface import ServerSessionInterface
-from flask_serversession.sessions import opened_session
+from flask_serversession.opened import opened_session
 
 from .flask_version import HAS_ONE_CONTEXT
 from .site import Browser

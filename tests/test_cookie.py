@@ -33,20 +33,20 @@ OF_OLDER_SECRET = f"{ID}.b6553f100-5f5e1000.ys3te5STU_Cv1Ic3dTGzbX4UhkRmtb22Q_iA
 def test_cookies_of_former_versions_are_known() -> None:
     signer = CookieSigner(["a secret", "older"])
     assert signer.verify(PERMANENT) == CookieState(
-        id=ID, is_permanent=True, touched_at=1_700_000_001, created_at=1_600_000_000
+        id=ID, is_permanent=True, touched_at=1_700_000_001, counts_from=1_600_000_000
     )
     assert signer.verify(OWN_LIFETIME) == CookieState(
         id=ID,
         is_permanent=False,
         touched_at=1_700_000_000,
-        created_at=1_600_000_000,
+        counts_from=1_600_000_000,
         lifetime=90.001,
     )
     assert signer.verify(OF_OLDER_SECRET) == CookieState(
         id=ID,
         is_permanent=False,
         touched_at=1_700_000_000,
-        created_at=1_600_000_000,
+        counts_from=1_600_000_000,
         is_stale=True,
     )
 
@@ -344,7 +344,9 @@ NOW = 1_800_000_000.0
 def set_ours(app: Flask, expires: t.Any) -> str:
     with app.test_request_context():
         response = app.make_response("")
-        set_cookie(app.session_interface, app, response, "a-value", expires, NOW)
+        set_cookie(
+            app.session_interface, app, response, lambda: "a-value", expires, NOW
+        )
         return response.headers["Set-Cookie"]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from flask_serversession import BackendUnavailableError
 from flask_serversession import RecordError
+from flask_serversession import SerializationError
 from flask_serversession import SessionTooLargeError
 from flask_serversession.cookie import CookieState
 from flask_serversession.core import Core
@@ -101,6 +102,7 @@ def fail(*args: t.Any) -> t.NoReturn:
 def test_what_the_backend_answers_is_given() -> None:
     core = make_core()
     unit = loaded(core)
+    assert core.backend is sites[-1].backend
     assert core.ask(unit, "load", lambda *args, **kw: (args, kw), 1, a=2) == (
         (1,),
         {"a": 2},
@@ -193,8 +195,8 @@ def test_a_signal_is_sent_with_the_application_the_handle_and_the_user() -> None
 def test_what_was_ended_is_remembered_and_told() -> None:
     core = make_core()
     heard, key = Heard(session_destroyed), f"{core.config.key_prefix}a handle"
-    core.send_destroyed(key, "ada")
-    assert heard == [{"handle": "a handle", "user": "ada"}]
+    core.send_destroyed(key, "ada", "revoked")
+    assert heard == [{"handle": "a handle", "user": "ada", "reason": "revoked"}]
     assert core.ended.has(key)
 
 
@@ -202,7 +204,23 @@ def test_a_cookie_that_was_not_accepted_is_told_with_the_reason() -> None:
     core = make_core()
     heard = Heard(session_rejected)
     core.reject("", "forged")
-    assert heard == [{"handle": None, "user": None, "reason": "forged"}]
+    core.reject(f"{core.config.key_prefix}a handle", "unknown")
+    assert heard == [
+        {"handle": None, "user": None, "reason": "forged"},
+        {"handle": "a handle", "user": None, "reason": "unknown"},
+    ]
+
+
+def test_a_receiver_may_be_a_coroutine() -> None:
+    core = make_core()
+    heard: list[object] = []
+
+    async def hear(app: object, **values: t.Any) -> None:
+        heard.append(app)
+
+    with session_created.connected_to(hear, sites[-1].app):
+        core.send(session_created, "", None)
+    assert heard == [sites[-1].app]
 
 
 # Names
@@ -225,6 +243,28 @@ def test_an_id_is_issued_by_the_generator_that_is_set() -> None:
 )
 def test_a_user_is_a_text(data: dict[str, t.Any], user: str | None) -> None:
     assert make_core().user_of(data) == user
+
+
+def test_who_is_logged_in_is_found_under_several_keys_or_by_a_function() -> None:
+    core = make_core(SESSION_USER_KEY=("first", "second"))
+    assert core.user_of({"second": "b"}) == core.user_text_of({"second": "b"}) == "b"
+    assert core.user_of({"first": "a", "second": "b"}) == "a"
+    assert core.is_user_key("second") is True
+    assert core.is_user_key("third") is False
+    core = make_core(SESSION_USER_KEY=lambda own: own["who"])
+    assert core.user_of({"who": "a"}) == "a"
+    # Nobody is asked about what is empty.
+    assert core.user_of({}) is core.user_of({"_permanent": True}) is None
+    assert core.is_user_key("who") is False
+
+
+def test_a_user_with_a_long_name_is_kept_under_a_shorter_one() -> None:
+    core = make_core()
+    name = core.user_of({"_user_id": "x" * 256})
+    assert name is not None
+    assert len(name) <= 255
+    assert core.user_text_of({"_user_id": "x" * 256}) == "x" * 256
+    assert core.user_of({"_user_id": "x" * 255}) == "x" * 255
 
 
 def test_only_a_new_session_gets_an_id_when_it_is_asked_for_one() -> None:
@@ -284,6 +324,8 @@ def test_the_time_out_is_that_of_the_kind_of_session() -> None:
     core = make_core(PERMANENT_SESSION_LIFETIME=900, SESSION_IDLE_TIMEOUT=600)
     assert core.idle_timeout(True) == 900
     assert core.idle_timeout(False) == 600
+    assert core.lifetime_of(begun(_permanent=True)) == 900
+    assert core.lifetime_of(begun()) == 600
     core = make_core(PERMANENT_SESSION_LIFETIME=dt.timedelta(hours=1))
     assert core.idle_timeout(True) == core.idle_timeout(False) == 3600
     unit = begun()
@@ -333,7 +375,66 @@ def test_a_session_is_idle_at_the_end_of_its_lifetime() -> None:
     assert core.is_idle(unit) is True
 
 
+def test_use_now_prolongs_a_session_up_to_its_absolute_time_out() -> None:
+    core = make_core(SESSION_IDLE_TIMEOUT=600, SESSION_ABSOLUTE_TIMEOUT=620)
+    now = core.clock()
+    assert core.renewed(begun()) == now + 600
+    unit = loaded(core)  # 50 seconds old
+    assert core.renewed(unit) == now + 570
+    unit.want(Wish.RESTART)
+    assert core.renewed(unit) == now + 600
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_whether_use_renews_is_read_at_each_request(value: bool) -> None:
+    core = make_core(SESSION_REFRESH_EACH_REQUEST=not value)
+    sites[-1].app.config["SESSION_REFRESH_EACH_REQUEST"] = value
+    assert core.is_refreshed is value
+
+
 # What is in a record
+
+
+def test_what_the_application_tells_is_kept_beside_what_is_recorded() -> None:
+    core = make_core()
+    now = core.clock()
+    unit = begun(n=1)
+    unit.meta = {"user_agent": "a browser"}
+
+    def meta_of(unit: Unit) -> t.Mapping[str, str]:
+        payload = core.dumps(unit)
+        return core.make_record(unit, IDENTITY, payload, now, now, now).meta
+
+    assert meta_of(unit) is unit.meta
+    unit.change_meta({"device": "phone"})
+    assert meta_of(unit) == {"device": "phone", "user_agent": "a browser"}
+    unit.change_meta({"device": "x" * (4096 - 6)})
+    assert len(meta_of(unit)["device"]) == 4090
+    unit.change_meta({"device": "x" * (4096 - 5)})
+    with pytest.raises(SerializationError) as caught:
+        meta_of(unit)
+    assert str(caught.value) == (
+        "session.meta takes 4097 bytes with what another request has put there, and"
+        " may take 4096. Keep what is long in the session itself."
+    )
+    assert caught.value.path == "session.meta"
+    # What is there is there, and is not looked at again.
+    record = dataclasses.replace(loaded(core).record, meta=unit.own_meta)
+    unit = loaded(core)
+    assert unit.stored is not None
+    unit.stored = unit.stored._replace(record=record)
+    assert meta_of(unit) == record.meta
+
+
+def test_a_first_look_that_comes_second_adopts_nothing() -> None:
+    core = make_core()
+    unit = begun(n=1)
+    record = core.make_record(unit, IDENTITY, core.dumps(unit), 1, 1, 1)
+    found = new_unit()
+    found.identity = IDENTITY
+    assert core.adopt(found, record, is_first_look=True) is True
+    assert core.adopt(found, record, is_first_look=True) is False
+    assert core.adopt(found, record) is True
 
 
 def test_the_size_of_the_content_is_limited() -> None:

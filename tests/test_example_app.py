@@ -24,6 +24,7 @@ from werkzeug.test import TestResponse
 
 from example_app import create_app
 from example_app.auth import MAX_PASSWORD
+from example_app.extensions import server_session
 from example_app.notes import MAX_NOTES
 from example_app.notes import MAX_TEXT
 from example_app.shop import PRODUCTS
@@ -33,6 +34,7 @@ from example_app.words import ago
 from example_app.words import device
 from flask_serversession import Capability
 from flask_serversession.testing import CountingBackend
+from flask_serversession.testing import FakeClock
 
 from .backend_configs import Config
 
@@ -129,7 +131,8 @@ class Page(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = {name: value or "" for name, value in attrs}
         # What the Content-Security-Policy forbids would only be seen in a browser.
-        assert tag not in ("script", "style"), tag
+        assert tag != "style"
+        assert tag != "script" or found["src"].startswith("/static/"), found
         assert not any(n == "style" or n.startswith("on") for n in found), found
         if "id" in found:
             assert found["id"] not in self.ids, f"{found['id']} twice"
@@ -172,6 +175,8 @@ class Page(html.parser.HTMLParser):
             self.buttons.append(
                 Button(text, form, found.get("name"), found.get("value", ""))
             )
+        elif tag == "script":
+            assert not text, "a script in the page"
         elif tag == "textarea":
             self._controls.append({**found, "is_inside": ""})
             self.fields[self._form].append((found["name"], raw.removeprefix("\n")))
@@ -571,6 +576,85 @@ def test_what_needs_no_session_asks_nothing_of_the_backend(
     with backend_of(app).counting() as calls:
         browser.visit("/")
     assert calls == {"load": 1}
+
+
+# The end of a session
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    clock = FakeClock()
+    monkeypatch.setattr(server_session, "_clock", clock)
+    return clock
+
+
+def seconds_left(browser: Browser) -> float:
+    return t.cast(float, browser.client.get("/session/left").json["seconds"])
+
+
+def test_a_page_counts_down_to_the_log_out_and_does_not_hinder_it(
+    clock: FakeClock, make_app: AppMaker
+) -> None:
+    browser = Browser(make_app(SESSION_BACKEND="memory", SESSION_IDLE_TIMEOUT=600))
+    browser.log_in()
+    assert "countdown" in browser.page.ids
+    stay = browser.page.actions[browser.page.buttons[-1].form]
+    fields = {"csrf_token": browser.token}
+    for left in (600, 540, 480):
+        assert seconds_left(browser) == left
+        clock.advance(60)
+    assert browser.client.post(stay, data=fields).json == {"seconds": 600}
+    clock.advance(599)
+    assert seconds_left(browser) == 1
+    clock.advance(1)
+    assert seconds_left(browser) == 0
+    assert browser.client.post(stay, data=fields).status_code == 400
+    assert not browser.is_logged_in
+    assert "countdown" not in browser.page.ids
+
+
+def test_who_is_not_logged_in_is_not_asked_whether_they_are_there(
+    browser: Browser,
+) -> None:
+    browser.add_to_cart("pen")
+    assert "countdown" not in browser.page.ids
+    assert seconds_left(browser) == 0
+    assert Browser(browser.client.application).page.ids == set()
+
+
+ENDS: dict[str, Callable[[Flask, FakeClock], object]] = {
+    "you have not been here for a while": lambda app, clock: clock.advance(86_400),
+    "you have logged in on too many other devices since": lambda app, clock: (
+        clock.advance(1),
+        Browser(app).log_in(),
+    ),
+    "your session was ended from another device, or by an administrator": (
+        lambda app, clock: server_session.revoke_user("1")
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", ENDS)
+@pytest.mark.parametrize("address", ["/devices", "/log-in"])
+def test_who_was_logged_out_is_told_why(
+    address: str, reason: str, clock: FakeClock, make_app: AppMaker
+) -> None:
+    app = make_app(SESSION_BACKEND="memory", SESSION_MAX_PER_USER=1)
+    browser = Browser(app)
+    browser.log_in()
+    with app.app_context():
+        ENDS[reason](app, clock)
+    page = browser.visit(address)
+    ((_, message),) = page.messages
+    assert message.startswith(f"You were logged out because {reason}.")
+    assert browser.visit("/log-in").messages == []
+
+
+def test_who_was_not_logged_in_is_not_told_that_they_were_logged_out(
+    browser: Browser,
+) -> None:
+    browser.visit("/devices")
+    assert browser.page.messages == [("info", "Log in to see that page.")]
 
 
 # Log-in

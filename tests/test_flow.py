@@ -27,7 +27,7 @@ from flask_serversession import ServerSessionError
 from flask_serversession import ServerSideSession
 from flask_serversession import session as typed_session
 from flask_serversession.backends.memory import MemoryBackend
-from flask_serversession.sessions import opened_session
+from flask_serversession.opened import opened_session
 from flask_serversession.testing import FakeClock
 
 from .flask_version import HAS_ONE_CONTEXT

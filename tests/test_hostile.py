@@ -50,6 +50,7 @@ from flask_serversession.payload import Sealer
 from flask_serversession.record import key_of
 from flask_serversession.serializers import serializer_for
 from flask_serversession.testing import FakeClock
+from flask_serversession.users import stored_name_of
 
 from .figures import Report
 from .site import Action
@@ -1005,8 +1006,9 @@ USERS: list[t.Any] = [
     *("", " ", "ada ", " ada", "ADA", "ada\0", "\0", "a\nb", "é", "e\u0301", "☃💥"),
     *("\ud800", "x" * 255, "💥" * 255, "'; DROP TABLE sessions; --", "*", "user:*"),
     *("../../x", "/etc/passwd", "sha256:" + "0" * 64, "%", "_", "{x}", "None"),
-    *(0, 1, -1, 10**300, True, 1.5, float("nan"), b"ada", ("ada", 1), ["ada"]),
-    *({"a": 1}, Markup("<b>"), uuid.UUID(int=1), decimal.Decimal("1.0")),
+    *(0, 1, -1, 10**300, True, 1.5, float("nan"), b"ada", "y" * 300),
+    *(("ada", 1), ["ada"], {"a": 1}, Markup("<b>"), uuid.UUID(int=1)),
+    decimal.Decimal("1.0"),
 ]  # fmt: skip
 
 
@@ -1021,7 +1023,7 @@ def test_any_user_can_be_logged_in_found_and_ended(
         browser = site.browser()
         browser.set(n=1)
         id = browser.id
-        if len(str(user)) > 255:
+        if isinstance(user, (tuple, list, dict)):
             with pytest.raises(SerializationError):
                 browser.visit(log_in(user))
             assert browser.id == id
@@ -1038,7 +1040,7 @@ def test_any_user_can_be_logged_in_found_and_ended(
         if has_index:
             with site.app.app_context():
                 infos = site.extension.sessions_of(user)
-                assert {info.user for info in infos} == {str(user)}
+                assert {info.user for info in infos} == {stored_name_of(user)}
     if has_index:
         with site.app.app_context():
             # All but those whose user was refused.

@@ -18,6 +18,7 @@ from flask_serversession import Capability
 from flask_serversession import ServerSession
 from flask_serversession import session as typed_session
 from flask_serversession.interface import ServerSessionInterface
+from flask_serversession.signals import session_rejected
 from flask_serversession.testing import FakeClock
 
 from .site import Browser
@@ -396,8 +397,16 @@ def test_an_unknown_id_costs_one_load_and_is_not_adopted(site: Site) -> None:
 def test_a_forged_cookie_costs_nothing_at_all(site: Site, value: str) -> None:
     browser = site.browser()
     header = {"Cookie": f"session={value}"}
-    assert browser.costs(read, headers=header) == ({}, "none")
-    assert browser.costs(lambda: session.clear(), headers=header) == ({}, "none")
+    rejected: list[str] = []
+
+    def reject(app: Flask, reason: str, **values: object) -> None:
+        rejected.append(reason)
+
+    with session_rejected.connected_to(reject, site.app):
+        assert browser.costs(read, headers=header) == ({}, "none")
+        assert browser.costs(lambda: session.clear(), headers=header) == ({}, "none")
+    reason = "forged" if ".p1-1." in value else "malformed"
+    assert rejected == [reason] * 2
 
 
 def test_an_expired_session_is_gone(site: Site) -> None:

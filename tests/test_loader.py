@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing as t
 
@@ -24,13 +25,23 @@ from .site import Browser
 from .site import Site
 
 
+class LogOuts:
+    """Stands for what hears of log-outs."""
+
+    watched = 0
+
+    def watch(self) -> None:
+        self.watched += 1
+
+
 class Place:
     """A store, and a loader that finds out what is in it."""
 
     def __init__(self, takeover: t.Any = None, **settings: t.Any) -> None:
         self.site = Site({"SESSION_BACKEND": "memory"}, **settings)
         self.core: Core = self.site.state.interface.core
-        self.loader = Loader(self.core, takeover)
+        self.log_outs = LogOuts()
+        self.loader = Loader(self.core, takeover, t.cast("t.Any", self.log_outs))
         self.rejected: list[tuple[str | None, str]] = []
         session_rejected.connect(self._note, self.site.app)
 
@@ -99,8 +110,10 @@ def test_nothing_that_verifies_is_told_of_once() -> None:
     place.loader.verify(unit)
     assert place.rejected == [(None, "forged")]
     assert unit.identity is unit.cookie is None
-    place.loader.verify(place.unit())
+    unit = place.unit()
+    place.loader.verify(unit)
     assert len(place.rejected) == 1
+    assert unit.presented.is_verified is True
 
 
 def test_the_next_cookie_is_one_of_another_session() -> None:
@@ -220,6 +233,46 @@ def test_behind_a_session_that_is_gone_is_looked_for_a_live_one(
         assert unit.cookie.id == gone.id
 
 
+def test_behind_a_live_session_nobody_looks() -> None:
+    place = Place()
+    live, other = place.start(n=1), place.start(n=2)
+    with place.site.backend.counting() as calls:
+        assert place.load(live, other).data == {"n": 1}
+    assert calls == {"load": 1}
+
+
+def test_one_that_was_asked_for_is_not_asked_for_again() -> None:
+    place = Place()
+    gone, live = place.start(n=1), place.start(n=2)
+    place.site.backend.delete(place.key(gone))
+    with place.site.backend.counting() as calls:
+        assert place.load(gone, gone, live).data == {"n": 2}
+    assert calls == {"load": 2}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BackendUnavailableError("It failed."), RecordError("It is broken.", "newer")],
+)
+def test_one_that_may_be_there_is_what_counts(error: Exception) -> None:
+    place = Place(SESSION_ON_BACKEND_ERROR="ignore")
+    gone, other = place.start(n=1), place.start(n=2)
+    key, inner = place.key(gone), place.site.backend.backend
+
+    def load(name: str) -> None:
+        if name != key:
+            raise error
+
+    unit = place.unit(gone, other)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inner, "load", load)
+        place.loader.load(unit)
+    assert unit.known is Known.BROKEN
+    assert unit.key == place.key(other)
+    assert unit.cookie is not None
+    assert unit.cookie.id == other.id
+
+
 def test_what_was_loaded_is_cleared_for_who_has_logged_out() -> None:
     place = Place()
     browser = place.start(n=1)
@@ -228,7 +281,7 @@ def test_what_was_loaded_is_cleared_for_who_has_logged_out() -> None:
     unit.lifetime = 5.0
     place.loader.load(unit)
     assert unit.known is Known.STORED
-    assert unit.data == {}
+    assert unit.data == unit.own_meta == {}
     assert unit.lifetime is None
 
 
@@ -246,6 +299,85 @@ def test_what_is_too_old_or_idle_is_not_served(settings: dict[str, t.Any]) -> No
     assert unit.known is Known.NEW
     assert unit.data == {}
     assert place.rejected == [(place.handle(browser), "unknown")]
+
+
+# Several threads or greenlets of one request
+
+
+FINDINGS: dict[str, t.Callable[[Place, Browser], object]] = {
+    "a record": lambda place, browser: None,
+    "nothing": lambda place, browser: place.site.backend.delete(place.key(browser)),
+    "a tombstone": lambda place, browser: place.change(browser, data=TOMBSTONE_DATA),
+}
+ERRORS: dict[str, Exception] = {
+    "a failure": BackendUnavailableError("It failed."),
+    "a damage": RecordError("It is broken.", "damaged"),
+}
+
+
+@pytest.mark.parametrize("found", [*FINDINGS, *ERRORS])
+def test_who_looks_second_changes_nothing_of_what_the_first_has_found(
+    found: str,
+) -> None:
+    place = Place()
+    browser = place.start(n=1)
+    unit = place.unit(browser)
+
+    def look_first() -> None:
+        place.loader.load(unit)
+        unit.data["mine"] = 1
+        if found in FINDINGS:
+            FINDINGS[found](place, browser)
+
+    place.site.backend.before["load"] = look_first
+    with contextlib.ExitStack() as stack:
+        if found in ERRORS:
+            inner = place.site.backend.backend
+
+            def fail_second(key: str) -> t.Any:
+                if unit.known is Known.UNSEEN:
+                    return type(inner).load(t.cast(t.Any, inner), key)
+                raise ERRORS[found]
+
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(inner, "load", fail_second)
+        place.loader.load(unit)
+    assert unit.known is Known.STORED
+    assert unit.data == {"n": 1, "mine": 1}
+    assert unit.failure is None
+    assert place.rejected == []
+
+
+def test_who_reads_second_changes_nothing_of_what_the_first_has_read() -> None:
+    place = Place()
+    unit = place.unit(place.start(n=1))
+    inner: t.Any = place.core._sealer
+    turns = iter([True])
+
+    class Slow:
+        def open(self, data: bytes, key: str) -> t.Any:
+            if next(turns, False):
+                place.loader.load(unit)
+                unit.data["mine"] = 1
+            return inner.open(data, key)
+
+    place.core._sealer = t.cast("t.Any", Slow())
+    place.loader.load(unit)
+    assert unit.data == {"n": 1, "mine": 1}
+
+
+def test_log_outs_are_listened_for_where_nothing_can_be_seen_of_them() -> None:
+    place = Place(SESSION_ON_BACKEND_ERROR="raise")
+    browser, gone = place.start(n=1), place.start(n=2)
+    place.change(gone, data=TOMBSTONE_DATA)
+    place.load(browser)
+    place.load()
+    assert place.log_outs.watched == 0
+    place.load(gone)
+    assert place.log_outs.watched == 1
+    with place.site.backend.failing("load"), pytest.raises(BackendUnavailableError):
+        place.load(browser)
+    assert place.log_outs.watched == 2
 
 
 # Failing
@@ -295,7 +427,7 @@ def test_what_cannot_be_read_is_logged_once_and_is_no_session(
         else:
             with pytest.MonkeyPatch.context() as patch:
 
-                def adopt(*_: object, error: RecordError = error) -> None:
+                def adopt(*_: object, error: RecordError = error, **__: object) -> None:
                     raise error
 
                 patch.setattr(place.core, "adopt", adopt)

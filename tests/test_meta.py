@@ -231,7 +231,7 @@ def test_every_name_of_a_rotation_is_reserved() -> None:
     names = {
         value
         for name, value in vars(rotation).items()
-        if name.isupper() and isinstance(value, str)
+        if name.isupper() and isinstance(value, str) and value.isidentifier()
     }
     assert {"predecessor", "successor", "same_user"} <= names
     assert names - {PERMANENT_KEY} <= INTERNAL

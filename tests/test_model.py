@@ -119,6 +119,8 @@ class Session:
     created: float
     #: When the live id was issued.
     issued: float
+    #: When its user logged in; when it began, without one.
+    since: float
     #: It has to be there before this moment, ...
     surely: float = 0.0
     #: ... and nobody may see it from this one on.
@@ -126,19 +128,28 @@ class Session:
     #: When it ended, if it has.
     over: float | None = None
     has_expired: bool = False
-    #: Of ids that it had: when each was rotated away, and whether for the same user.
-    rotated: dict[str, tuple[float, bool]] = field(
-        default_factory=dict[str, tuple[float, bool]]
+    #: Of ids that it had: when each was rotated away, whether for the same user, and
+    #: whether it was only renewed.
+    rotated: dict[str, tuple[float, bool, bool]] = field(
+        default_factory=dict[str, tuple[float, bool, bool]]
     )
 
     @property
     def last(self) -> float:
         """When it ends whatever happens."""
         limit = self.terms.absolute_timeout
-        return float("inf") if limit is None else self.created + limit
+        return float("inf") if limit is None else self.since + limit
 
     def is_live_as(self, id: str) -> bool:
         return self.over is None and self.ids[-1] == id
+
+    def opens(self, id: str, now: float) -> bool:
+        """Whether an id leads to it: its own, or one that was renewed a moment ago."""
+        if self.over is not None or id not in self.ids:
+            return False
+        former = [self.rotated[each] for each in self.ids[self.ids.index(id) : -1]]
+        grace = self.terms.grace
+        return all(is_renewal and now < at + grace for at, _, is_renewal in former)
 
     def may_expire(self, now: float) -> bool:
         return self.surely <= now
@@ -216,6 +227,8 @@ class Visit:
         self.cookie = world.slots[slot]
         #: The id that it came with; then that of what it has stored.
         self.id = world.cookies.get(self.cookie or "", "")
+        #: The id of what it works on; another one, if that was renewed.
+        self.at, self.came_late = self.id, False
         self.opened = world.clock()
         #: The session that it came with, and what it works on.
         self.origin = world.find(self.id)
@@ -243,6 +256,9 @@ class Visit:
             assert is_empty, "a session is seen that is gone"
             return
         assert is_empty == self.has_cleared, "a session is not seen that is there"
+        self.at = self.session.ids[-1]
+        self.came_late = self.is_late
+        tried["requests with an id that was renewed"] += self.is_late
         self.base = copy.deepcopy(self.session.content)
         if not self.has_cleared:
             self.mine = copy.deepcopy(self.base)
@@ -348,8 +364,10 @@ class Visit:
         self.look()
         session.reload()
         found = self.session
-        if found and self.world.find(self.id) is not found:
+        if found and self.world.find(self.at) is not found:
             self.session, self.is_gone = None, True
+        elif found:
+            self.at = found.ids[-1]
         self.go_on(self.session.content if self.session else {})
 
     def do_count(self) -> None:
@@ -359,13 +377,13 @@ class Visit:
             own["n"] = own.get("n", 0) + 1
 
         self.look()
-        self.world.find(self.id)  # it may have expired
+        self.world.find(self.at)  # it may have expired
         session.atomic(increment)
-        found = self.session
-        if found and found.is_live_as(self.id) and not self.is_other:
+        found, now = self.session, self.world.clock()
+        if found and found.opens(self.at, now) and not self.is_other:
             self.mine = merged(self.base, self.mine, found.content)
             self.base = copy.deepcopy(found.content)
-        elif found and not found.is_live_as(self.id):
+        elif found and not found.opens(self.at, now):
             self.mine = {}
         self.mine["n"] = self.mine.get("n", 0) + 1
         self.has_set = True
@@ -383,6 +401,11 @@ class Visit:
         self.world.run(plan, is_inside=True)
 
     # what it was promised
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the browser has a newer id than this request came with."""
+        return self.at != self.id
 
     @property
     def is_other(self) -> bool:
@@ -416,10 +439,10 @@ class Visit:
             elif self.is_gone:
                 self.is_dropped |= is_changed and not is_unused(self.mine)
             elif not is_unused(self.mine):
-                self.own(self.world.begin(self.mine, id))
+                self.own(self.world.begin(self.mine, id), id)
         elif self.has_cleared and is_unused(self.mine):
             self.end_own()
-        elif not found.is_live_as(self.id):
+        elif not found.opens(self.at, now):
             self.is_dropped |= is_changed and not found.has_expired
             self.lose()
         elif found.may_expire(now) and not self.world.peek(id):
@@ -427,13 +450,14 @@ class Visit:
             self.lose()
         elif self.is_other:
             self.world.end(found)
-            self.ended = found
+            self.at = found.ids[-1]
+            self.ended = None if self.is_late else found
             if is_unused(self.mine):
                 self.session = None
                 self.go_on({})
             else:
-                found.rotated[self.id] = now, False
-                self.own(self.world.begin(self.mine, id))
+                found.rotated[found.ids[-1]] = now, False, False
+                self.own(self.world.begin(self.mine, id), id)
         else:
             self.store(found, id, now)
 
@@ -441,35 +465,39 @@ class Visit:
         """Bring what it changed together with what others did."""
         interval = self.world.terms.renewal_interval
         is_same_user = self.mine.get(USER) == self.base.get(USER)
-        must_rotate = (
-            self.wants_id
-            or not is_same_user
-            or (interval is not None and now - found.issued >= interval)
-        )
+        self.at = found.ids[-1]
+        must_rotate = is_asked = self.wants_id or not is_same_user
+        if interval is not None and not self.is_late:
+            must_rotate |= now - found.issued >= interval
         is_changed = self.mine != self.base or self.has_set or self.wants_id
         content = merged(self.base, self.mine, found.content)
         if is_unused(content):
             self.world.end(found)
-            self.ended, self.session = found, None
+            self.ended, self.session = None if self.is_late else found, None
             self.go_on({})
             return
         tried["conflicts"] += is_changed and self.base != found.content
         assert (id != self.id) == must_rotate, "the id has to be a new one, or not to"
         if must_rotate:
-            self.world.move(found, id, is_same_user)
+            self.world.move(found, id, is_same_user, not is_asked)
         if is_changed:
             found.content = content
+            if not is_same_user:
+                found.since = now
+                if content.get(USER) is None:  # what is left begins anew
+                    found.created = now
             found.write(now)
-            self.own(found)
+            self.own(found, id)
         elif must_rotate:
             found.at_most = min(
                 max(found.at_most, now + lifetime_of(content)), found.last
             )
-            self.own(found)
+            self.own(found, id)
 
-    def own(self, stored: Session) -> None:
+    def own(self, stored: Session, id: str) -> None:
         """Go on with what was just stored."""
-        self.has_saved, self.session, self.id = True, stored, stored.ids[-1]
+        self.has_saved, self.session, self.id = True, stored, id
+        self.at = stored.ids[-1]
         self.go_on(stored.content)
 
     def lose(self) -> None:
@@ -483,10 +511,10 @@ class Visit:
 
     def end_own(self) -> None:
         """End the session that it has, as it has asked."""
-        found = self.world.by_id.get(self.id)
-        if found is not None and found.is_live_as(self.id):
+        found = self.world.by_id.get(self.at)
+        if found is not None and found.is_live_as(self.at):
             self.world.end(found, found.may_expire(self.world.clock()))
-            self.ended = found
+            self.ended = None if self.is_late else found
         else:
             self.end_successor()
         self.session, self.is_gone = None, False
@@ -494,11 +522,11 @@ class Visit:
 
     def end_successor(self) -> None:
         """End what has become of the session, within the grace and for one user."""
-        found = self.world.by_id.get(self.id)
-        if found is None or found.over is not None or found.ids[-1] == self.id:
+        found = self.world.by_id.get(self.at)
+        if found is None or found.over is not None or found.ids[-1] == self.at:
             return
-        later = found.ids[found.ids.index(self.id) : -1]
-        since = found.rotated[self.id][0]
+        later = found.ids[found.ids.index(self.at) : -1]
+        since = found.rotated[self.at][0]
         if all(found.rotated[id][1] for id in later) and (
             self.world.clock() < since + self.world.terms.grace
         ):
@@ -507,10 +535,10 @@ class Visit:
 
     def may_be_lost(self) -> bool:
         """Whether another request was in the way of this one."""
-        found = self.world.by_id.get(self.id)
+        found = self.world.by_id.get(self.at)
         if found is None:
             return False
-        since = found.rotated.get(self.id)
+        since = found.rotated.get(self.at)
         return (
             (since is not None and since[0] + self.world.terms.grace > self.opened)
             or (since is not None and since[0] >= self.opened)
@@ -534,7 +562,8 @@ class Visit:
         elif self.has_cleared:
             self.end_own()
         content = self.mine if self.has_looked else said
-        found = self.session if self.has_looked else world.find(self.id)
+        # Only who looks learns where an id leads to.
+        found = self.session if self.has_looked else world.find(self.id, True)
         assert self.losses or not self.is_dropped, "changes are lost, and nobody told"
         is_permanent = bool(content.get("_permanent"))
         is_refreshed = self.has_touched or (world.terms.is_refreshed and is_permanent)
@@ -556,6 +585,8 @@ class Visit:
         elif sent == "deleted":
             assert self.cookie, "a cookie is deleted that the browser did not send"
             assert self.ended, "the cookie is deleted of a session that nobody ended"
+        elif self.is_late:
+            pass  # the browser has the newer id, or is about to get it
         elif found and self.has_looked:
             assert found.is_live_as(came_with), "the browser does not learn the new id"
             assert not has_set, "a change sends no cookie"
@@ -586,7 +617,8 @@ class Visit:
             expected = {"replace": 1}
         touches = cost.pop("touch", 0)
         assert touches <= bool(came_with and is_used and not expected)
-        assert cost.pop("load", 0) == bool(came_with and self.has_looked)
+        loads = cost.pop("load", 0)
+        assert loads == bool(came_with and self.has_looked) or self.came_late
         assert cost == expected
 
 
@@ -855,15 +887,17 @@ class SessionsMachine(RuleBasedStateMachine):
         assert id, "a new session is lost"
         assert id not in self.by_id, "a new session has an old id"
         now = self.clock()
-        new = Session(self.terms, copy.deepcopy(content), [id], now, now)
+        new = Session(self.terms, copy.deepcopy(content), [id], now, now, now)
         new.write(now)
         self.sessions.append(new)
         self.by_id[id] = new
         return new
 
-    def move(self, moved: Session, id: str, is_same_user: bool) -> None:
+    def move(
+        self, moved: Session, id: str, is_same_user: bool, is_renewal: bool
+    ) -> None:
         assert id not in self.by_id
-        moved.rotated[moved.ids[-1]] = self.clock(), is_same_user
+        moved.rotated[moved.ids[-1]] = self.clock(), is_same_user, is_renewal
         moved.issued = self.clock()
         moved.ids.append(id)
         self.by_id[id] = moved
@@ -872,12 +906,17 @@ class SessionsMachine(RuleBasedStateMachine):
     def end(self, ended: Session, has_expired: bool = False) -> None:
         ended.over, ended.has_expired = self.clock(), has_expired
 
-    def find(self, id: str) -> Session | None:
-        """Return the session that an id has to open."""
+    def find(self, id: str, is_own: bool = False) -> Session | None:
+        """Return the session that an id has to open.
+
+        :param is_own: By the id that it has, and not by one that was renewed.
+        """
         found = self.by_id.get(id)
-        if found is None or not found.is_live_as(id):
-            return None
         now = self.clock()
+        if found is None or not found.opens(id, now):
+            return None
+        if is_own and not found.is_live_as(id):
+            return None
         if found.may_expire(now) and (now >= found.at_most or not self.peek(id)):
             self.end(found, has_expired=True)
             return None
@@ -923,7 +962,8 @@ class SessionsMachine(RuleBasedStateMachine):
                 assert not self.peek(id), "a session is there after its time"
         dead = [id for id in self.by_id if id not in is_live]
         for id in dead[-3:]:
-            assert not self.peek(id), "an id that is gone opens something"
+            is_renewed = self.by_id[id].opens(id, self.clock())
+            assert is_renewed or not self.peek(id), "an id that is gone opens something"
         if Capability.COUNT in self.backend.capabilities:
             live = [known for known in self.sessions if known.over is None]
             expired = sum(known.has_expired for known in self.sessions)
@@ -934,7 +974,8 @@ class SessionsMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         LOGGER.removeHandler(self.warnings)
         for id, known in self.by_id.items():
-            assert not self.is_well or known.is_live_as(id) or not self.peek(id)
+            is_open = known.opens(id, self.clock())
+            assert not self.is_well or is_open or not self.peek(id)
         if Capability.ITERATE in self.backend.capabilities:
             for key, _ in list(self.backend.iterate()):
                 self.backend.delete(key)

@@ -8,8 +8,10 @@ import pytest
 from flask import Response
 
 from flask_serversession.cookie import CookieState
+from flask_serversession.moment import Ahead
 from flask_serversession.moment import EndOfRequest
 from flask_serversession.moment import Moment
+from flask_serversession.moment import is_doubtful
 from flask_serversession.moment import is_public
 from flask_serversession.moment import is_targeted
 from flask_serversession.record import Record
@@ -22,6 +24,7 @@ from flask_serversession.unit import Unit
 from .site import Site
 
 HOUR = 3600.0
+DAY = 86_400.0
 
 
 def make_site(**settings: t.Any) -> Site:
@@ -30,7 +33,7 @@ def make_site(**settings: t.Any) -> Site:
 
 def end_of(site: Site, **headers: str) -> EndOfRequest:
     core = site.state.interface.core
-    return EndOfRequest(core, site.app, Response(headers=headers))
+    return EndOfRequest(core, Response(headers=headers))
 
 
 def unit_of(site: Site) -> Unit:
@@ -215,3 +218,15 @@ def test_a_header_that_is_for_cdns_alone_is_known_by_its_end(
     name: str, expected: bool
 ) -> None:
     assert is_targeted(name) is expected
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_before_there_is_a_response_it_is_taken_for_private(value: bool) -> None:
+    site = make_site(SESSION_RESAVE=value, SESSION_REFRESH_EACH_REQUEST=value)
+    ahead = Ahead(site.state.interface.core)
+    assert ahead.resave is ahead.is_refreshed is value
+    assert ahead.is_public is False
+    unit = with_cookie(site)
+    advance(site, DAY)
+    assert ahead.is_touch_due(unit) is True
+    assert is_doubtful(site.state.interface.core, unit) is True

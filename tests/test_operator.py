@@ -20,6 +20,7 @@ from flask import Flask
 from flask import current_app
 from flask import session
 
+from flask_serversession import BackendUnavailableError
 from flask_serversession import Capability
 from flask_serversession import ConfigurationError
 from flask_serversession import NotSupportedError
@@ -41,6 +42,7 @@ from .backend_configs import BACKEND_CONFIGS
 from .backend_configs import Config
 from .site import Browser
 from .site import Site
+from .site import cookie_of
 
 MakeSite = Callable[..., Site]
 T = t.TypeVar("T")
@@ -152,7 +154,9 @@ def destroyed_by(site: Site) -> Iterator[list[tuple[str | None, str | None]]]:
     """Collect the handle and the user that ``session_destroyed`` sends."""
     sent: list[tuple[str | None, str | None]] = []
 
-    def receive(sender: object, handle: str | None, user: str | None) -> None:
+    def receive(
+        sender: object, handle: str | None, user: str | None, reason: str
+    ) -> None:
         sent.append((handle, user))
 
     with session_destroyed.connected_to(receive, site.app):
@@ -358,7 +362,7 @@ def test_sessions_are_listed_oldest_first_with_all_fields(site: Site) -> None:
     middle.set(n=1)
     advance(site, 60)
     newest.set(n=1)
-    # The order is that of their beginnings, whoever logged in first.
+    # Those who log in at one moment are in the order of their beginnings.
     for browser in (newest, oldest, middle):
         browser.set(_user_id="ada")
     advance(site, 60)
@@ -368,6 +372,7 @@ def test_sessions_are_listed_oldest_first_with_all_fields(site: Site) -> None:
             handle=handle_of(browser),
             user="ada",
             created_at=start + number * minute,
+            authenticated_at=start + 2 * minute,
             last_seen_at=start + seen * minute,
             expires_at=start + seen * minute + lifetime,
             meta={},
@@ -1354,24 +1359,246 @@ def test_what_a_browser_does_not_say_is_not_tracked(make_any: MakeSite) -> None:
     assert info.meta == {}
 
 
-def test_what_is_tracked_is_that_of_the_last_request_that_wrote(site: Site) -> None:
-    tracking = Site(
-        {
-            "SESSION_BACKEND": site.backend,
-            "SESSION_KEY_PREFIX": site.state.config.key_prefix,
-        },
-        site.clock,
-        SESSION_TRACK=["user_agent"],
+def seen_with(browser: Browser) -> dict[str, str]:
+    info = asked(browser.site, lambda operator: operator.find(handle_of(browser)))
+    assert info is not None
+    return dict(info.meta)
+
+
+def agent(name: str) -> dict[str, dict[str, str]]:
+    return {"headers": {"User-Agent": name}}
+
+
+#: Requests that count as a visit, and what one costs that comes from elsewhere.
+VISITS: dict[str, tuple[Callable[[], object], dict[str, int]]] = {
+    "reads": (lambda: session["n"], {"load": 1, "replace": 1}),
+    "writes": (lambda: session.update(n=1), {"load": 1, "replace": 1}),
+    "does not look": (lambda: None, {"load": 1, "replace": 1}),
+    "touches": (lambda: typed_session.touch(), {"load": 1, "replace": 1}),
+}
+
+
+@pytest.mark.parametrize("visit", VISITS)
+def test_address_and_browser_are_those_of_the_last_visit(
+    make_any: MakeSite, visit: str
+) -> None:
+    site = make_any(SESSION_TRACK=("user_agent", "remote_addr"), SESSION_PERMANENT=True)
+    action, expected = VISITS[visit]
+    browser = log_in(site, headers=AGENT, environ_base=ADDRESS)
+    for name in ("Phone/2 \x1b[1m", "Tablet/3"):
+        advance(site, 61)
+        before = site.backend.load(
+            f"{site.state.config.key_prefix}{handle_of(browser)}"
+        )
+        costs, cookie = browser.costs(action, **agent(name))
+        assert (costs, cookie) == (expected, "set")
+        assert seen_with(browser) == {"user_agent": name, "remote_addr": "127.0.0.1"}
+        info = asked(site, lambda operator: operator.find(handle_of(browser)))
+        assert info is not None
+        assert info.last_seen_at.timestamp() == site.clock()
+        assert before is not None
+        assert info.expires_at.timestamp() == before.expires_at + 61
+    assert browser.read() == {"_user_id": "ada", "_permanent": True, "n": 1}
+
+
+def test_where_a_session_is_seen_costs_nothing_between_two_touches(
+    make_any: MakeSite,
+) -> None:
+    site = make_any(SESSION_TRACK=("user_agent",), SESSION_PERMANENT=True)
+    browser = log_in(site, **agent("old"))
+    advance(site, 30)
+    costs = browser.costs(lambda: session["n"], **agent("new"))
+    assert costs == ({"load": 1}, "set")
+    assert browser.costs(lambda: None, **agent("new")) == ({}, "set")
+    assert seen_with(browser) == {"user_agent": "old"}
+    # The same place needs no more than a touch.
+    advance(site, 31)
+    costs = browser.costs(lambda: session["n"], **agent("old"))
+    assert costs == ({"load": 1, "touch": 1}, "set")
+    advance(site, 61)
+    assert browser.costs(lambda: None, **agent("old")) == (
+        {"load": 1, "touch": 1},
+        "set",
     )
-    browser = log_in(tracking, headers={"User-Agent": "old"})
-    browser.visit(lambda: session["n"], headers={"User-Agent": "ignored"})
-    assert [info.meta for info in sessions_of(tracking, "ada")] == [
-        {"user_agent": "old"}
-    ]
-    browser.visit(lambda: session.update(m=1), headers={"User-Agent": "new \x1b[1m"})
-    assert [info.meta for info in sessions_of(tracking, "ada")] == [
-        {"user_agent": "new \x1b[1m"}
-    ]
+    assert browser.costs(lambda: None, **agent("new")) == ({}, "set")
+
+
+def test_without_the_setting_no_visit_costs_more() -> None:
+    site = Site({"SESSION_BACKEND": "memory"}, SESSION_PERMANENT=True)
+    browser = log_in(site, **agent("old"))
+    advance(site, 61)
+    assert browser.costs(lambda: None, **agent("new")) == ({"touch": 1}, "set")
+    advance(site, 61)
+    costs = browser.costs(lambda: session["n"], **agent("new"))
+    assert costs == ({"load": 1, "touch": 1}, "set")
+
+
+def test_what_is_no_longer_asked_for_goes_at_the_next_visit(site: Site) -> None:
+    prefix = site.state.config.key_prefix
+    given = {"SESSION_BACKEND": site.backend, "SESSION_KEY_PREFIX": prefix}
+    both = Site(given, site.clock, SESSION_TRACK=("user_agent", "remote_addr"))
+    one = Site(given, site.clock, SESSION_TRACK=("remote_addr",))
+    browser = log_in(both, headers=AGENT, environ_base=ADDRESS)
+    other = one.browser()
+    other.cookie = browser.cookie
+    advance(site, 61)
+    other.visit(lambda: session["n"], headers=AGENT, environ_base=ADDRESS)
+    assert seen_with(other) == {"remote_addr": "192.0.2.7"}
+
+
+def test_reading_does_not_depend_on_recording_where(make_any: MakeSite) -> None:
+    """A Redis may be full, or a fail-over have left a replica only."""
+    site = make_any(SESSION_TRACK=("user_agent",), SESSION_PERMANENT=True)
+    browser = log_in(site, **agent("old"))
+    for action, operation in (
+        (lambda: session["n"], "replace"),
+        (lambda: None, "load"),
+        (lambda: None, "replace"),
+    ):
+        advance(site, 61)
+        with site.backend.failing(operation):
+            response = browser.visit(action, **agent("new"))
+        assert response.status_code == 200
+        # As with a touch that fails: one of a session that was not looked at tells
+        # nobody whether it is there.
+        expected = "none" if operation == "load" else "set"
+        assert cookie_of(response, site) == expected
+        assert seen_with(browser) == {"user_agent": "old"}
+    assert is_live(browser)
+
+
+def test_a_backend_that_has_failed_the_request_is_not_asked_for_it(site: Site) -> None:
+    prefix = site.state.config.key_prefix
+    given = {"SESSION_BACKEND": site.backend, "SESSION_KEY_PREFIX": prefix}
+    tracking = Site(given, site.clock, SESSION_TRACK=("user_agent",))
+    browser = log_in(tracking, **agent("old"))
+    advance(site, 61)
+
+    def view() -> None:
+        assert session["n"] == 1
+        with tracking.backend.failing("load"), pytest.raises(BackendUnavailableError):
+            typed_session.reload()
+
+    costs, _ = browser.costs(view, **agent("new"))
+    assert "replace" not in costs
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_of_several_cookies_that_in_use_is_tracked(
+    make_any: MakeSite, is_first: bool
+) -> None:
+    site = make_any(SESSION_TRACK=("user_agent",), SESSION_PERMANENT=True)
+    browser, gone = log_in(site, **agent("old")), log_in(site)
+    cookies = [browser.cookie, gone.cookie]
+    gone.visit(clear_and_destroy)
+    advance(site, 61)
+    header = "; ".join(
+        f"{site.cookie_name()}={value}"
+        for value in (cookies if is_first else cookies[::-1])
+    )
+    path = site.add(lambda: None)
+    client = site.app.test_client(use_cookies=False)
+    client.get(path, headers={"Cookie": header, "User-Agent": "new"})
+    assert seen_with(browser) == {"user_agent": "new"}
+
+
+@pytest.mark.parametrize("way", ["absolute", "own"])
+def test_a_session_that_has_timed_out_is_not_prolonged_by_where_it_is_seen(
+    site: Site, way: str
+) -> None:
+    prefix = site.state.config.key_prefix
+    given = {"SESSION_BACKEND": site.backend, "SESSION_KEY_PREFIX": prefix}
+    settings: dict[str, t.Any] = {
+        **{"SESSION_TRACK": ("user_agent",), "SESSION_PERMANENT": True}
+    }
+    tracking = Site(given, site.clock, **settings)
+    limited = Site(given, site.clock, SESSION_ABSOLUTE_TIMEOUT=100, **settings)
+    browser, other = log_in(tracking, **agent("old")), limited.browser()
+    handle = handle_of(browser)
+    other.cookie = browser.cookie
+    if way == "own":
+        twin = browser.twin()
+        twin.visit(lambda: setattr(typed_session, "lifetime", 90), **agent("old"))
+        # Another request did not know of it yet.
+        now = site.clock()
+        assert site.backend.touch(f"{prefix}{handle}", now, now + 1000)
+    advance(site, 101)
+    (browser if way == "own" else other).visit(lambda: None, **agent("new"))
+    info = asked(site, lambda operator: operator.find(handle))
+    assert info is None or info.meta == {"user_agent": "old"}
+
+
+def test_a_change_at_the_same_moment_is_not_lost_for_it(site: Site) -> None:
+    prefix = site.state.config.key_prefix
+    given = {"SESSION_BACKEND": site.backend, "SESSION_KEY_PREFIX": prefix}
+    tracking = Site(given, site.clock, SESSION_TRACK=("user_agent",))
+    browser = log_in(tracking, **agent("old"))
+    twin = browser.twin()
+    advance(site, 61)
+    once(
+        tracking,
+        "before",
+        "replace",
+        lambda: twin.visit(lambda: session.update(m=2), **agent("newer")),
+    )
+    browser.visit(lambda: session["n"], **agent("new"))
+    assert browser.read() == {"_user_id": "ada", "n": 1, "m": 2}
+    assert seen_with(browser) == {"user_agent": "newer"}
+
+
+@pytest.mark.parametrize("way", ["log out", "regenerate"])
+@pytest.mark.parametrize("operation", ["load", "replace"])
+def test_recording_where_brings_no_session_back(
+    make_any: MakeSite, way: str, operation: str
+) -> None:
+    site = make_any(SESSION_TRACK=("user_agent",), SESSION_PERMANENT=True)
+    if not has(site, Capability.COMPARE_AND_SWAP):
+        pytest.skip("cannot compare and swap")
+    browser = log_in(site, **agent("old"))
+    twin = browser.twin()
+    advance(site, 61)
+
+    def end() -> None:
+        if way == "log out":
+            twin.visit(clear_and_destroy)
+        else:
+            twin.visit(lambda: typed_session.regenerate())
+
+    once(site, "before", operation, end)
+    costs, cookie = browser.costs(lambda: None, **agent("new"))
+    assert "touch" not in costs
+    assert cookie == "none"
+    assert browser.read() == {}
+    assert is_live(twin) is (way == "regenerate")
+
+
+def test_a_session_that_nobody_can_read_is_not_tracked(site: Site) -> None:
+    prefix = site.state.config.key_prefix
+    given = {"SESSION_BACKEND": site.backend, "SESSION_KEY_PREFIX": prefix}
+    settings = {"SESSION_TRACK": ("user_agent",), "SESSION_PERMANENT": True}
+    plain = Site(given, site.clock, **settings)
+    encrypted = Site(given, site.clock, SESSION_ENCRYPTION_KEY=bytes(32), **settings)
+    browser = log_in(plain, **agent("old"))
+    other = encrypted.browser()
+    other.cookie = browser.cookie
+    advance(site, 61)
+    assert other.costs(lambda: None, **agent("new")) == ({"load": 1}, "none")
+    assert seen_with(browser) == {"user_agent": "old"}
+
+
+def test_what_a_former_serializer_wrote_is_tracked_as_well(site: Site) -> None:
+    prefix = site.state.config.key_prefix
+    given = {"SESSION_BACKEND": site.backend, "SESSION_KEY_PREFIX": prefix}
+    settings = {"SESSION_TRACK": ("user_agent",), "SESSION_PERMANENT": True}
+    former = Site(given, site.clock, SESSION_SERIALIZER="json", **settings)
+    now = Site(given, site.clock, **settings)
+    browser = log_in(former, **agent("old"))
+    other = now.browser()
+    other.cookie = browser.cookie
+    advance(site, 61)
+    other.visit(lambda: None, **agent("new"))
+    assert other.read() == {"_user_id": "ada", "_permanent": True, "n": 1}
+    assert seen_with(other) == {"user_agent": "new"}
 
 
 # Handles by their first digits

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from flask_serversession.encryption import Cipher
 from flask_serversession.errors import RecordError
 from flask_serversession.payload import Envelope
 from flask_serversession.payload import Sealer
+from flask_serversession.payload import read_authenticated_at
 from flask_serversession.record import TOMBSTONE_DATA
 
 # Other work on the same machine must not fail a test.
@@ -21,8 +23,8 @@ without_deadline = settings(deadline=None)
 
 OLD = bytes(range(32))
 NEW = bytes(range(1, 33))
-ENVELOPE = Envelope(b"a secret payload", b"m", 3600.0, 1_700_000_000.25)
-HEADER_SIZE = 28
+ENVELOPE = Envelope(b"a secret payload", b"m", 3600.0, 1_700_000_000.25, 1.5e9)
+HEADER_SIZE = 36
 
 
 def reason_of(sealer: Sealer, data: bytes, key: str = "k") -> str:
@@ -43,6 +45,7 @@ def sealer(request: pytest.FixtureRequest) -> Sealer:
     serializer=st.binary(min_size=1, max_size=1),
     lifetime=st.none() | st.floats(0, 3e10, exclude_min=True),
     issued_at=st.floats(allow_nan=False, allow_infinity=False),
+    authenticated_at=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     key=st.text(st.characters(exclude_categories=())),
     keys=st.sampled_from([(), (NEW,), (NEW, OLD)]),
 )
@@ -51,23 +54,46 @@ def test_what_is_sealed_is_opened(
     serializer: bytes,
     lifetime: float | None,
     issued_at: float,
+    authenticated_at: float | None,
     key: str,
     keys: tuple[bytes, ...],
 ) -> None:
-    envelope = Envelope(payload, serializer, lifetime, issued_at)
+    envelope = Envelope(payload, serializer, lifetime, issued_at, authenticated_at)
     sealer = Sealer(keys)
-    assert sealer.open(sealer.seal(envelope, key), key) == envelope
+    data = sealer.seal(envelope, key)
+    assert sealer.open(data, key) == envelope
+    assert read_authenticated_at(data) == authenticated_at
 
 
 def test_the_layout_is_as_documented() -> None:
     data = Sealer().seal(ENVELOPE, "k")
-    assert data[:4] == b"\x01m\x00\x00"
+    assert data[:4] == b"\x02m\x00\x00"
     assert data[12:28].hex() == "40ac20000000000041d954fc40100000"
+    assert data[28:36].hex() == "41d65a0bc0000000"
     assert data[HEADER_SIZE:] == ENVELOPE.payload
     sealed = Sealer([NEW]).seal(ENVELOPE, "k")
-    assert sealed[:4] == b"\x01m\x01\x00"
-    assert sealed[12:28] == data[12:28]
+    assert sealed[:4] == b"\x02m\x01\x00"
+    assert sealed[12:36] == data[12:36]
     assert len(sealed) == len(data) + 12 + 16
+
+
+def test_what_the_first_format_has_stored_is_read() -> None:
+    former = dataclasses.replace(ENVELOPE, authenticated_at=None)
+    header = (
+        b"\x01m%b\x00" + bytes(8) + bytes.fromhex("40ac20000000000041d954fc40100000")
+    )
+    data = header % b"\x00" + ENVELOPE.payload
+    assert Sealer().open(data, "k") == former
+    assert read_authenticated_at(data) is None
+    header %= b"\x01"
+    sealed = header + Cipher([NEW]).encrypt(ENVELOPE.payload, header, "k")
+    assert Sealer([NEW]).open(sealed, "k") == former
+    # What is encrypted cannot be passed off as older than it is, nor as younger.
+    assert reason_of(Sealer([NEW]), b"\x02" + sealed[1:]) == "unreadable"
+    newer = Sealer([NEW]).seal(ENVELOPE, "k")
+    assert reason_of(Sealer([NEW]), b"\x01" + newer[1:]) == "unreadable"
+    moved = newer[:28] + bytes(8) + newer[36:]
+    assert reason_of(Sealer([NEW]), moved) == "unreadable"
 
 
 def test_a_session_without_a_lifetime_of_its_own_has_none(sealer: Sealer) -> None:
@@ -91,8 +117,8 @@ def test_the_payload_is_not_shown() -> None:
 
 def test_a_newer_format_is_told_from_damage(sealer: Sealer) -> None:
     data = sealer.seal(ENVELOPE, "k")
-    assert reason_of(sealer, b"\x02" + data[1:]) == "newer"
-    assert reason_of(sealer, b"\x02") == "newer"
+    assert reason_of(sealer, b"\x03" + data[1:]) == "newer"
+    assert reason_of(sealer, b"\x03") == "newer"
     assert reason_of(sealer, b"\x00" + data[1:]) == "damaged"
 
 
@@ -113,6 +139,7 @@ def test_truncated_data_is_damaged(sealer: Sealer) -> None:
         (12, b"\x42\x70" + bytes(6)),
         (20, b"\x7f\xf0" + bytes(6)),
         (20, b"\x7f\xf8" + bytes(6)),
+        (28, b"\x7f\xf0" + bytes(6)),
     ],
 )
 def test_a_header_that_makes_no_sense_is_damaged(
@@ -127,8 +154,8 @@ def test_the_messages_say_what_is_wrong() -> None:
     plain, sealed = Sealer(), Sealer([NEW])
     data, secret = plain.seal(ENVELOPE, "k"), sealed.seal(ENVELOPE, "k")
     for sealer, found, message in (
-        (plain, b"\x02", "The envelope has format 2; this version knows 1."),
-        (plain, data[:27], "The envelope is truncated."),
+        (plain, b"\x03", "The envelope has format 3; this version knows 2."),
+        (plain, data[:35], "The envelope is truncated."),
         (plain, b"\0" + data[1:], "The envelope's header makes no sense."),
         (
             sealed,
@@ -140,7 +167,7 @@ def test_the_messages_say_what_is_wrong() -> None:
             secret,
             "The payload is encrypted, and 'SESSION_ENCRYPTION_KEY' is not set.",
         ),
-        (sealed, secret[:55], "The encrypted payload is truncated."),
+        (sealed, secret[:63], "The encrypted payload is truncated."),
         (
             Sealer([OLD]),
             secret,
@@ -159,7 +186,9 @@ def test_garbage_raises_nothing_but_record_errors(
     data: bytes, keys: tuple[bytes, ...]
 ) -> None:
     sealer = Sealer(keys)
-    for candidate in (data, b"\x01m\x00\x00" + data, b"\x01m\x01\x00" + data):
+    starts = (b"", b"\x01m\x00\x00", b"\x02m\x00\x00", b"\x02m\x01\x00")
+    for candidate in (start + data for start in starts):
+        read_authenticated_at(candidate)
         try:
             envelope = sealer.open(candidate, "k")
         except RecordError:

@@ -34,6 +34,12 @@ CHOICES: dict[str, tuple[t.Any, ...]] = {
     "cookie": (None, "a cookie"),
     "claim": (None, "a claim"),
 }
+#: What the moment is asked about a unit.
+ABOUT_THE_UNIT = {
+    *("is_permanent", "is_touch_due", "is_doubtful", "is_ended_here", "is_elsewhere")
+}
+#: A step that records that a session is in use.
+TOUCHES = {Step.TOUCH, Step.TRACK}
 #: A step that writes what the session holds now.
 WRITES = {Step.CREATE, Step.REPLACE, Step.ROTATE}
 #: A step after which the stored session is gone.
@@ -78,8 +84,12 @@ class Facts:
             return (False,) if self.get("cookie") is None else None
         if name == "data" and not self.get("is_empty"):
             return (True,)
+        if name == "is_closed" and chosen.get("is_outside"):
+            return (True,)
         if name == "owed" and chosen["known"] is Known.UNSEEN:
             return (Cookie.NONE,)
+        if name == "is_renewed" and self.get("owed") is Cookie.SET:
+            return (False,)  # the new id is its own
         return None
 
 
@@ -92,7 +102,7 @@ class Part:
     def __getattr__(self, name: str) -> t.Any:
         if name in self._parts:
             return self._parts[name]
-        if name in ("is_permanent", "is_touch_due", "is_doubtful", "is_ended_here"):
+        if name in ABOUT_THE_UNIT:
             return lambda unit: self._about(unit, name)
         if name == "differs_from_cookie":
             return self._differs
@@ -115,6 +125,16 @@ class Path_(t.NamedTuple):
         return self.facts.get(name)
 
 
+def ask_with(facts: dict[str, t.Any]) -> tuple[Plan, Facts]:
+    """Ask the table, and decide what it asks for besides."""
+    found = Facts(tuple(facts.items()))
+    found.undecided = []
+    presented = Part(found)
+    unit: t.Any = Part(found, presented=presented)
+    moment: t.Any = Part(found)
+    return plan(unit, moment), found
+
+
 def explore() -> t.Iterator[Path_]:
     """Go through every path of the table, with the facts that it asked for."""
     for known, wish in itertools.product(Known, Wish):
@@ -122,12 +142,7 @@ def explore() -> t.Iterator[Path_]:
             (("known", known), ("wish", wish))
         ]
         while pending:
-            facts = Facts(pending.pop())
-            facts.undecided = []
-            presented = Part(facts)
-            unit: t.Any = Part(facts, presented=presented)
-            moment: t.Any = Part(facts)
-            row = plan(unit, moment)
+            row, facts = ask_with(dict(pending.pop()))
             names = list(facts.chosen)
             for name in facts.undecided:
                 before = tuple(
@@ -232,10 +247,20 @@ def test_the_cookie_goes_out_whenever_flask_says_so() -> None:
     for path in paths(known=Known.STORED, is_wanted=None, is_error_unsaved=False):
         if path.row.step in ENDS or path.is_ended_here or path.failure is not None:
             continue
-        if path.is_public or path.is_passive:
+        if path.is_public or path.is_passive or path.is_renewed:
             continue
         if path.is_modified or (path.is_permanent and path.is_refreshed):
             assert path.row.cookie is Cookie.SET
+
+
+def test_a_browser_whose_id_was_renewed_is_sent_nothing_but_another_new_id() -> None:
+    asked = paths(is_renewed=True)
+    assert {path.row.step for path in asked} >= {Step.REPLACE, Step.TOUCH, *ENDS}
+    for path in asked:
+        assert path.row.cookie is Cookie.NONE or path.row.step is Step.ROTATE
+        # Nothing else depends on it: what such a request changes is saved as ever.
+        row, _ = ask_with({**path.facts, "is_renewed": False})
+        assert (row.step, row.renews) == (path.row.step, path.row.renews)
 
 
 def test_an_application_that_refuses_the_cookie_is_heard() -> None:
@@ -276,7 +301,7 @@ def test_a_failed_backend_is_not_passed_over_in_silence() -> None:
 
 def test_what_counts_as_activity_is_what_the_documentation_says() -> None:
     for path in paths(known=Known.STORED):
-        if not path.row.renews and not path.is_passive:
+        if not path.row.renews and not path.is_passive and not path.is_outside:
             assert path.wish is Wish.NOTHING
             assert not path.is_refreshed
             assert path.is_permanent
@@ -326,15 +351,15 @@ def test_a_log_out_that_nobody_looked_at_names_what_it_ends() -> None:
 @pytest.mark.parametrize("doubt", ["is_doubtful", "is_touch_due"])
 def test_a_cookie_is_sent_again_only_if_its_session_is_there(doubt: str) -> None:
     for path in paths(known=Known.UNSEEN, **{doubt: True}):
-        assert path.row.step is Step.TOUCH
+        assert path.row.step in TOUCHES
     for path in paths(known=Known.STORED, is_doubtful=True):
-        assert path.row.step is Step.TOUCH
+        assert path.row.step in TOUCHES
 
 
 def test_of_several_cookies_that_in_use_is_found_before_one_is_sent_again() -> None:
     for path in paths(known=Known.UNSEEN, values=("a", "b")):
         if path.row.cookie is Cookie.SET:
-            assert path.row.step is Step.TOUCH
+            assert path.row.step in TOUCHES
 
 
 def test_whether_a_session_was_ended_here_is_asked_before_its_cookie_is_sent() -> None:
@@ -350,15 +375,15 @@ def test_nothing_is_stored_for_who_has_logged_out_and_written_nothing() -> None:
 
 def test_a_cookie_that_says_something_else_is_replaced() -> None:
     for path in paths(known=Known.STORED, differs_from_cookie=True, failure=None):
-        if path.row.step in (Step.NOTHING, Step.TOUCH, Step.REPLACE):
-            is_kept_back = path.is_ended_here or path.is_public
+        if path.row.step in {Step.NOTHING, Step.REPLACE, *TOUCHES}:
+            is_kept_back = path.is_ended_here or path.is_public or path.is_renewed
             assert path.row.cookie is Cookie.SET or is_kept_back
 
 
 def test_a_browser_without_a_cookie_is_told_what_was_stored() -> None:
     for path in paths(known=Known.STORED, cookie=None, is_wanted=None, failure=None):
         if path.row.step not in ENDS and not path.is_error_unsaved:
-            is_kept_back = path.is_ended_here or path.is_public
+            is_kept_back = path.is_ended_here or path.is_public or path.is_renewed
             assert path.row.cookie is Cookie.SET or is_kept_back
 
 
@@ -394,7 +419,7 @@ def test_a_session_that_was_stored_meanwhile_counts_as_used() -> None:
         known=Known.STORED, is_saved=True, is_permanent=True, is_passive=False
     ):
         if path.is_wanted is None and path.failure is None and not path.is_ended_here:
-            is_kept_back = path.row.step in ENDS or path.is_public
+            is_kept_back = path.row.step in ENDS or path.is_public or path.is_renewed
             assert path.row.cookie is Cookie.SET or is_kept_back
 
 
@@ -435,7 +460,7 @@ def test_to_read_a_permanent_session_that_is_not_refreshed_sends_no_cookie() -> 
         differs_from_cookie=False,
         owed=Cookie.NONE,
     ):
-        if path.row.step in (Step.NOTHING, Step.TOUCH, Step.REPLACE):
+        if path.row.step in {Step.NOTHING, Step.REPLACE, *TOUCHES}:
             assert path.row.cookie is Cookie.NONE
 
 
@@ -456,16 +481,28 @@ def test_what_is_wanted_of_an_unseen_session_is_looked_for_first() -> None:
 
 def test_one_cookie_is_not_asked_about_unless_a_touch_is_due() -> None:
     for path in paths(known=Known.UNSEEN, values=("a",)):
-        if path.row.step is Step.TOUCH:
+        if path.row.step in TOUCHES:
             assert path.is_touch_due or path.is_doubtful
+
+
+def test_where_a_session_is_seen_is_recorded_when_a_touch_is_due_and_only_then() -> (
+    None
+):
+    for path in every_path():
+        if path.row.step is Step.TRACK:
+            assert path.is_touch_due is True
+            assert path.row.renews
+            assert path.is_tracked is True or path.is_elsewhere is True
+        if path.is_tracked or path.is_elsewhere:
+            assert path.row.step is Step.TRACK
 
 
 def test_an_application_that_wants_the_cookie_is_heard() -> None:
     for path in paths(
         known=Known.STORED, is_wanted=True, failure=None, is_passive=False
     ):
-        if path.row.step in (Step.NOTHING, Step.TOUCH, Step.REPLACE):
-            is_kept_back = path.is_ended_here or path.is_public
+        if path.row.step in {Step.NOTHING, Step.REPLACE, *TOUCHES}:
+            is_kept_back = path.is_ended_here or path.is_public or path.is_renewed
             assert path.row.cookie is Cookie.SET or is_kept_back
     for path in paths(known=Known.UNSEEN, is_wanted=True, cookie="a cookie"):
         is_kept_back = path.is_ended_here or path.is_public or path.wish is Wish.END
@@ -476,7 +513,17 @@ def test_what_was_changed_counts_as_used_whatever_the_settings_say() -> None:
     for path in paths(
         known=Known.STORED, wish=Wish.SAVE, is_error_unsaved=False, is_passive=False
     ):
-        assert path.row.renews
+        assert path.row.renews or path.is_outside
+
+
+def test_what_is_changed_from_outside_is_no_activity() -> None:
+    for path in paths(known=Known.STORED, is_outside=True):
+        if path.row.step is not Step.DELETE:
+            assert not path.row.renews
+    # It is asked wherever something is written.
+    for path in paths(known=Known.STORED):
+        if path.row.step in WRITES | {Step.EXPIRE}:
+            assert path.is_outside is not None
 
 
 #: The rows of the documentation's table, as facts, with the step and the cookie.
@@ -498,17 +545,36 @@ ROWS: dict[str, tuple[dict[str, t.Any], Step, Cookie]] = {
         {
             **{"known": Known.UNSEEN, "wish": Wish.NOTHING, "is_refreshed": True},
             **{"claims_permanent": True, "is_touch_due": True, "is_public": False},
+            "is_tracked": False,
         },
         Step.TOUCH,
+        Cookie.SET,
+    ),
+    "the same, with :data:`SESSION_TRACK`": (
+        {
+            **{"known": Known.UNSEEN, "wish": Wish.NOTHING, "is_refreshed": True},
+            **{"claims_permanent": True, "is_touch_due": True, "is_public": False},
+            "is_tracked": True,
+        },
+        Step.TRACK,
         Cookie.SET,
     ),
     "only reads": (
         {
             **{"known": Known.STORED, "wish": Wish.NOTHING, "is_touch_due": True},
             **{"is_permanent": True, "is_refreshed": True, "failure": None},
-            "is_public": False,
+            **{"is_public": False, "is_elsewhere": False},
         },
         Step.TOUCH,
+        Cookie.SET,
+    ),
+    "only reads, with another address or browser": (
+        {
+            **{"known": Known.STORED, "wish": Wish.NOTHING, "is_touch_due": True},
+            **{"is_permanent": True, "is_refreshed": True, "failure": None},
+            **{"is_public": False, "is_elsewhere": True},
+        },
+        Step.TRACK,
         Cookie.SET,
     ),
     "changes something": (
@@ -549,6 +615,15 @@ ROWS: dict[str, tuple[dict[str, t.Any], Step, Cookie]] = {
         Step.EXPIRE,
         Cookie.DELETE,
     ),
+    "came with an id that was renewed, and": (
+        {
+            **{"known": Known.STORED, "wish": Wish.SAVE, "is_empty": False},
+            **{"is_modified": True, "rotation": "", "failure": None},
+            **{"is_public": False, "is_renewed": True},
+        },
+        Step.REPLACE,
+        Cookie.NONE,
+    ),
     "changes the user, or calls": (
         {"known": Known.STORED, "wish": Wish.NEW_ID, "is_empty": False},
         Step.ROTATE,
@@ -573,6 +648,7 @@ def test_the_table_is_that_of_the_documentation(row: str) -> None:
         for path in every_path()
         if not path.is_error_unsaved
         and path.is_wanted is None
+        and bool(path.is_renewed) is facts.get("is_renewed", False)
         and all(path.facts.get(name, value) == value for name, value in facts.items())
         and {*facts} - {"cookie", "values"} <= {*path.facts} | {"is_modified"}
     ]
@@ -626,7 +702,7 @@ def test_nothing_is_written_only_if_nothing_asks_for_it() -> None:
     for path in paths(known=Known.STORED, is_error_unsaved=False):
         if path.row.step in (Step.NOTHING, Step.TOUCH):
             assert path.rotation == ""
-            assert path.resave is False or path.is_saved
+            assert path.resave is False or path.is_saved is True
 
 
 def test_a_change_that_cannot_be_stored_fails_where_failures_are_raised() -> None:
@@ -634,6 +710,6 @@ def test_a_change_that_cannot_be_stored_fails_where_failures_are_raised() -> Non
         if path.wish < Wish.SAVE:
             assert path.row.step is Step.NOTHING
         elif path.wish is not Wish.END:
-            is_unsaved = path.facts["raises"] or not path.is_empty
+            is_unsaved = path.facts["raises"] or not path.facts["is_empty"]
             fails = is_unsaved and path.failure is not None
             assert path.row.step is (Step.FAIL if fails else Step.NOTHING)

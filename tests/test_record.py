@@ -68,10 +68,18 @@ def test_what_former_versions_stored_is_read() -> None:
     assert decode_user(STORED_TOMBSTONE) is None
 
 
-def test_what_is_stored_is_read_by_former_versions() -> None:
-    assert encode_record(RECORD) == STORED
+def test_the_layout_is_that_of_the_first_format() -> None:
+    # Its data is another one: see test_payload.py.
+    encoded = encode_record(RECORD)
+    assert encoded[:2] == b"\xfe\x02"
+    assert (encoded[2:4], encoded[8:]) == (STORED[2:4], STORED[8:])
+    assert decode_record(encoded) == RECORD
+    assert frame(b"data") == b"\xfe\x02" + FRAMED[2:]
+
+
+def test_a_tombstone_is_read_by_former_versions() -> None:
     assert encode_record(TOMBSTONE) == STORED_TOMBSTONE
-    assert frame(b"data") == FRAMED
+    assert frame(layout.TOMBSTONE_DATA)[:2] == b"\xfe\x01"
     assert unframe(frame(b"")) == b""
 
 
@@ -156,7 +164,7 @@ def test_foreign_data_is_damaged_and_a_newer_format_is_not(
     for stored in (STORED, FRAMED):
         assert reason_of(read, b"\xfe\x00" + stored[2:]) == "damaged"
         assert reason_of(read, b"\xfd" + stored[1:]) == "damaged"
-        assert reason_of(read, b"\xfe\x02" + stored[2:]) == "newer"
+        assert reason_of(read, b"\xfe\x03" + stored[2:]) == "newer"
         assert reason_of(read, b"\xfe\xff") == "newer"
 
 
@@ -223,7 +231,7 @@ def test_the_messages_say_what_is_wrong_and_show_nothing_of_the_record() -> None
             "The record's user is not valid UTF-8.",
         ),
         (unframe, FRAMED[:-1], "The record's checksum does not match."),
-        (check_format, b"\xfe\x09", "The record has format 9; this version knows 1."),
+        (check_format, b"\xfe\x09", "The record has format 9; this version knows 2."),
         (
             decode_record,
             resealed(STORED, rest=b"j\xc3\xb6e" + b"x" * 17),

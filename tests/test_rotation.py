@@ -13,6 +13,7 @@ from flask_serversession import BackendUnavailableError
 from flask_serversession import RecordError
 from flask_serversession import ServerSessionError
 from flask_serversession.core import Core
+from flask_serversession.meta import INTERNAL
 from flask_serversession.payload import Sealer
 from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
@@ -24,6 +25,7 @@ from flask_serversession.rotation import Rotation
 from flask_serversession.rotation import create
 from flask_serversession.rotation import delete_successor
 from flask_serversession.rotation import follow
+from flask_serversession.rotation import is_somebody_left
 from flask_serversession.rotation import log_out_successor
 from flask_serversession.rotation import make_tombstone
 from flask_serversession.rotation import predecessor_of
@@ -267,6 +269,7 @@ def test_what_another_request_has_stored_comes_back_and_the_new_id_waits() -> No
     assert unit.record == turn.stored(unit.key)
     assert unit.record.version == pending.record.version + 1
     assert unit.record.touched_at == turn.now + 5
+    assert unit.record.created_at == turn.began_at
     found = Sealer().open(unit.record.data, unit.key)
     assert found.issued_at == turn.now
     assert turn.core.serializer.loads(found.payload)["merged"] == 1
@@ -308,11 +311,11 @@ def test_a_session_that_has_ended_gets_no_new_id() -> None:
     assert turn.unit.key == turn.old_key
 
 
-def test_what_cannot_be_read_in_its_place_is_no_session_either() -> None:
+def test_what_cannot_be_read_in_its_place_is_told() -> None:
     turn = Turn()
     error = RecordError("It is broken.", "damaged")
-    with turn.backend.failing("replace", error=error):
-        assert turn.attempt() is False
+    with turn.backend.failing("replace", error=error), pytest.raises(RecordError):
+        turn.attempt()
     assert not turn.core.ended.has(turn.old_key)
 
 
@@ -495,7 +498,15 @@ def test_a_tombstone_leads_to_the_next_key_and_nothing_else_does() -> None:
     record = dataclasses.replace(tombstone, data=b"x", meta={PREDECESSOR: handle})
     assert predecessor_of(record, "p:") == f"p:{handle}"
     assert predecessor_of(dataclasses.replace(record, meta={}), "p:") is None
-    assert len({SUCCESSOR, SAME_USER, PREDECESSOR}) == 3
+
+
+def test_what_a_tombstone_says_keeps_its_names_between_versions() -> None:
+    assert (SUCCESSOR, SAME_USER, PREDECESSOR) == (
+        "successor",
+        "same_user",
+        "predecessor",
+    )
+    assert {SUCCESSOR, SAME_USER, PREDECESSOR} == INTERNAL
 
 
 def test_all_ids_that_a_session_got_are_followed_in_turn() -> None:
@@ -589,3 +600,46 @@ def test_only_a_log_out_is_carried_to_the_successor(
     late.data = after
     log_out_successor(turn.core, late, turn.tombstone)
     assert (turn.backend.load(turn.unit.key) is None) is ends
+
+
+def test_somebody_is_left_under_the_last_id_of_the_same_user() -> None:
+    turn = Turn()
+    late = turn.load(turn.browser)
+    assert is_somebody_left(turn.core, late) is True
+    for _ in range(3):
+        turn.attempt()
+    assert is_somebody_left(turn.core, late) is True
+    with turn.backend.counting() as calls:
+        is_somebody_left(turn.core, late)
+    assert calls == {"load": 4}
+    turn.backend.delete(turn.unit.key)
+    assert is_somebody_left(turn.core, late) is False
+
+
+def test_nobody_is_left_of_a_session_that_is_anothers_or_nobodys() -> None:
+    turn = Turn()
+    late = turn.load(turn.browser)
+    turn.unit.data["_user_id"] = "eve"
+    turn.attempt()
+    assert is_somebody_left(turn.core, late) is False
+    turn = Turn({"n": 1})
+    late = turn.load(turn.browser)
+    assert is_somebody_left(turn.core, late) is False
+    turn.attempt()
+    assert is_somebody_left(turn.core, late) is False
+
+
+def test_who_may_be_left_is_taken_for_left() -> None:
+    turn = Turn()
+    late = turn.load(turn.browser)
+    error = RecordError("It is broken.", "damaged")
+    with turn.backend.failing("load", error=error):
+        assert is_somebody_left(turn.core, late) is True
+    with turn.backend.failing("load"), pytest.raises(BackendUnavailableError):
+        is_somebody_left(turn.core, late)
+    assert turn.heard == ["load"]
+    late = turn.load(turn.browser)
+    turn.bury(turn.old_key, turn.core.handle_of(turn.old_key))
+    with turn.backend.counting() as calls:
+        assert is_somebody_left(turn.core, late) is True
+    assert calls == {"load": MAX_STEPS}

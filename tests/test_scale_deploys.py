@@ -33,14 +33,8 @@ MakeConfig = Callable[[str], Config]
 #: What the next version of the library would have to change for its records to be of a
 #: newer format, while it still reads those of this version.
 NEXT_VERSION = {
-    "record.py": [("FORMAT = 1\n", "FORMAT = 2\n")],
-    "payload.py": [
-        ("FORMAT = 1\n", "FORMAT = 2\n"),
-        ("format != FORMAT\n", "format not in (1, 2)\n"),
-    ],
-    "backends/redis/scripts.py": [
-        ("string.byte(header, 2) == {FORMAT}", "string.byte(header, 2) <= {FORMAT}")
-    ],
+    "record.py": [("\nFORMAT = 2\n", "\nFORMAT = 3\n")],
+    "payload.py": [("\nFORMAT = 2\n", "\nFORMAT = 3\n")],
 }
 
 

@@ -220,9 +220,14 @@ def exercise(site: Site, ids: list[str], seen: list[str]) -> None:
         browser.set(n=3)
     browser.visit(lambda: typed_session.destroy())
     other.visit(lambda: session.get("n"))
-    other.client.get(
-        site.add(lambda: session.get("n")), headers={"Cookie": "session=x.y.z"}
-    )
+    rejected: list[str] = []
+
+    def reject(app: object, reason: str, **values: object) -> None:
+        rejected.append(reason)
+
+    with signals.session_rejected.connected_to(reject, site.app):
+        other.visit(lambda: session.get("n"), headers={"Cookie": "session=x.y.z"})
+    assert rejected == ["forged"]
 
 
 def test_the_key_is_the_hash_of_the_id() -> None:
@@ -453,7 +458,7 @@ def test_what_a_session_is_made_of_shows_neither_its_id_nor_its_content() -> Non
     record = Record(b"a secret value", 1, 1.0, 1.0, 2.0)
     identity = Identity("a secret id", "key")
     stored = Stored(record, b"a secret value", serializer_for("json"), None, 1.0)
-    before = _Before(stored, b"a secret value", Wish.SAVE, True, None)
+    before = _Before(stored, b"a secret value", Wish.SAVE, True, None, None)
     successor = Successor(identity, record, b"a secret value", 1.0)
     for part in (identity, stored, before, successor):
         assert "secret" not in f"{part!r} {part}"

@@ -22,7 +22,7 @@ from flask_serversession import ServerSession
 from flask_serversession import ServerSideSession
 from flask_serversession import session as typed_session
 from flask_serversession.config import MAX_DURATION
-from flask_serversession.sessions import opened_session
+from flask_serversession.opened import opened_session
 from flask_serversession.sessions import unit_of
 from flask_serversession.testing import FakeClock
 from flask_serversession.unit import Unit
@@ -205,6 +205,8 @@ LOOKING: dict[str, Callable[[], t.Any]] = {
     "handle": lambda: own().handle,
     "user": lambda: own().user,
     "created_at": lambda: own().created_at,
+    "authenticated_at": lambda: own().authenticated_at,
+    "is_fresh": lambda: own().is_fresh(60),
     "expires_at": lambda: own().expires_at,
     "lifetime": lambda: own().lifetime,
     "permanent": lambda: own().permanent,

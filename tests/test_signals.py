@@ -139,11 +139,11 @@ def test_the_signals_of_a_session_from_its_beginning_to_its_end(
     assert listener.take() == [("session_saved", second, "7", {})]
     late = browser.twin()
     browser.visit(lambda: (session.get("n"), typed_session.destroy()))
-    assert listener.take() == [("session_destroyed", second, "7", {})]
+    logged_out = {"reason": "logged out"}
+    assert listener.take() == [("session_destroyed", second, "7", logged_out)]
     late.read()
-    assert listener.take() == [
-        ("session_rejected", second, None, {"reason": "unknown"})
-    ]
+    more = {"reason": "ended", "ended": "logged out"}
+    assert listener.take() == [("session_rejected", second, None, more)]
     with site.backend.failing("create"):
         browser.set(n=1)
     (event,) = listener.take()
@@ -165,7 +165,7 @@ def test_a_session_that_is_lost_is_told_of(backend_config: Config) -> None:
 
     browser.visit(view)
     assert listener.take() == [
-        ("session_destroyed", handle, None, {}),
+        ("session_destroyed", handle, None, {"reason": "logged out"}),
         ("session_lost", handle, "ada", {}),
     ]
 
@@ -309,7 +309,7 @@ ROWS: dict[str, tuple[bool, Action, list[str], dict[str, t.Any]]] = {
         {"SESSION_REGENERATE_ON_LOGIN": False},
     ),
     "logs out": (True, lambda: session.pop("_user_id"), [REGENERATED], {}),
-    "starts over": (True, start_over, [REGENERATED], {}),
+    "starts over": (True, start_over, [REGENERATED, DESTROYED], {}),
     "destroys": (True, lambda: typed_session.destroy(), [DESTROYED], {}),
     "reads and destroys": (
         True,
@@ -408,7 +408,8 @@ def test_the_user_of_an_ended_session_is_told_if_it_is_known(
         handle = handle_of(browser)
         listener.take()
         browser.visit(action)
-        assert listener.take() == [("session_destroyed", handle, user, {})]
+        more = {"reason": "logged out"}
+        assert listener.take() == [("session_destroyed", handle, user, more)]
 
 
 def test_what_an_operator_ends_is_told_of(heard: tuple[Site, Listener]) -> None:
@@ -417,12 +418,14 @@ def test_what_an_operator_ends_is_told_of(heard: tuple[Site, Listener]) -> None:
     listener.take()
     with site.app.app_context():
         site.extension.revoke(handle_of(one))
-        assert listener.take() == [("session_destroyed", handle_of(one), "ada", {})]
+        more = {"reason": "revoked"}
+        assert listener.take() == [("session_destroyed", handle_of(one), "ada", more)]
         site.extension.revoke(handle_of(one))
         assert listener.take() == []
         site.extension.revoke_user("ada")
     assert sorted(listener.take()) == sorted(
-        ("session_destroyed", handle_of(browser), "ada", {}) for browser in (two, three)
+        ("session_destroyed", handle_of(browser), "ada", more)
+        for browser in (two, three)
     )
 
 
@@ -434,7 +437,7 @@ def test_what_a_limit_ends_is_told_of() -> None:
     second = log_in(site)
     assert sorted(listener.take()) == [
         ("session_created", handle_of(second), "ada", {}),
-        ("session_destroyed", handle_of(first), "ada", {}),
+        ("session_destroyed", handle_of(first), "ada", {"reason": "limit"}),
     ]
 
 
@@ -521,9 +524,13 @@ def test_a_forged_cookie_is_told_of_once_and_names_no_session(
 ) -> None:
     site, listener = heard
     browser = site.browser()
-    browser.cookie = "forged"
+    browser.cookie = "x.p1-1.y"
     browser.visit(look)
     assert listener.take() == [("session_rejected", None, None, {"reason": "forged"})]
+    browser.cookie = "not one of ours"
+    browser.visit(look)
+    more = {"reason": "malformed"}
+    assert listener.take() == [("session_rejected", None, None, more)]
     # Who does not look does not verify.
     browser.ignore()
     assert listener.take() == []
@@ -540,13 +547,19 @@ def test_a_request_without_a_cookie_is_not_rejected(
 @pytest.mark.parametrize(
     ("settings", "action", "later", "reason"),
     [
-        ({}, clear_and_destroy, 0, "unknown"),
-        ({}, lambda: None, 32 * 86400, "unknown"),
-        ({"SESSION_ABSOLUTE_TIMEOUT": 600}, lambda: None, 600, "unknown"),
+        ({}, clear_and_destroy, 0, "ended: logged out"),
+        ({}, clear_and_destroy, 30 * 86400, "ended: logged out"),
+        ({}, lambda: start_over(), 0, "rotated"),
+        ({}, lambda: start_over(), 10, "ended: replaced"),
+        ({}, lambda: None, 32 * 86400, "expired"),
+        ({"SESSION_ABSOLUTE_TIMEOUT": 600}, lambda: None, 600, "expired"),
         ({}, lambda: typed_session.regenerate(), 0, "rotated"),
-        ({}, lambda: typed_session.regenerate(), 10, "unknown"),
+        ({}, lambda: typed_session.regenerate(), 10, "reused"),
     ],
-    ids=["ended", "expired", "too old", "rotated", "grace over"],
+    ids=[
+        *("ended", "ended long ago", "replaced just now", "replaced"),
+        *("expired", "too old", "rotated", "grace over"),
+    ],
 )
 def test_a_session_that_is_no_more_is_told_of_once_a_request(
     settings: dict[str, t.Any], action: Action, later: float, reason: str
@@ -559,7 +572,9 @@ def test_a_session_that_is_no_more_is_told_of_once_a_request(
     advance(site, later)
     listener.take()
     late.visit(look)
-    assert listener.take() == [("session_rejected", handle, None, {"reason": reason})]
+    reason, _, ended = reason.partition(": ")
+    more = {"reason": reason, "ended": ended} if ended else {"reason": reason}
+    assert listener.take() == [("session_rejected", handle, None, more)]
 
 
 @pytest.mark.parametrize("reason", ["damaged", "unreadable", "newer"])
@@ -1030,6 +1045,7 @@ def test_the_signals_are_listed_in_the_package() -> None:
         "session_lost",
         "session_rejected",
         "backend_failed",
+        "backend_recovered",
     }
     for name, signal in SIGNALS.items():
         assert getattr(flask_serversession, name) is signal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import typing as t
 
@@ -125,9 +126,9 @@ def test_cookies_are_verified_one_after_the_other() -> None:
     first = presented.verify_next(SIGNER, "")
     assert first is not None
     assert first.id == "the first id"
-    assert not presented.is_verified  # that is the caller's, once it has the id
     assert presented.value == presented.values[0]
     assert presented.cookie is None  # that is the caller's
+    assert presented.is_verified is False
     second = presented.verify_next(SIGNER, first.id)
     assert second is not None
     assert second.id == "the second id"
@@ -240,8 +241,10 @@ def test_what_was_stored_is_no_wish_any_more() -> None:
     unit.data, unit.lifetime = {"n": 1}, 7.0
     unit.want(Wish.TOUCH)
     unit.want(Wish.SAVE)
-    unit.adopt(stored({"n": 1}, lifetime=8.0))
+    found = stored({"n": 1}, lifetime=8.0)
+    unit.adopt(found)
     assert unit.known is Known.STORED
+    assert unit.stored is found
     assert unit.data == {"n": 1}
     assert unit.lifetime == 7.0
     assert unit.wish is Wish.TOUCH
@@ -318,3 +321,96 @@ def test_a_change_is_looked_for_with_what_has_written_the_record() -> None:
     assert unit.find_change(MSGPACK) == ("nested change", None)
     with pytest.raises(SerializationError):
         unit.find_change(JSON)
+
+
+# What the application tells of it
+
+
+def test_the_meta_is_what_is_stored_until_something_else_is_told() -> None:
+    unit = Unit(SIGNER)
+    assert unit.own_meta is None
+    assert unit.current_meta == {}
+    found = stored({"n": 1})
+    meta = {"device": "phone", "user_agent": "a browser"}
+    record = dataclasses.replace(found.record, meta=meta)
+    unit.adopt(found._replace(record=record), {"n": 1})
+    assert unit.own_meta is None
+    assert unit.current_meta == {"device": "phone"}
+    unit.change_meta({})
+    assert unit.current_meta == {}
+    assert unit.wish is Wish.SAVE
+    assert unit.is_modified
+    assert unit.find_change(MSGPACK) == ("meta changed", None)
+
+
+@pytest.mark.parametrize(
+    ("act", "is_kept"),
+    [
+        (lambda unit: unit.begin(), False),
+        (lambda unit: unit.forget_wishes(), False),
+        (lambda unit: unit.forget_change(), False),
+        (lambda unit: unit.adopt(stored({"n": 1})), False),
+        (lambda unit: unit.adopt(stored({"n": 1}), {"n": 1}), False),
+        (lambda unit: (unit.want(Wish.NEW_ID), unit.forget_change()), True),
+        (lambda unit: unit.begin_empty(), True),
+    ],
+)
+def test_what_was_told_is_forgotten_with_the_change(
+    act: t.Callable[[Unit], object], is_kept: bool
+) -> None:
+    unit = loaded(n=1)
+    unit.change_meta({"device": "phone"})
+    act(unit)
+    assert unit.own_meta == ({"device": "phone"} if is_kept else None)
+
+
+# Passive requests, and several threads of one
+
+
+def test_the_last_word_decides_whether_a_request_is_passive() -> None:
+    unit = Unit(SIGNER)
+    assert unit.is_passive is unit.is_glanced is False
+    unit.is_glanced = True
+    unit.be_active(False)
+    assert unit.is_passive is True
+    assert unit.is_glanced is False
+    unit.be_active(True)
+    assert unit.is_passive is False
+
+
+def test_what_begins_empty_leaves_what_is_there() -> None:
+    unit = Unit(SIGNER)
+    unit.data = data = {"n": 1}
+    unit.begin_empty()
+    assert unit.known is Known.NEW
+    assert unit.is_new is True
+    assert unit.data is data
+
+
+def test_a_first_look_that_comes_second_changes_nothing() -> None:
+    unit = Unit(SIGNER)
+    first, second = {"n": 1}, {"n": 2}
+    assert unit.adopt(stored(first), first, is_first_look=True) is True
+    assert unit.adopt(stored(second), second, is_first_look=True) is False
+    assert unit.data is first
+    assert unit.adopt(stored(second), second) is True
+    assert unit.data is second
+    assert unit.adopt(stored(first)) is True
+
+
+def test_candidates_are_gone_through_without_taking_one() -> None:
+    values = [signed("first"), "forged", signed("second"), signed("third")]
+    presented = Presented(values, 0)
+    found = [*presented.candidates(SIGNER, "the first id")]
+    assert [(number, cookie.id) for number, cookie in found] == [
+        (3, "the second id"),
+        (4, "the third id"),
+    ]
+    assert presented.value == ""
+    presented.select(*found[0])
+    assert presented.cookie is found[0][1]
+    assert presented.value == values[2]
+    # From there on.
+    assert [number for number, _ in presented.candidates(SIGNER, "")] == [4]
+    assert presented.verify_next(SIGNER, "the third id") is None
+    assert [*presented.candidates(SIGNER, "")] == []

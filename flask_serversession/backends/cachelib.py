@@ -15,12 +15,13 @@ import typing as t
 from cachelib import BaseCache
 from cachelib import FileSystemCache
 from cachelib import MemcachedCache
-from cachelib import NullCache
 from cachelib import SimpleCache
 
 from ..errors import BackendUnavailableError
 from ..errors import RecordError
 from ..forks import ThreadLocks
+from ..hiding import HiddenBytes
+from ..hiding import forget_frames
 from ..record import Record
 from ..record import decode_record
 from ..record import encode_record
@@ -113,7 +114,7 @@ class CachelibBackend(Backend):
     def create(self, key: str, record: Record) -> bool:
         """Store a new record, unless the key is taken."""
         with _lock_of(key):
-            if self._run("create", self._cache.add, *self._item(key, record)):
+            if self._write("create", self._cache.add, key, record):
                 return True
             # The key is taken, or the cache failed: add() has one answer for both.
             try:
@@ -205,14 +206,14 @@ class CachelibBackend(Backend):
             except _UNPICKLING_ERRORS as exc:
                 raise RecordError(
                     "The cache cannot unpack the record.", "damaged"
-                ) from exc
+                ) from forget_frames(exc)
 
         value = self._run(operation, get)
         if value is None and not self._run(
             operation, self._cache.set, _PROBE_KEY, b"", _PROBE_TIMEOUT
         ):
             raise self._unavailable(operation)
-        return value
+        return HiddenBytes(value) if isinstance(value, bytes) else value
 
     def _has(self, key: str, operation: str) -> bool:
         try:
@@ -222,7 +223,7 @@ class CachelibBackend(Backend):
             return False
 
     def _set(self, key: str, record: Record, operation: str) -> None:
-        if not self._run(operation, self._cache.set, *self._item(key, record)):
+        if not self._write(operation, self._cache.set, key, record):
             raise self._unavailable(operation)
 
     def _remove(self, key: str, operation: str) -> bool:
@@ -233,22 +234,31 @@ class CachelibBackend(Backend):
             raise self._unavailable(operation)
         return False
 
-    def _item(self, key: str, record: Record) -> tuple[str, bytes, int]:
+    def _write(
+        self,
+        operation: str,
+        function: t.Callable[[str, bytes, int], bool | None],
+        key: str,
+        record: Record,
+    ) -> bool | None:
         # The record's own moment of expiry decides; the cache only cleans up, so it
         # must never be early. It counts whole seconds, from a time that some caches
         # truncate, hence the one second more. And 0 would mean "never".
         left = min(record.expires_at - self._clock(), _LONGEST_TIMEOUT)
-        return _name(key), encode_record(record), max(math.ceil(left) + 1, 1)
+        name, value = _name(key), encode_record(record)
+        timeout = max(math.ceil(left) + 1, 1)
+        # Plain bytes: caches pickle every other kind.
+        return self._run(operation, lambda: function(name, bytes(value), timeout))
 
     def _run(self, operation: str, function: t.Callable[..., _T], *args: t.Any) -> _T:
         try:
             return function(*args)
         except (RecordError, *_PROGRAMMING_ERRORS):
             raise
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001
             # Each client library has exceptions of its own, which share no base
             # class but Exception, and importing all of them is no option.
-            raise self._unavailable(operation) from exc
+            raise self._unavailable(operation) from forget_frames(exc)
 
     def _unavailable(self, operation: str) -> BackendUnavailableError:
         return BackendUnavailableError(
@@ -257,6 +267,7 @@ class CachelibBackend(Backend):
             " record, perhaps because of its size.",
             backend=self.name,
             operation=operation,
+            refused=operation != "load",
         )
 
 
@@ -267,12 +278,6 @@ def eviction_warning(cache: BaseCache) -> str | None:
     :return: A text for the log, or ``None`` if nothing is known against the cache.
     """
     kind = type(cache).__name__
-    if isinstance(cache, NullCache):
-        return (
-            f"'SESSION_CACHELIB' is a {kind}, which keeps nothing: every session is"
-            " lost at the end of its request. Use another cache, or the 'memory'"
-            " backend for tests."
-        )
     threshold: object = getattr(cache, "_threshold", None)
     if not isinstance(threshold, int):
         return None
@@ -291,6 +296,11 @@ def eviction_warning(cache: BaseCache) -> str | None:
             " removes an expired one."
         )
     return None
+
+
+def keeps_nothing(cache: BaseCache) -> bool:
+    """Return whether a cache is a NullCache, that of cachelib or of Flask-Caching."""
+    return any(cls.__name__ == "NullCache" for cls in type(cache).__mro__)
 
 
 def unpickles(cache: BaseCache) -> bool:

@@ -77,9 +77,10 @@ class MemoryBackend(Backend):
         with self._lock.get():
             now = self._clock()
             self._sweep(now)
-            if self._find(key, now) is not None:
-                return False
-            self._discard(key)
+            if key in self._entries:
+                if self._find(key, now) is not None:
+                    return False
+                self._discard(key)
             if record.expires_at > now:
                 self._store(key, _unshared(record, record.version))
             return True
@@ -209,7 +210,8 @@ class MemoryBackend(Backend):
         heapq.heappush(self._expiries, (due, key))
 
     def _sweep(self, now: float) -> None:
-        self._remove_expired(now, _SWEEP_AT_ONCE, looks=_SWEEP_AT_ONCE)
+        if self._expiries and self._expiries[0][0] <= now:
+            self._remove_expired(now, _SWEEP_AT_ONCE, looks=_SWEEP_AT_ONCE)
 
     def _remove_expired(self, now: float, limit: int, looks: int | None = None) -> int:
         removed = looked = 0

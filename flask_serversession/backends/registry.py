@@ -13,6 +13,8 @@ import typing as t
 from ..config import SessionConfig
 from ..config import suggest
 from ..errors import ConfigurationError
+from ..hiding import forget_frames
+from ..hiding import hide
 from .base import Backend
 
 if t.TYPE_CHECKING:
@@ -33,7 +35,7 @@ class BackendSettings:
     """
 
     config: SessionConfig
-    app_config: cabc.Mapping[str, t.Any]
+    app_config: cabc.Mapping[str, t.Any] = dataclasses.field(repr=False)
     instance_path: str
     clock: cabc.Callable[[], float]
     sqlalchemy_engine: cabc.Callable[[t.Any, str | None], tuple[t.Any, t.Any]]
@@ -44,7 +46,7 @@ def build_backend(settings: BackendSettings) -> tuple[Backend, str | None]:
 
     :raises ConfigurationError: if there is none of that name, or it cannot be built.
     """
-    chosen = settings.config.backend
+    chosen = hide(settings.config.backend)  # perhaps a URL
     if isinstance(chosen, Backend):
         return chosen, None
     if not isinstance(chosen, str):
@@ -59,7 +61,7 @@ def build_backend(settings: BackendSettings) -> tuple[Backend, str | None]:
             " 'SESSION_SQLALCHEMY_URL'; 'SESSION_BACKEND' names the kind of backend.",
             "SESSION_BACKEND",
         )
-    return _third_party(chosen, settings), None
+    return _third_party(str(chosen), settings), None
 
 
 # -- backends of others --------------------------------------------------------
@@ -137,7 +139,7 @@ def _build_redis(settings: BackendSettings) -> Backend:
     with _explained(key, lambda _: _not_installed("redis")):
         if config.redis_url is not None:
             return backend_class.from_url(config.redis_url, **options)
-        backend_class.check_client(config.redis)
+        backend_class.check_client(hide(config.redis))
         return backend_class(config.redis, **options)
 
 
@@ -164,7 +166,7 @@ def _build_sqlalchemy(settings: BackendSettings) -> Backend:
         if config.sqlalchemy is None:
             return backend_class.from_url(config.sqlalchemy_url, **options)
         engine, its_metadata = settings.sqlalchemy_engine(
-            config.sqlalchemy, config.sqlalchemy_bind_key
+            hide(config.sqlalchemy), config.sqlalchemy_bind_key
         )
         if metadata is None:
             options["metadata"] = its_metadata
@@ -175,16 +177,25 @@ def _build_cachelib(settings: BackendSettings) -> Backend:
     from cachelib import BaseCache
 
     from .cachelib import CachelibBackend
+    from .cachelib import keeps_nothing
 
-    cache = settings.config.cachelib
-    if not isinstance(cache, BaseCache):
+    config = settings.config
+    if not isinstance(config.cachelib, BaseCache):
         raise ConfigurationError(
-            f"'SESSION_CACHELIB' is a {type(cache).__name__}; expected an instance of a"
-            " cachelib cache, such as cachelib.FileSystemCache(path, threshold=0),"
-            " because 'SESSION_BACKEND' is 'cachelib'.",
+            f"'SESSION_CACHELIB' is a {type(config.cachelib).__name__}; expected an"
+            " instance of a cachelib cache, such as"
+            " cachelib.FileSystemCache(path, threshold=0), because 'SESSION_BACKEND' is"
+            " 'cachelib'.",
             "SESSION_CACHELIB",
         )
-    return CachelibBackend(cache, clock=settings.clock)
+    if keeps_nothing(config.cachelib):
+        raise ConfigurationError(
+            f"'SESSION_CACHELIB' is a {type(config.cachelib).__name__}, which keeps"
+            " nothing: every session is lost at the end of its request. Use another"
+            " cache, or the 'memory' backend for tests.",
+            "SESSION_CACHELIB",
+        )
+    return CachelibBackend(config.cachelib, clock=settings.clock)
 
 
 def _warn_of_eviction(config: SessionConfig, backend: Backend) -> str | None:
@@ -221,15 +232,16 @@ def _import(kind: str) -> t.Any:
 
 def _key_of_source(kind: str, config: SessionConfig, example: str) -> str:
     """Return the key that says where the sessions are, of the two that can."""
-    given = getattr(config, kind), getattr(config, f"{kind}_url")
     key = f"SESSION_{kind.upper()}"
-    if (given[0] is None) == (given[1] is None):
+    has_object = getattr(config, kind) is not None
+    has_url = getattr(config, f"{kind}_url") is not None
+    if has_object is has_url:
         raise ConfigurationError(
             f"'SESSION_BACKEND' is {kind!r}, which needs exactly one of '{key}_URL'"
             f" (such as {example!r}) and {key!r}.",
             f"{key}_URL",
         )
-    return key if given[1] is None else f"{key}_URL"
+    return f"{key}_URL" if has_url else key
 
 
 # -- what can be wrong with any of them ----------------------------------------
@@ -242,9 +254,9 @@ def _explained(
     try:
         yield
     except ImportError as error:
-        raise not_installed(error) from error
+        raise not_installed(error) from forget_frames(error)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{key!r}: {error}", key) from error
+        raise ConfigurationError(f"{key!r}: {error}", key) from forget_frames(error)
 
 
 def _unknown(value: object) -> ConfigurationError:

@@ -23,6 +23,7 @@ from .diagnostics import ask_server
 from .diagnostics import diagnose
 from .diagnostics import folder_of
 from .diagnostics import readable
+from .diagnostics import readable_origin
 from .diagnostics import shown_settings
 from .failures import NotFound
 from .failures import Unavailable
@@ -240,6 +241,7 @@ def show(handle: str, as_json: bool) -> None:
         ["User", "(nobody)" if info.user is None else escape(info.user)],
         ["Last seen", f"{info.last_seen_at:%Y-%m-%d %H:%M:%S} UTC"],
         ["Created", f"{info.created_at:%Y-%m-%d %H:%M:%S} UTC"],
+        ["Logged in", _moment(info.authenticated_at)],
         ["Expires", f"{info.expires_at:%Y-%m-%d %H:%M:%S} UTC"],
     ]
     for name, title in META_TITLES.items():
@@ -247,6 +249,10 @@ def show(handle: str, as_json: bool) -> None:
             rows.append([title, escape(info.meta[name])])
     rows += [[f"Meta {name}", value] for name, value in own_meta(info)]
     write_table(rows)
+
+
+def _moment(moment: dt.datetime | None) -> str:
+    return "-" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 # -- ending
@@ -413,6 +419,7 @@ def _describe(
         "capabilities": [str(flag.name).lower() for flag in _powers_of(state)],
         "settings": {
             setting.key: {"value": setting.value, "origin": setting.origin}
+            | ({"late": True} if setting.is_late else {})
             for setting in shown_settings(current_app, state)
         },
         "warnings": [found._asdict() for found in diagnose(current_app, state)],
@@ -432,7 +439,8 @@ def _write_description(
     write_line("")
     rows = [["SETTING", "VALUE", "ORIGIN"]]
     for setting in shown_settings(current_app, state):
-        rows.append([setting.key, escape(readable(setting)), setting.origin])
+        origin = readable_origin(setting)
+        rows.append([setting.key, escape(readable(setting)), origin])
     write_table(rows)
     found = list(diagnose(current_app, state))
     if found:

@@ -14,6 +14,7 @@ from .. import operator
 from ..backends.base import Capability
 from ..config import KEYS
 from ..config import SessionConfig
+from ..config import find_late_keys
 from ..config_checks import FLASK_KEYS
 from ..errors import BackendError
 from ..operator import AppState
@@ -62,6 +63,8 @@ class ShownSetting(t.NamedTuple):
     #: Fit for JSON; durations in seconds; nothing secret.
     value: t.Any
     origin: t.Literal["app.config", "default"]
+    #: Whether ``app.config`` has another value by now, which is not in force.
+    is_late: bool = False
 
 
 class Diagnosis(t.NamedTuple):
@@ -123,10 +126,13 @@ def shown_settings(app: Flask, state: AppState) -> cabc.Iterator[ShownSetting]:
     others = _CONFIGURABLE - {state.backend.name}
     if not state.config.migrate_from:
         others |= {"migrate"}
+    late = {*find_late_keys(given, state.config)}
+    defaults = SessionConfig()
     for key, name in KEYS.items():
         if key not in given and name.partition("_")[0] in others:
             continue
         value = getattr(state.config, name)
+        is_given = value != getattr(defaults, name) if key in late else key in given
         if key in _SECRETS:
             value = _masked(value)
         elif key.endswith("_URL"):
@@ -134,7 +140,7 @@ def shown_settings(app: Flask, state: AppState) -> cabc.Iterator[ShownSetting]:
         elif key == "SESSION_FILESYSTEM_PATH" and value is None:
             value = folder_of(app, state.config)
         yield ShownSetting(
-            key, _public(value), "app.config" if key in given else "default"
+            key, _public(value), "app.config" if is_given else "default", key in late
         )
 
 
@@ -162,6 +168,13 @@ def readable(setting: ShownSetting) -> str:
     if setting.key in DURATIONS and value is not None:
         return str(dt.timedelta(seconds=value))
     return repr(value)
+
+
+def readable_origin(setting: ShownSetting) -> str:
+    """Return where a setting's value comes from as text."""
+    if setting.is_late:
+        return f"{setting.origin} (a later one is not in force)"
+    return setting.origin
 
 
 def _masked(value: t.Any) -> Hidden | None:
@@ -193,6 +206,12 @@ def diagnose(app: Flask, state: AppState) -> cabc.Iterator[Diagnosis]:
             f"is a {cls.__module__}.{cls.__qualname__}, which took the place of"
             " ServerSession, so that nothing here has any effect. Remove one of the"
             " two.",
+        )
+    for key in find_late_keys(app.config, state.config):
+        yield Diagnosis(
+            key,
+            "was set or changed after ServerSession(app) or init_app(app), and is not"
+            " in force. Set it before.",
         )
     yield from _check_secrets(app, state.config)
     yield from _check_backend(app, state)

@@ -23,7 +23,7 @@ _WIDEST_USER = 32
 _WIDEST_META = 48
 # The columns that a narrow terminal does without, in this order, and the width that a
 # user agent should keep.
-_LEFT_OUT_FIRST = ("CREATED (UTC)", "EXPIRES (UTC)")
+_LEFT_OUT_FIRST = ("LOGGED IN (UTC)", "EXPIRES (UTC)")
 _LEAST_AGENT = 24
 
 META_TITLES = {"remote_addr": "Address", "user_agent": "User agent"}
@@ -43,6 +43,11 @@ def document_of(info: SessionInfo) -> dict[str, t.Any]:
         "handle": info.handle,
         "user": info.user,
         "created_at": info.created_at.isoformat(timespec="seconds"),
+        "authenticated_at": (
+            None
+            if info.authenticated_at is None
+            else info.authenticated_at.isoformat(timespec="seconds")
+        ),
         "last_seen_at": info.last_seen_at.isoformat(timespec="seconds"),
         "expires_at": info.expires_at.isoformat(timespec="seconds"),
         "meta": dict(info.meta),
@@ -159,7 +164,7 @@ def write_sessions(listed: cabc.Sequence[SessionInfo], is_full: bool) -> None:
     told = {name for info in listed for name in info.meta}
     names = [name for name in META_TITLES if name in told]
     has_own = not told <= META_TITLES.keys()
-    header = ["HANDLE", "USER", "LAST SEEN (UTC)", "CREATED (UTC)", "EXPIRES (UTC)"]
+    header = ["HANDLE", "USER", "LAST SEEN (UTC)", "LOGGED IN (UTC)", "EXPIRES (UTC)"]
     if has_own:
         header.append("META")
     rows = [[*header, *(META_TITLES[name].upper() for name in names)]]
@@ -175,10 +180,9 @@ def write_sessions(listed: cabc.Sequence[SessionInfo], is_full: bool) -> None:
             # Nearly all user agents begin with it.
             meta = [value.removeprefix("Mozilla/5.0 ") for value in meta]
             meta = [shorten(value, _WIDEST_META) for value in meta]
-        times = (info.last_seen_at, info.created_at, info.expires_at)
-        rows.append(
-            [handle, user, *(f"{time:%Y-%m-%d %H:%M}" for time in times), *meta]
-        )
+        moments = (info.last_seen_at, info.authenticated_at, info.expires_at)
+        times = ["-" if time is None else f"{time:%Y-%m-%d %H:%M}" for time in moments]
+        rows.append([handle, user, *times, *meta])
     if not is_full and (width := terminal_width()) is not None:
         rows = _fitted(rows, width)
     write_table(rows)

@@ -66,7 +66,7 @@ class LazyMap(cabc.MutableMapping[str, t.Any]):
         self._parts: dict[str, tuple[int, int, int]] = {}
         for key, start, middle, end in codec.index(payload):
             if type(key) is not str or key in self._parts:
-                raise ValueError("a key that is no text, or stands twice")
+                raise ValueError  # it stands twice, or is no text
             is_small = end - middle < _LEAST_VALUE
             self._parts[key] = start, middle, end
             self._values[key] = (

@@ -105,7 +105,7 @@ class MsgpackSerializer:
         unpacker: t.Any = _unpacker(payload)
         size = unpacker.read_map_header()
         if size > MOST_KEYS:
-            raise ValueError("too many keys")
+            raise ValueError  # see there
         end = unpacker.tell()
         for _ in range(size):
             start, key, middle = end, unpacker.unpack(), unpacker.tell()
@@ -113,7 +113,7 @@ class MsgpackSerializer:
             end = unpacker.tell()
             yield key, start, middle, end
         if end != len(payload):
-            raise ValueError("something after the end")
+            raise ValueError  # loads() says what is wrong
 
     def read(self, part: bytes, /) -> t.Any:
         """See :meth:`.lazy.Codec.read`."""
@@ -141,7 +141,7 @@ class MsgpackSerializer:
             value: dict[str, t.Any] = _read(data)
         except Exception as error:  # noqa: BLE001 - hostile bytes raise many things
             raise unreadable(self.name, error) from None
-        return value if type(value) is dict else checked_dict(self.name, value)
+        return checked_dict(self.name, value)
 
 
 _MARK = 1

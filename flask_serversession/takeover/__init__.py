@@ -59,6 +59,7 @@ from ..errors import BackendError
 from ..errors import RecordError
 from ..errors import SerializationError
 from ..errors import SessionTooLargeError
+from ..hiding import HiddenText
 from ..loading import Loader
 from ..record import NO_META
 from ..record import Record
@@ -230,6 +231,7 @@ class Takeover:
 
     def _find_stored(self, value: str) -> Legacy | None:
         """Read an id of Flask-Session's out of a cookie."""
+        value = HiddenText(value)
         given = t.cast("dict[str, t.Any]", self._core.app.config)
         if given.get("SESSION_USE_SIGNER", False):
             if not self._core.app.secret_key:
@@ -238,12 +240,13 @@ class Takeover:
             keys = [*(given["SECRET_KEY_FALLBACKS"] or ()), self._core.app.secret_key]
             signer = Signer(keys, salt="flask-session", key_derivation="hmac")
             try:
-                value = signer.unsign(value).decode("ascii")
+                value = HiddenText(signer.unsign(value).decode("ascii"))
             except BadSignature:
                 return None
         if self.store is None or not is_id(value):
             return None
-        key = self._config.key_prefix + value
+        # As secret as the id.
+        key = HiddenText(self._config.key_prefix + value)
         return Legacy(
             "flask-session",
             b"flask-session:" + value.encode(),
@@ -391,7 +394,7 @@ class Takeover:
             id=identity.id,
             is_permanent=self._core.is_permanent(unit),
             touched_at=record.touched_at,
-            created_at=record.created_at,
+            counts_from=record.created_at,
             lifetime=unit.lifetime,
             is_stale=True,
         )

@@ -33,6 +33,7 @@ from flask_serversession.backends.cachelib import eviction_warning
 from flask_serversession.backends.cachelib import unpickling_warning
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.errors import BackendUnavailableError
+from flask_serversession.errors import ConfigurationError
 from flask_serversession.errors import RecordError
 from flask_serversession.record import FORMAT
 from flask_serversession.record import MAGIC
@@ -522,8 +523,22 @@ def test_a_file_system_cache_gets_an_eviction_warning(tmp_path: pathlib.Path) ->
     )
 
 
-def test_a_null_cache_gets_an_eviction_warning() -> None:
-    assert eviction_warning(NullCache()) == (
+class NullCacheOfFlaskCaching(BaseCache):
+    """As that of Flask-Caching, which is not cachelib's."""
+
+
+NullCacheOfFlaskCaching.__name__ = "NullCache"
+
+
+@pytest.mark.parametrize("cache", [NullCache(), NullCacheOfFlaskCaching()])
+def test_a_cache_that_keeps_nothing_is_refused_at_the_start(cache: BaseCache) -> None:
+    app = Flask("shop")
+    app.config.update(
+        SECRET_KEY="k", SESSION_BACKEND="cachelib", SESSION_CACHELIB=cache
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        ServerSession(app)
+    assert str(caught.value) == (
         "'SESSION_CACHELIB' is a NullCache, which keeps nothing: every session is lost"
         " at the end of its request. Use another cache, or the 'memory' backend for"
         " tests."

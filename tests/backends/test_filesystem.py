@@ -272,6 +272,118 @@ def test_a_folder_that_was_there_keeps_its_mode(path: Path, clock: FakeClock) ->
     assert stat.S_IMODE(path.stat().st_mode) == 0o750
 
 
+# -- folders of others
+
+root_only = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root"
+)
+NOBODY = 65534
+
+
+def spoil(folder: Path, how: str) -> str:
+    """Let others write to a folder; return what the messages say of it."""
+    if how == "owner":
+        os.chown(folder, NOBODY, -1)
+        return "belongs to the user 'nobody'"
+    mode = int(how, 8)
+    folder.chmod(mode)
+    return f"has the mode {mode:04o}"
+
+
+@posix_only
+@pytest.mark.parametrize("level", ["", "00", "users"])
+@pytest.mark.parametrize(
+    "how", [pytest.param("owner", marks=root_only), "777", "770", "722", "1777"]
+)
+def test_a_folder_that_others_may_write_to_is_refused(
+    path: Path, how: str, level: str
+) -> None:
+    folder = path / level
+    folder.mkdir(parents=True)
+    expected = spoil(folder, how)
+    with pytest.raises(ConfigurationError) as info:
+        FilesystemBackend(path)
+    assert info.value.option == "SESSION_FILESYSTEM_PATH"
+    assert str(info.value) == (
+        f"'SESSION_FILESYSTEM_PATH': {str(folder)!r} {expected}, so that others could"
+        " read sessions and make some up. Run the application as its owner, or:"
+        f" chown -R {os.geteuid()} {folder} && chmod go-w {folder}"
+    )
+    os.chown(folder, os.geteuid(), -1)
+    folder.chmod(0o700)
+    FilesystemBackend(path)
+
+
+@posix_only
+@pytest.mark.parametrize("level", ["", "00", "users"])
+def test_a_folder_that_is_a_link_is_refused(
+    path: Path, tmp_path: Path, level: str
+) -> None:
+    (tmp_path / "target").mkdir()
+    link = path / level
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "target")
+    with pytest.raises(ConfigurationError, match="is a symbolic link"):
+        FilesystemBackend(path)
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("mode", "is_refused"),
+    [(0o777, True), (0o707, True), (0o1777, False), (0o775, False), (0o755, False)],
+)
+def test_a_folder_that_anybody_could_replace_is_refused(
+    tmp_path: Path, mode: int, is_refused: bool
+) -> None:
+    # 0775 is what a umask of 002 makes of folders, where each user has a group.
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    parent.chmod(mode)
+    if not is_refused:
+        FilesystemBackend(parent / "sessions")
+        return
+    with pytest.raises(ConfigurationError) as info:
+        FilesystemBackend(parent / "sessions")
+    assert str(info.value).endswith(f"Run: chmod o-w {parent}")
+
+
+@posix_only
+def test_a_umask_that_lets_the_group_write_is_no_hindrance(
+    path: Path, clock: FakeClock
+) -> None:
+    before = os.umask(0o002)
+    try:
+        backend = FilesystemBackend(path, clock=clock)
+        assert backend.create(KEY, make_record(clock, user="ada"))
+        assert FilesystemBackend(path, clock=clock).load(KEY) is not None
+    finally:
+        os.umask(before)
+
+
+@posix_only
+@pytest.mark.parametrize("how", [pytest.param("owner", marks=root_only), "777"])
+def test_a_folder_of_others_that_is_met_later_is_not_used(
+    backend: FilesystemBackend, clock: FakeClock, path: Path, how: str
+) -> None:
+    backend.create(KEY, make_record(clock, user="ada"))
+    shard = find_file(path).parent
+    expected = spoil(shard, how)
+    for operation in (
+        lambda: backend.load(KEY),
+        lambda: backend.create(KEY, make_record(clock)),
+        lambda: backend.replace(KEY, make_record(clock), 1),
+        lambda: backend.delete(KEY),
+        lambda: backend.touch(KEY, clock(), clock() + 900),
+        lambda: backend.keys_of_user("ada"),
+    ):
+        with pytest.raises(BackendUnavailableError) as info:
+            operation()
+        assert str(info.value).endswith(f"{shard.name!r} in it {expected}.")
+    assert list(backend.iterate()) == []
+    assert backend.count() == 0
+    assert backend.prune(5) == 0
+
+
 # -- what somebody may have put there
 
 
@@ -1020,8 +1132,8 @@ def test_a_rename_that_fails_leaves_nothing_behind(
 def test_a_folder_that_cannot_be_made_is_an_error(
     clock: FakeClock, tmp_path: Path
 ) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    backend = FilesystemBackend(tmp_path / "link", clock=clock)
+    (tmp_path / "file").write_text("no folder")
+    backend = FilesystemBackend(tmp_path / "file" / "sessions", clock=clock)
     with pytest.raises(BackendUnavailableError) as info:
         backend.create(KEY, make_record(clock))
     assert info.value.operation == "create"

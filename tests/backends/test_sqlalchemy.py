@@ -40,6 +40,7 @@ from flask_serversession.backends.sqlalchemy.runner import DirectRunner
 from flask_serversession.errors import BackendError
 from flask_serversession.errors import BackendUnavailableError
 from flask_serversession.errors import RecordError
+from flask_serversession.errors import SessionTooLargeError
 from flask_serversession.record import FORMAT
 from flask_serversession.record import MAGIC
 from flask_serversession.record import TOMBSTONE_DATA
@@ -543,6 +544,50 @@ def test_the_schema_of_the_metadata_counts(make: Make, sqlite_url: str) -> None:
     one = make(sqlite_url, metadata=metadata, table_name="sessions")
     two = make(sqlite_url, metadata=metadata, table_name="sessions", schema="app")
     assert one.table is two.table is metadata.tables["app.sessions"]
+
+
+def test_a_metadata_that_was_reflected_is_left_alone(
+    url: str, make: Make, make_engine: Callable[..., sa.Engine], clock: FakeClock
+) -> None:
+    if url == "sqlite://":
+        pytest.skip("Nothing is left of it.")
+    make(url).create_tables()
+    first = make(url)
+    first.load(KEY)
+    metadata = sa.MetaData()
+    engine = make_engine(url)
+    metadata.reflect(engine, only=[first.table.name])
+    before = metadata.tables[first.table.name]
+    backend = make(engine, metadata=metadata)
+    for operation in operations(backend, clock).values():
+        operation()
+    assert metadata.tables[first.table.name] is before
+
+
+def test_rows_are_dynamic_whatever_the_servers_default_is(
+    server: Server, make: Make, make_engine: Callable[..., sa.Engine]
+) -> None:
+    if not isinstance(server, MariaDBServer):
+        pytest.skip("Only MariaDB and MySQL have it.")
+    with make_engine(server.url, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.exec_driver_sql("SET GLOBAL innodb_default_row_format=compact")
+    assert make(server.url).load(KEY) is None
+
+
+def test_a_schema_that_needs_quotes_will_do(
+    request: pytest.FixtureRequest,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+) -> None:
+    url = get_url(request, "postgresql")
+    with make_engine(url).begin() as connection:
+        connection.exec_driver_sql('CREATE SCHEMA IF NOT EXISTS "my-%%app"')
+    backend = make(url, schema="my-%app")
+    for operation in operations(backend, clock).values():
+        operation()
+    assert backend.create(KEY, record(clock))
+    assert backend.load(KEY) == record(clock)
 
 
 def test_a_table_of_the_application_is_not_taken_over(
@@ -1420,6 +1465,114 @@ def test_a_given_engine_is_left_as_it_was(
         assert backend.load(KEY) is None
 
 
+# -- a primary that becomes a replica
+
+
+class Demotion:
+    """Lets a server refuse to write, except on connections that are made later."""
+
+    def __init__(self, server: Server, engine: sa.Engine) -> None:
+        self._admin = sa.create_engine(server.url, isolation_level="AUTOCOMMIT")
+        self._is_mariadb = isinstance(server, MariaDBServer)
+        self._has_successor = True
+        self.connected = 0
+        # Whoever connects finds the new primary.
+        event.listen(engine, "do_connect", self._connect)
+
+    def __call__(self, *, has_successor: bool = True) -> None:
+        self._has_successor, self.connected = has_successor, 0
+        self._set(read_only=True)
+
+    def _connect(self, *_: t.Any) -> None:
+        self.connected += 1
+        if self._has_successor:
+            self._set(read_only=False)
+
+    def _set(self, read_only: bool) -> None:
+        with self._admin.connect() as connection:
+            if self._is_mariadb:
+                connection.exec_driver_sql(f"SET GLOBAL read_only = {read_only:d}")
+                return
+            value = "on" if read_only else "off"
+            connection.exec_driver_sql(
+                f"ALTER SYSTEM SET default_transaction_read_only = {value}"
+            )
+            connection.exec_driver_sql("SELECT pg_reload_conf()")
+            # It has reached a connection that says so.
+            while True:
+                with sa.create_engine(
+                    self._admin.url, poolclass=sa.NullPool
+                ).connect() as other:
+                    shown = "SHOW default_transaction_read_only"
+                    if other.exec_driver_sql(shown).scalar() == value:
+                        return
+
+    def close(self) -> None:
+        self._set(read_only=False)
+        self._admin.dispose()
+
+
+@pytest.mark.parametrize("is_watched", [False, True], ids=["direct", "watched"])
+@pytest.mark.parametrize("is_given", [False, True], ids=["own", "given"])
+def test_a_switch_over_costs_nobody_a_request(
+    server: Server,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+    is_given: bool,
+    is_watched: bool,
+) -> None:
+    url = server.url
+    if isinstance(server, MariaDBServer):
+        # Who may write to a read-only server is not told.
+        with make_engine(url, isolation_level="AUTOCOMMIT").connect() as connection:
+            for statement in (
+                "CREATE USER shop@'127.0.0.1' IDENTIFIED BY 'p'",
+                "GRANT ALL ON test.* TO shop@'127.0.0.1'",
+            ):
+                connection.exec_driver_sql(statement)
+        full = sa.make_url(url).set(username="shop", password="p")
+        url = full.render_as_string(hide_password=False)
+    engine = make_engine(url) if is_given else None
+    backend = make(engine or url)
+    if is_watched:
+        event.listen(engine or engine_of(backend), "after_execute", lambda *_: None)
+    backend.create_tables()
+    backend.create("old", record(clock))
+    demote = Demotion(server, engine or engine_of(backend))
+    # Several connections, all of which lead to the old primary.
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(engine_of(backend).connect())
+    writes: dict[str, Callable[[], object]] = {
+        "create": lambda: backend.create(KEY, record(clock)) is True,
+        "replace": lambda: (
+            backend.replace(KEY, record(clock, b"new"), 1) == Replaced(2)
+        ),
+        "touch": lambda: backend.touch(KEY, clock(), clock() + 900),
+        "prune": lambda: backend.prune(10) == 0,
+        "delete": lambda: backend.delete(KEY),
+    }
+    try:
+        for write in writes.values():
+            demote()
+            assert write() is True
+            assert demote.connected == 1
+            # None that is left leads to the old one.
+            demote()
+            assert write() is not None
+        demote(has_successor=False)
+        with pytest.raises(BackendUnavailableError):
+            backend.create(KEY, record(clock))
+        assert backend.load("old") is not None
+        with pytest.raises(BackendUnavailableError):
+            backend.delete("old")
+        demote()
+        assert backend.delete("old") is True
+    finally:
+        demote.close()
+
+
 # -- engines that fail
 
 
@@ -2011,6 +2164,121 @@ def test_an_unreachable_server_does_not_show_the_password(make: Make) -> None:
         backend.load(KEY)
     assert "the mysql database 'app' at 127.0.0.1:" in str(info.value)
     assert "SECRET" not in "".join(traceback.format_exception(info.value))
+
+
+# -- what is wrong, in the database's words
+
+
+def complaint(backend: SQLAlchemyBackend, clock: FakeClock) -> str:
+    with pytest.raises(BackendError) as info:
+        backend.create(KEY, record(clock, b"SECRET", user="SECRET"))
+    assert "SECRET" not in str(info.value)
+    return str(info.value)
+
+
+def test_causes_are_told_apart_in_the_databases_words(
+    server: Server, make: Make, clock: FakeClock
+) -> None:
+    url = sa.make_url(server.url).set(username="nobody", password="SECRET")
+    dead = url.set(port=find_free_port())
+    unknown = url.set(host="no-such-host.invalid")
+    if isinstance(server, MariaDBServer):
+        words = {
+            url: "Access denied for user 'nobody'@'",
+            url.set(username="root", database="nowhere"): "Access denied for user",
+            sa.make_url(server.url).set(
+                database="nowhere"
+            ): "Unknown database 'nowhere'",
+            dead: "Connection refused",
+            unknown: "Can't connect to MySQL server on 'no-such-host.invalid'",
+        }
+    else:
+        words = {
+            url: 'role "nobody" does not exist',
+            sa.make_url(server.url).set(
+                database="nowhere"
+            ): 'database "nowhere" does not exist',
+            dead: "Connection refused",
+            unknown: "no-such-host.invalid",
+        }
+    for wrong, expected in words.items():
+        backend = make(wrong.render_as_string(hide_password=False))
+        text = complaint(backend, clock)
+        assert expected in text
+        assert "cannot be reached or refused to work (OperationalError" in text
+
+
+@pytest.fixture
+def reader(
+    server: Server, make_engine: Callable[..., sa.Engine], make: Make
+) -> tuple[str, SQLAlchemyBackend]:
+    """Give the URL of a role that may only read, and what made the table."""
+    owner = make(server.url)
+    owner.create_tables()
+    engine = make_engine(server.url, isolation_level="AUTOCOMMIT")
+    is_mariadb = isinstance(server, MariaDBServer)
+    reader = "reader@'127.0.0.1'" if is_mariadb else "reader"
+    with engine.connect() as connection:
+        create = "CREATE USER reader@'127.0.0.1' IDENTIFIED BY 'p'"
+        connection.exec_driver_sql(create if is_mariadb else "CREATE ROLE reader LOGIN")
+        table = owner.table.name
+        connection.exec_driver_sql(f"GRANT SELECT ON {table} TO {reader}")
+    url = sa.make_url(server.url).set(username="reader", password="p")
+    return url.render_as_string(hide_password=False), owner
+
+
+def test_what_a_role_may_not_do_is_told_in_the_databases_words(
+    reader: tuple[str, SQLAlchemyBackend], make: Make, clock: FakeClock
+) -> None:
+    url, owner = reader
+    backend = make(url)
+    owner.create("old", record(clock))
+    assert backend.load("old") == record(clock)
+    text = complaint(backend, clock)
+    assert "does not permit it (" in text
+    assert "denied" in text
+    assert owner.table.name in text
+    with pytest.raises(BackendError, match="denied"):
+        backend.touch("old", clock(), clock() + 900)
+    # It is there, so nobody needs the privilege to create it.
+    backend.create_tables()
+    other = make(url, table_name="another")
+    text = complaint(other, clock)
+    # MariaDB does not tell it that there is no such table.
+    operation = "create_tables" if "postgresql" in url else "create"
+    assert f"'{operation}': " in text
+    assert "denied" in text
+
+
+def test_a_schema_that_is_not_there_is_named(
+    request: pytest.FixtureRequest, make: Make, clock: FakeClock
+) -> None:
+    backend = make(get_url(request, "postgresql"), schema="nowhere")
+    assert 'schema "nowhere" does not exist' in complaint(backend, clock)
+
+
+def test_a_session_that_is_too_large_for_the_server_is_named(
+    server: Server, make: Make, make_engine: Callable[..., sa.Engine], clock: FakeClock
+) -> None:
+    if not isinstance(server, MariaDBServer):
+        pytest.skip("Only MariaDB and MySQL have a limit.")
+    with make_engine(server.url, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.exec_driver_sql("SET GLOBAL max_allowed_packet = 262144")
+    backend = make(server.url)
+    backend.create(KEY, record(clock))
+    large = record(clock, b"x" * 400_000)
+    for write in (
+        lambda: backend.create("large", large),
+        lambda: backend.replace(KEY, large, 1),
+    ):
+        with pytest.raises(SessionTooLargeError) as info:
+            write()
+        assert str(info.value) == (
+            "The session is 400008 bytes when serialized; 'max_allowed_packet' allows"
+            " 262144. Keep large data elsewhere and its key in the session, or raise"
+            " 'max_allowed_packet'."
+        )
+    assert backend.load(KEY) == record(clock)
 
 
 # -- engines of our own

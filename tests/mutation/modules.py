@@ -50,18 +50,13 @@ MODULES = {
     ),
     "plan": Module(("test_plan.py",)),
     "unit": Module(("test_unit.py",)),
-    "core": Module(("test_core.py", "test_interface.py", *_WHOLE, "test_signals.py")),
+    "core": Module(("test_core.py",)),
     "loading": Module(("test_loader.py",)),
     "conflicts": Module(("test_conflict_steps.py",)),
     "atomic": Module(
         (
-            *_WHOLE,
-            "test_concurrency.py::test_atomic_sees_what_another_saved_and_keeps_what_was_changed_before",
-            "test_concurrency.py::test_atomic_does_not_revive_what_ends_while_it_runs",
-            "test_concurrency.py::test_atomic_that_ends_the_session_itself",
-            "test_concurrency.py::test_atomic_that_rotates_only_the_second_time",
-            "test_concurrency.py::test_atomic_that_rotates_only_the_first_time",
-            "test_concurrency.py::test_an_atomic_change_that_cannot_be_stored_is_undone",
+            "test_atomic.py",
+            "test_security.py::test_what_a_session_is_made_of_shows_neither_its_id_nor_its_content",
         )
     ),
     "activity": Module(("test_activity.py",)),
@@ -78,16 +73,33 @@ MODULES = {
     "ended": Module(("test_ended.py",)),
     "unsaved": Module(("test_unsaved.py",)),
     "moment": Module(("test_moment.py",)),
-    "lifecycle": Module(("test_interface.py", *_WHOLE, "test_signals.py")),
+    "lifecycle": Module(
+        (
+            *("test_settling.py", "test_interface.py", *_WHOLE, "test_signals.py"),
+            *("test_conflicts.py", "test_logouts.py", "test_passive.py"),
+        )
+    ),
     "rotation": Module(("test_rotation.py",)),
-    "interface": Module(("test_interface.py", "test_hooks.py", *_WHOLE)),
+    "interface": Module(
+        (
+            *("test_interface_parts.py", "test_interface.py", "test_hooks.py", *_WHOLE),
+            "test_faults.py::test_the_applications_own_error_page_is_shown",
+            "test_faults.py::test_a_failure_that_an_after_request_function_meets_is_a_503_too",
+            "test_faults.py::test_a_failure_that_another_error_page_meets_is_a_503_too",
+            "test_faults.py::test_nothing_of_the_views_answer_is_in_the_error",
+            "test_faults.py::test_a_stream_is_closed_that_is_not_sent",
+            "test_faults.py::test_a_session_transaction_raises_when_its_store_fails",
+            "test_faults.py::test_a_session_transaction_raises_what_was_swallowed_in_it",
+        )
+    ),
     "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
     "backends/filesystem": Module(
         ("backends/test_filesystem.py",),
         sample=200,
         # These take seconds.
         only="not (thousands or several_processes or race_for or only_one_process"
-        " or listing_a_user_reads or without_a_marker or lets_others_write)",
+        " or listing_a_user_reads or without_a_marker or lets_others_write"
+        " or no_descriptor)",
     ),
     "backends/sqlalchemy": Module(
         ("backends/test_sqlalchemy.py",),

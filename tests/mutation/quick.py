@@ -25,6 +25,9 @@ import pytest
 from .finder import mutate
 from .mutants import Mutant
 
+# Tests that take less, in seconds, come before all others.
+_QUICK = 0.1
+
 #: Runs a function in a fork, for so long at most; says whether it gave true.
 Fork = Callable[[Callable[[str], object], float], bool]
 
@@ -79,6 +82,7 @@ class Quick:
             # What calls nothing here may do so in a process of its own.
             names = [name for name, (_, spots) in tests.items() if spot in spots]
             names += [name for name, (_, spots) in tests.items() if not spots]
+            names.sort(key=lambda name: tests[name][0] > _QUICK)
             limit = 10 + 3 * sum(tests[name][0] for name in names)
             if spot not in checked:
                 # Else tests that need others before them would kill every mutant.

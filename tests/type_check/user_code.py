@@ -39,6 +39,9 @@ def view() -> str:
     count: int = session.atomic(increment)
     began: dt.datetime = session.created_at
     ends: dt.datetime = session.expires_at
+    logged_in: dt.datetime | None = session.authenticated_at
+    if not session.is_fresh(dt.timedelta(minutes=5)) or not session.is_fresh(300):
+        session.mark_authenticated()
     session.regenerate()
     session.regenerate(keep_data=False)
     session.reload()
@@ -46,4 +49,5 @@ def view() -> str:
     session.touch()
     session.clear()
     session.destroy()
-    return f"{session.handle} {lifetime} {user} {is_new} {count} {began} {ends}"
+    times = f"{began} {ends} {logged_in}"
+    return f"{session.handle} {lifetime} {user} {is_new} {count} {times}"

@@ -12,6 +12,7 @@ import typing as t
 
 from ...errors import BackendUnavailableError
 from ...errors import RecordError
+from ...hiding import forget_frames
 from ...record import FLAGS_OFFSET
 from ...record import HEADER_SIZE
 from ...record import TIMES_SLICE
@@ -51,7 +52,8 @@ def _operation(
         try:
             return method(backend, *args, **kwargs)
         except OSError as error:
-            raise _unavailable(backend, method.__name__, error) from error
+            failure = _unavailable(backend, method.__name__, error)
+            raise failure from forget_frames(error)
 
     return operation
 
@@ -65,6 +67,7 @@ def _unavailable(
         f" {error.strerror or type(error).__name__}.",
         backend=backend.name,
         operation=operation,
+        refused=True,  # nobody waits for another machine
     )
 
 
@@ -110,6 +113,10 @@ class FilesystemBackend(Backend):
     :param lock_timeout: How long an operation waits for another one in the same
         shard, in seconds, before it raises :exc:`.BackendUnavailableError`.
     :param clock: Gives the current time in seconds since the epoch.
+    :raises ConfigurationError: if the folder, or one in it, belongs to somebody else
+        than this process's user or root, if its group or others may write to it, or if
+        it is a symbolic link; or if anybody may put another one in its place. Not on
+        Windows.
     """
 
     name = "filesystem"
@@ -131,6 +138,7 @@ class FilesystemBackend(Backend):
     ) -> None:
         self.key_prefix = prefix
         self._layout = Layout(path, prefix)
+        self._layout.check()
         self._locks = ShardLocks(lock_timeout)
         self._users = UserIndex(self._layout.path, prefix or "")
         self._pruner = Pruner(self._layout, self._locks, self._users, clock)
@@ -309,7 +317,7 @@ class FilesystemBackend(Backend):
                 ):
                     yield key, record
         except OSError as error:
-            raise _unavailable(self, "iterate", error) from error
+            raise _unavailable(self, "iterate", error) from forget_frames(error)
 
     @_operation
     def count(self) -> int:

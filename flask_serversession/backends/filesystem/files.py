@@ -12,6 +12,7 @@ import typing as t
 
 from ...errors import RecordError
 from ...forks import unique_number
+from ...hiding import HiddenBytes
 from ...record import size_with_user
 
 # 0 where the system has no such flag. O_NONBLOCK so that opening a pipe that
@@ -49,18 +50,57 @@ _LATEST_MTIME = 253_402_300_799.0
 def is_folder(path: str, *, strict: bool = True) -> bool:
     """Whether there is a folder; if strict, an error if there is anything else."""
     try:
-        mode = os.lstat(path).st_mode
+        status = os.lstat(path)
     except FileNotFoundError:
         return False
-    if not stat.S_ISDIR(mode):
+    if not stat.S_ISDIR(status.st_mode):
         if not strict:
             return False
+        is_link = stat.S_ISLNK(status.st_mode)
         raise NotADirectoryError(
             errno.ENOTDIR,
             f"{os.path.basename(path)!r} in it is"
-            f" {'a symbolic link' if stat.S_ISLNK(mode) else 'not a folder'}",
+            f" {'a symbolic link' if is_link else 'not a folder'}",
+        )
+    if strict and (problem := problem_of(status)):
+        raise PermissionError(
+            errno.EPERM, f"{os.path.basename(path)!r} in it {problem}"
         )
     return True
+
+
+def problem_of(status: os.stat_result) -> str:
+    """Return why a folder may hold what others have put there; empty if it cannot.
+
+    Root's folders are as good as our own, unless others may write to them: root could
+    do whatever it likes anyway.
+    """
+    if sys.platform == "win32":
+        return ""
+    if status.st_uid not in (0, os.geteuid()):
+        return f"belongs to the user {_name_of(status.st_uid)}"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"has the mode {stat.S_IMODE(status.st_mode):04o}"
+    return ""
+
+
+def _name_of(uid: int) -> str:
+    try:
+        import pwd
+
+        return f"{pwd.getpwuid(uid).pw_name!r}"  # type: ignore[attr-defined,unused-ignore]
+    except (ImportError, KeyError):
+        return str(uid)
+
+
+def is_swappable(path: str) -> bool:
+    """Whether anybody could put something else in the place of what is in a folder."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    is_open = mode & stat.S_IWOTH and not mode & stat.S_ISVTX
+    return bool(is_open) and stat.S_ISDIR(mode) and sys.platform != "win32"
 
 
 def make_folder(path: str) -> None:
@@ -122,13 +162,13 @@ def read(path: str, size: int | None = None) -> bytes | None:
         return None
     try:
         if size is not None:
-            return os.read(descriptor, size)
+            return HiddenBytes(os.read(descriptor, size))
         buffer = os.read(descriptor, length)
         while left := length - len(buffer):
             if not (more := os.read(descriptor, left)):
                 break
             buffer += more
-        return buffer
+        return HiddenBytes(buffer)
     finally:
         os.close(descriptor)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import stat
 import typing as t
 import urllib.parse
 
@@ -39,6 +41,43 @@ class Layout:
                 "SESSION_KEY_PREFIX",
             )
 
+    def check(self) -> None:
+        """Check that nobody else can put records into the folder, if there is one.
+
+        :raises ConfigurationError: if somebody can.
+        """
+        parent = os.path.dirname(self.path)
+        if files.is_swappable(parent):
+            raise _unsafe(
+                f"Anybody may write to {parent!r}, and so put another folder in the"
+                f" place of {self.path!r}. Run: chmod o-w {shlex.quote(parent)}"
+            )
+        for path in (self.path, os.path.join(self.path, "users"), *self._shards()):
+            try:
+                status = os.lstat(path)
+            except OSError:
+                continue  # the first operation says so
+            if stat.S_ISLNK(status.st_mode):
+                raise _unsafe(
+                    f"{path!r} is a symbolic link. Name the folder that it leads to."
+                )
+            if stat.S_ISDIR(status.st_mode) and (found := files.problem_of(status)):
+                raise _unsafe(
+                    f"{path!r} {found}, so that others could read sessions and make"
+                    " some up. Run the application as its owner, or:"
+                    f" chown -R {os.geteuid()} {shlex.quote(path)} && chmod go-w"
+                    f" {shlex.quote(path)}"
+                )
+
+    def _shards(self) -> list[str]:
+        try:
+            names = os.listdir(self.path)
+        except OSError:
+            return []
+        return [
+            os.path.join(self.path, name) for name in names if _SHARD.fullmatch(name)
+        ]
+
     def locate(self, key: str) -> tuple[str, str]:
         """Return the folder and the file of a record.
 
@@ -73,6 +112,7 @@ class Layout:
                     for entry in entries
                     if _SHARD.fullmatch(entry.name)
                     and entry.is_dir(follow_symlinks=False)
+                    and not files.problem_of(entry.stat(follow_symlinks=False))
                 ]
         except FileNotFoundError:
             return []
@@ -88,6 +128,11 @@ class Layout:
                 key = self.to_key(name)
                 if key is not None:
                     yield key, os.path.join(folder, name)
+
+
+def _unsafe(text: str) -> ConfigurationError:
+    key = "SESSION_FILESYSTEM_PATH"
+    return ConfigurationError(f"{key!r}: {text}", key)
 
 
 def _encode(prefix: str) -> str:

@@ -8,6 +8,10 @@ import typing as t
 
 from ...errors import RecordError
 from ...forks import unique_number
+from ...hiding import HiddenBytes
+from ...hiding import HiddenText
+from ...hiding import forget_frames
+from ...hiding import hide_texts
 from ...record import HEADER_SIZE
 from ...record import NO_USER
 from ...record import Record
@@ -123,6 +127,7 @@ class RedisBackend(Backend):
         """
         from .urls import find_origin  # imports redis-py
 
+        url, options = HiddenText(url), hide_texts(options)
         return cls(find_origin(url, options), prefix=prefix, clock=clock)
 
     @staticmethod
@@ -148,10 +153,11 @@ class RedisBackend(Backend):
             value = self._server.connect().execute_command("GET", name)
         except self._server.errors as error:
             if has_code(error, "WRONGTYPE"):
-                raise _foreign() from error
-            raise self._server.failure("load", error) from error
+                raise _foreign() from forget_frames(error)
+            raise self._server.failure("load", error) from forget_frames(error)
         if value is None:
             return None
+        value = HiddenBytes(value)
         record = values.decode_value(value)
         return record if record.expires_at > self._clock() else None
 
@@ -172,7 +178,7 @@ class RedisBackend(Backend):
             if not lives:
                 return not client.execute_command("EXISTS", name)
             if record.user is None or not listed:
-                is_created = client.execute_command(*command)
+                is_created = self._server.write(*command)
             else:
                 is_created = self._index.create(name, record.user, listed, command)
             if is_created:
@@ -184,7 +190,7 @@ class RedisBackend(Backend):
         except self._server.errors as error:
             if has_code(error, "WRONGTYPE"):
                 return False
-            raise self._server.failure("create", error) from error
+            raise self._server.failure("create", error) from forget_frames(error)
 
     def replace(
         self, key: str, record: Record, expected: int
@@ -218,6 +224,7 @@ class RedisBackend(Backend):
             return Gone()
         if result == -1:
             raise _foreign()
+        result = HiddenBytes(result)
         if result.endswith(nonce):
             # Ours: the driver sent it again after the first answer was lost.
             return Replaced(version)

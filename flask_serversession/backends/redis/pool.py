@@ -255,14 +255,7 @@ class LeanClient(Client):
 class RetryOnce(redis.retry.Retry):  # type: ignore[misc]
     """Tries again at once, after an error that did not take long."""
 
-    # ReadOnlyError is from a primary that has become a replica: the next connection
-    # may lead to the new primary.
-    errors = (
-        redis.ConnectionError,
-        redis.TimeoutError,
-        redis.ReadOnlyError,
-        OSError,
-    )
+    errors = (redis.ConnectionError, redis.TimeoutError, OSError)
     _final = (redis.TimeoutError, redis.AuthenticationError, OSError)
 
     def __init__(self) -> None:

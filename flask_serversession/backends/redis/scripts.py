@@ -66,7 +66,8 @@ if type(header) == 'table' then
   is_foreign, header = true, ''
 end
 local is_known = #header == {HEADER_SIZE}
-  and string.byte(header, 1) == {MAGIC} and string.byte(header, 2) == {FORMAT}
+  and string.byte(header, 1) == {MAGIC}
+  and string.byte(header, 2) > 0 and string.byte(header, 2) <= {FORMAT}
 local is_tombstone, expires_at = false, 0
 if is_known then
   is_tombstone = string.byte(header, {FLAGS_OFFSET + 1}) % {2 * TOMBSTONE_FLAG}

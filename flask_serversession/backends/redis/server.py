@@ -13,6 +13,7 @@ from ...errors import BackendError
 from ...errors import BackendUnavailableError
 from ...errors import ConfigurationError
 from ...forks import ThreadLocks
+from ...hiding import forget_frames
 from .scripts import digest_of
 
 #: Seconds for connecting and for each answer, unless the URL says otherwise.
@@ -106,18 +107,46 @@ class Server:
         try:
             return self.evaluate(script, name, *args)
         except self.errors as error:
-            raise self.failure(operation, error) from error
+            raise self.failure(operation, error) from forget_frames(error)
 
     def evaluate(self, script: str, name: bytes, *args: t.Any) -> t.Any:
         """Run a script on a key; raises what the driver does."""
-        client = self.connect()
         try:
-            return client.execute_command("EVALSHA", digest_of(script), 1, name, *args)
+            return self.write("EVALSHA", digest_of(script), 1, name, *args)
         except self.errors as error:
             if "NoScriptError" not in names_of(error):
                 raise
             # The server is new or was restarted, or its scripts were flushed.
-            return client.execute_command("EVAL", script, 1, name, *args)
+            return self.write("EVAL", script, 1, name, *args)
+
+    def write(self, *command: t.Any) -> t.Any:
+        """Send a command that writes; raises what the driver does.
+
+        A second time, on a new connection, if the server is no primary any more.
+        """
+        client = self.connect()
+        try:
+            return client.execute_command(*command)
+        except self.errors as error:
+            if not is_demoted(error):
+                raise
+        self.leave_primary()
+        return client.execute_command(*command)
+
+    def leave_primary(self) -> None:
+        """Close the connections that nobody is using: they lead to the old primary.
+
+        The next ones lead to the new one, wherever the address or a Sentinel says that
+        it is. A Cluster's client finds it by itself.
+        """
+        pool = getattr(self.connect(), "connection_pool", None)
+        queue = getattr(getattr(pool, "pool", None), "queue", None)
+        if queue is not None:
+            # Of a pool that blocks. Older ones close what others are using, too.
+            for connection in filter(None, [*queue]):
+                connection.disconnect()
+        elif pool is not None:
+            pool.disconnect(inuse_connections=False)
 
     # -- many keys at once -----------------------------------------------------
 
@@ -207,7 +236,7 @@ class Server:
         try:
             yield
         except self.errors as error:
-            raise self.failure(operation, error) from error
+            raise self.failure(operation, error) from forget_frames(error)
 
     @property
     def where(self) -> str:
@@ -257,6 +286,7 @@ class Server:
                     f"{start} {text.format(repr(operation))}.",
                     backend="redis",
                     operation=operation,
+                    refused=bool(code),
                 )
         problem = "does not understand {}; it has to be Redis 6.0 or newer, or Valkey"
         if has_code(error, "WRONGTYPE"):
@@ -313,6 +343,13 @@ def names_of(error: object) -> set[str]:
     return {cls.__name__ for cls in type(error).__mro__}
 
 
+def is_demoted(error: object) -> bool:
+    """Return whether a server refused to write because it is a replica."""
+    if not isinstance(error, Exception):
+        return False
+    return "ReadOnlyError" in names_of(error) or has_code(error, "READONLY")
+
+
 def is_exhausted(error: Exception) -> bool:
     """Return whether all of a pool's connections are in use.
 
@@ -360,6 +397,17 @@ def check_client(client: t.Any) -> None:
         raise ConfigurationError(
             "The client decodes what it reads ('decode_responses'), which records"
             " do not survive. Make one without it for the sessions.",
+            "SESSION_REDIS",
+        )
+    places = (
+        getattr(client, "connection_pool", None),
+        getattr(client, "nodes_manager", None),
+    )
+    if any(getattr(p, n, None) for p in places for n in ("cache", "_cache")):
+        raise ConfigurationError(
+            "The client has a client-side cache ('cache_config'), which can return a"
+            " session that was changed or ended a moment ago. Make one without it for"
+            " the sessions.",
             "SESSION_REDIS",
         )
 

@@ -9,6 +9,8 @@ import typing as t
 from urllib.parse import unquote
 
 from ...errors import ConfigurationError
+from ...hiding import HiddenText
+from ...hiding import hide_texts
 from . import pool
 from .pool import redis
 from .server import MAX_CONNECTIONS
@@ -23,6 +25,8 @@ def find_origin(url: str, options: dict[str, t.Any]) -> Origin:
 
     :raises ConfigurationError: if the URL is wrong; its text has no password.
     """
+    # Valkey's own names for the same protocol: "valkeys" has TLS, as "rediss" has.
+    url = re.sub("^valkey", "redis", url)
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in _ORIGINS:
         known = ", ".join(f"'{name}://'" for name in _ORIGINS)
@@ -130,13 +134,13 @@ def _try(make: t.Callable[[], t.Any]) -> Origin:
     """Make a client to see whether it can be made; that does not connect it."""
     try:
         client = make()
-        arguments = client.connection_pool.connection_kwargs
+        connections = client.connection_pool
         # A misspelt parameter would otherwise show only at the first request.
-        client.connection_pool.connection_class(**arguments)
+        connections.connection_class(**connections.connection_kwargs)
     except (TypeError, ValueError, redis.RedisError) as error:
         raise _wrong_option(error) from None
     check_client(client)
-    return Origin(make, locate(client), arguments["socket_timeout"])
+    return Origin(make, locate(client), connections.connection_kwargs["socket_timeout"])
 
 
 _ORIGINS: dict[str, t.Callable[[str, dict[str, t.Any]], Origin]] = {
@@ -155,10 +159,10 @@ class _Address:
     """The parts of a URL, which may have several hosts; urllib supports only one."""
 
     scheme: str
-    credentials: dict[str, str]
+    credentials: dict[str, str] = dataclasses.field(repr=False)
     hosts: str
     path: str
-    query: str
+    query: str = dataclasses.field(repr=False)
 
     @classmethod
     def parse(cls, url: str) -> _Address:
@@ -169,7 +173,7 @@ class _Address:
         username, _, password = user_info.partition(":")
         credentials = {"username": unquote(username), "password": unquote(password)}
         credentials = {name: value for name, value in credentials.items() if value}
-        return cls(scheme, credentials, hosts, path, query)
+        return cls(scheme, hide_texts(credentials), hosts, path, HiddenText(query))
 
     def parse_hosts(self, default_port: int) -> list[tuple[str, int]]:
         hosts: list[tuple[str, int]] = []
@@ -186,7 +190,7 @@ class _Address:
         parts = [part for part in self.query.split("&") if part]
         own = [part for part in parts if not part.startswith(prefix)]
         theirs = [part[len(prefix) :] for part in parts if part.startswith(prefix)]
-        return "&".join(own), "&".join(theirs)
+        return HiddenText("&".join(own)), HiddenText("&".join(theirs))
 
 
 def _parse_query(query: str) -> dict[str, t.Any]:
@@ -195,7 +199,7 @@ def _parse_query(query: str) -> dict[str, t.Any]:
         parsed = redis.connection.parse_url(f"redis://host/?{query}")
     except ValueError as error:
         raise _wrong_option(error) from None
-    return _without(parsed, "host")
+    return hide_texts(_without(parsed, "host"))
 
 
 def _without(options: cabc.Mapping[str, t.Any], *names: str) -> dict[str, t.Any]:
@@ -214,8 +218,8 @@ def _get_defaults(url: str, options: cabc.Mapping[str, t.Any]) -> dict[str, t.An
     retrying = {"retry", "retry_on_timeout", "retry_on_error"}
     if retrying.isdisjoint(options) and not any(f"{name}=" in url for name in retrying):
         defaults["retry"] = pool.RetryOnce()
-        # redis-py before 6 retries only for these, whatever the above says.
-        defaults["retry_on_error"] = [redis.ConnectionError, redis.ReadOnlyError]
+        # redis-py before 6 retries only for this, whatever the above says.
+        defaults["retry_on_error"] = [redis.ConnectionError]
     if url.startswith("rediss") and "ssl_cert_reqs=" not in url:
         # redis-py before 6 accepts a certificate for any host, unless told not to.
         defaults["ssl_check_hostname"] = True

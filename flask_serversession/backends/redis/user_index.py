@@ -6,6 +6,7 @@ import contextlib
 import re
 import typing as t
 
+from ...hiding import forget_frames
 from ...record import HEADER_SIZE
 from ...record import USER_LENGTH_SLICE
 from ...record import encode_user
@@ -13,7 +14,7 @@ from . import scripts
 from . import values
 from .server import Server
 from .server import is_cluster
-from .server import names_of
+from .server import is_demoted
 from .server import was_cut_off
 
 # How many members one script repairs.
@@ -72,17 +73,18 @@ class UserIndex:
             except self._server.errors as error:
                 if not was_cut_off(error):
                     raise
-        if not answers or "ReadOnlyError" in names_of(answers[0]):
-            # Drivers try these once more, on a new connection, which may lead to
-            # another server.
+        if answers and is_demoted(answers[0]):
+            self._server.leave_primary()
+            answers = []
+        if not answers:
             number = self._server.run("create", scripts.INDEX, index, *args)
-            answers = [number, client.execute_command(*command)]
+            answers = [number, self._server.write(*command)]
         number, is_created = answers
         if isinstance(number, Exception):
             if is_created and not isinstance(is_created, Exception):
                 # Unlisted, it would not be found. No visitor has its id yet.
                 client.execute_command("UNLINK", name)
-            raise self._server.failure("create", number) from number
+            raise self._server.failure("create", number) from forget_frames(number)
         if isinstance(is_created, Exception):
             raise is_created
         self._limit(encoded, number)

@@ -7,6 +7,7 @@ import re
 import struct
 
 from ...errors import RecordError
+from ...hiding import HiddenBytes
 from ...record import FLAGS_OFFSET
 from ...record import TOMBSTONE_FLAG
 from ...record import Record
@@ -50,7 +51,7 @@ def encode_value(record: Record, listed: float, nonce: bytes) -> bytes:
 
     :param listed: Until when the index of its user lists it; 0 if it does not.
     """
-    return encode_record(record) + TRAILER.pack(listed, nonce)
+    return HiddenBytes(encode_record(record) + TRAILER.pack(listed, nonce))
 
 
 def decode_value(value: bytes) -> Record:
@@ -58,7 +59,7 @@ def decode_value(value: bytes) -> Record:
 
     :raises RecordError: if it cannot be read.
     """
-    return decode_record(value[: -TRAILER.size])
+    return decode_record(HiddenBytes(value[: -TRAILER.size]))
 
 
 def is_live(start: bytes | None, now: float) -> bool | None:

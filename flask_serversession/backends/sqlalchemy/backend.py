@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from ...errors import RecordError
+from ...hiding import forget_frames
+from ...hiding import hide
 from ...record import Record
 from ...record import check_format
 from ..base import Backend
@@ -175,6 +177,7 @@ class SQLAlchemyBackend(Backend):
         :raises ValueError: if the URL is not one of a database that SQLAlchemy knows.
         :raises ImportError: if the driver is not installed.
         """
+        url = hide(url)
         return cls(
             engines.make_engine(url),
             table_name=table_name,
@@ -306,7 +309,9 @@ class SQLAlchemyBackend(Backend):
             with self._runner.connect() as connection:
                 dialect: t.Any = connection.dialect
         except exc.SQLAlchemyError as error:
-            raise self._runner.explain(error, "server_version") from error
+            raise self._runner.explain(error, "server_version") from forget_frames(
+                error
+            )
         name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
         # What follows is a package's revision, which SQLAlchemy 2.0 adds for MariaDB.
         version = [str(part) for part in (dialect.server_version_info or ())[:3]]

@@ -18,6 +18,10 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import exc
 
+from ...hiding import hide
+from .codes import is_demoted
+from .codes import was_too_large
+
 # How long SQLite waits for another writer, in seconds.
 _LOCK_TIMEOUT = 5.0
 # How long a touch waits, in milliseconds: enough for the single statements of other
@@ -60,14 +64,10 @@ _CONNECT_ARGS: dict[str, dict[str, t.Any]] = {
 }
 
 
-# Drivers that wait for an answer without any limit, and what to do about it.
-_UNLIMITED = {
-    "psycopg2": "Use 'postgresql+psycopg://' in the URL instead.",
-    "psycopg2cffi": "Use 'postgresql+psycopg://' in the URL instead.",
-    "mysqlconnector": "Use 'mysql+pymysql://' in the URL instead.",
-    "mariadbconnector": "Use 'mysql+pymysql://' in the URL instead.",
-    "psycopg": "Update it to version 3.2.11 or later.",
-}
+# Drivers that wait for an answer without any limit; psycopg only before 3.2.11.
+_UNLIMITED = frozenset(
+    {"mariadbconnector", "mysqlconnector", "psycopg", "psycopg2", "psycopg2cffi"}
+)
 
 
 class AutocommitConnection(sa.Connection):
@@ -141,7 +141,12 @@ def make_engine(url: str | sa.URL) -> sa.Engine:
     :raises ImportError: if the driver is not installed.
     """
     try:
-        url = sa.make_url(url)
+        # Nothing shows a password here: SQLAlchemy's URL does not either.
+        url = sa.make_url(hide(url))
+        # The name that hosting providers use, and SQLAlchemy once did.
+        name, plus, driver = url.drivername.partition("+")
+        if name == "postgres":
+            url = url.set(drivername=f"postgresql{plus}{driver}")
         dialect = url.get_dialect()
         if dialect.is_async:
             raise ValueError(
@@ -159,13 +164,13 @@ def make_engine(url: str | sa.URL) -> sa.Engine:
             options = {**_POOL, "pool_size": 1, "max_overflow": 0}
             arguments["check_same_thread"] = False
         engine = _create_engine(url, connect_args=arguments, **options)
-    except exc.ArgumentError as error:
-        # Its text is not passed on: it may hold the URL.
+    except exc.ArgumentError:
+        # It is not passed on: its text may hold the URL.
         raise ValueError(
             "This is not the URL of a database that SQLAlchemy knows; expected"
             " something like 'sqlite:///sessions.db' or"
             " 'postgresql+psycopg://user@host/database'."
-        ) from error
+        ) from None
     if engine.dialect.name == "sqlite":
         event.listen(engine, "do_connect", _create_private_file)
         event.listen(engine, "connect", _use_wal)
@@ -233,6 +238,18 @@ def _create_engine(url: str | sa.URL, **options: t.Any) -> sa.Engine:
     # MySQL drivers would send it. (The option skip_autocommit_rollback came with
     # SQLAlchemy 2.0.43.)
     engine.dialect.do_rollback = _do_nothing  # type: ignore[method-assign]
+    # Nor this. A server that was sent too much closes the connection. And all that lead
+    # to a primary that was demoted have to go: who reads from it may miss what its
+    # successor has been told.
+    dialect = t.cast("t.Any", engine.dialect)
+    is_disconnect = dialect.is_disconnect
+
+    def is_lost(error: t.Any, connection: t.Any, cursor: t.Any) -> bool:
+        if is_demoted(error) or was_too_large(error):
+            return True
+        return bool(is_disconnect(error, connection, cursor))
+
+    dialect.is_disconnect = is_lost
     if engine.dialect.name not in ("mysql", "mariadb"):
         event.listen(engine, "connect", _end_transaction, insert=True)
     else:
@@ -256,8 +273,9 @@ def driver_warning(engine: sa.Engine) -> str | None:
         return None
     return (
         f"The database driver {driver!r} waits for an answer without any limit: a"
-        " server that hangs would hold every worker that asks it for a session."
-        f" {_UNLIMITED[driver]}"
+        " server that hangs would hold every worker that asks it for a session. Use"
+        " psycopg 3.2.11 or later ('postgresql+psycopg://') or PyMySQL"
+        " ('mysql+pymysql://') instead."
     )
 
 

@@ -10,6 +10,9 @@ from sqlalchemy import exc
 
 from ...errors import BackendError
 from ...errors import BackendUnavailableError
+from .codes import codes_of
+from .codes import is_demoted
+from .codes import words_of
 from .engines import has_lock
 
 # serialization_failure and deadlock_detected; MySQL's deadlock, and MariaDB's
@@ -25,8 +28,13 @@ _TABLE_MISSING = frozenset({"42P01", 1146})
 _THERE_ALREADY = frozenset({"42P07", "42710", "23505", 1050, 1061})
 # PostgreSQL's undefined_column, and MySQL's unknown columns. SQLite has no code for it.
 _COLUMN_MISSING = frozenset({"42703", 1054, 1072})
-# MySQL's unknown column and missing privileges, which drivers call operational.
-_REFUSED = frozenset({1054, 1142, 1143})
+# PostgreSQL's insufficient_privilege; those of MySQL on a table and a column.
+_NOT_PERMITTED = frozenset({"42501", 1142, 1143})
+# What drivers of MySQL call operational.
+_REFUSED = _COLUMN_MISSING | _NOT_PERMITTED
+# MySQL's "packet bigger than max_allowed_packet", and what clients make of it: the
+# server closes the connection.
+_TOO_LARGE = frozenset({1153, 2006, 2013, 2055})
 # How SQLite, which has no class of its own for them, describes wrong statements.
 _SQLITE_REFUSED = ("no such", "near ", "table ", "unknown database")
 
@@ -35,48 +43,72 @@ def explain(
     error: exc.SQLAlchemyError, operation: str, engine: sa.Engine, table: sa.Table
 ) -> BackendError:
     """Return our exception for one of SQLAlchemy's, whose own text may hold values."""
+    error_class, message = _describe(error, operation, engine, table)
+    if error_class is BackendError:
+        return BackendError(message, backend="sqlalchemy", operation=operation)
+    return BackendUnavailableError(
+        message,
+        backend="sqlalchemy",
+        operation=operation,
+        refused=_is_refusal(error),
+    )
+
+
+def _describe(
+    error: exc.SQLAlchemyError, operation: str, engine: sa.Engine, table: sa.Table
+) -> tuple[type[BackendError], str]:
     where = locate(engine)
     cause = error.orig if isinstance(error, exc.DBAPIError) else error
-    what = " ".join([type(cause).__name__, *map(str, _codes_of(error))])
-    error_class: type[BackendError] = BackendUnavailableError
+    what = " ".join([type(cause).__name__, *map(str, codes_of(error))])
+    if isinstance(error, exc.DBAPIError) and (words := words_of(error)):
+        what += f": {words}"
     if isinstance(error, exc.TimeoutError):
-        message = (
+        return BackendUnavailableError, (
             f"The 'sqlalchemy' backend got no connection to {where} for"
             f" {operation!r}: all of the pool of sessions are in use"
-            f" ({engine.pool.status()})."
+            f" ({t.cast('t.Any', engine.pool).status()})."
         )
-    elif has_lock(engine) and _is_locked(error):
-        message = (
+    if has_lock(engine) and _is_locked(error):
+        return BackendUnavailableError, (
             f"The 'sqlalchemy' backend could not {operation!r}: another writer"
             f" held the lock on {where}. If that is a transaction of this"
             " application, end it before the session is saved, or keep the"
             " sessions in a database of their own."
         )
-    elif _has_code(error, _UNPREPARED):
-        error_class = BackendError
-        message = (
+    if _has_code(error, _UNPREPARED):
+        return BackendError, (
             f"The 'sqlalchemy' backend could not {operation!r}: {where} lost a"
             f" prepared statement ({what}), as poolers in transaction mode do."
             " Make the engine with connect_args={'prepare_threshold': None}."
         )
-    elif _is_overdue(error):
-        message = (
-            f"The 'sqlalchemy' backend could not {operation!r}: {where} did not"
-            f" answer in time ({what})."
+    if _is_overdue(error):
+        return BackendUnavailableError, (
+            f"The 'sqlalchemy' backend could not {operation!r}: {where} did not answer"
+            f" in time ({what})."
         )
-    elif _is_unavailable(error):
-        message = (
+    if _is_unavailable(error):
+        return BackendUnavailableError, (
             f"The 'sqlalchemy' backend could not {operation!r}: {where} cannot be"
             f" reached or refused to work ({what})."
         )
-    else:
-        error_class = BackendError
-        message = (
-            f"The 'sqlalchemy' backend could not {operation!r}: {where} does not"
-            f" accept the statement ({what}). Does the table"
-            f" {table.fullname!r} have the expected types of columns?"
+    if _has_code(error, _NOT_PERMITTED):
+        return BackendError, (
+            f"The 'sqlalchemy' backend could not {operation!r}: {where} does not permit"
+            f" it ({what})."
         )
-    return error_class(message, backend="sqlalchemy", operation=operation)
+    return BackendError, (
+        f"The 'sqlalchemy' backend could not {operation!r}: {where} does not accept"
+        f" the statement ({what}). Does the table"
+        f" {table.fullname!r} have the expected types of columns?"
+    )
+
+
+def _is_refusal(error: exc.SQLAlchemyError) -> bool:
+    """Return whether the engine has answered, and refused to carry a statement out."""
+    if not isinstance(error, exc.DBAPIError) or not error.statement:
+        return False  # there was no connection
+    is_lost = error.connection_invalidated and not is_demoted(error)
+    return not is_lost and not _is_overdue(error)
 
 
 def locate(engine: sa.Engine) -> str:
@@ -114,30 +146,13 @@ def missing_table(table: sa.Table, operation: str) -> BackendError:
     )
 
 
-def _codes_of(error: exc.SQLAlchemyError) -> dict[str | int, None]:
-    """Return SQLSTATE and number of the engine's error, if the driver has them.
-
-    Each driver has a place of its own for them; some fill several.
-    """
-    cause: t.Any = getattr(error, "orig", None)
-    arguments: t.Any = getattr(cause, "args", ())
-    first = arguments[0] if arguments else None
-    if isinstance(first, dict):
-        first = t.cast("dict[str, t.Any]", first).get("C")  # pg8000
-    elif not isinstance(first, int):
-        first = None  # a text, which may hold values
-    names = ("sqlstate", "pgcode", "errno", "sqlite_errorname")
-    codes = [*(getattr(cause, name, None) for name in names), first]
-    return dict.fromkeys(code for code in codes if isinstance(code, (str, int)))
-
-
 def _has_code(error: exc.SQLAlchemyError, codes: frozenset[object]) -> bool:
-    return not codes.isdisjoint(_codes_of(error))
+    return not codes.isdisjoint(codes_of(error))
 
 
 def is_plan_stale(error: exc.SQLAlchemyError) -> bool:
     """Return whether what the connection has prepared is for an older table."""
-    return STALE_PLAN in _codes_of(error)
+    return STALE_PLAN in codes_of(error)
 
 
 def is_worth_a_retry(error: exc.SQLAlchemyError) -> bool:
@@ -200,6 +215,15 @@ def is_column_missing(error: exc.SQLAlchemyError) -> bool:
     return _has_code(error, _COLUMN_MISSING) or bool(
         re.search("no such column|has no column named", str(error.orig))
     )
+
+
+def size_if_too_large(error: exc.SQLAlchemyError) -> int:
+    """Return the size of the data that the server has perhaps refused; 0 if none."""
+    if not isinstance(error, exc.DBAPIError) or not _has_code(error, _TOO_LARGE):
+        return 0
+    parameters = t.cast("dict[str, t.Any]", error.params)
+    data = parameters.get("data_") if isinstance(error.params, dict) else None
+    return len(data) if isinstance(data, (bytes, bytearray)) else 0
 
 
 def is_there_already(error: exc.SQLAlchemyError) -> bool:

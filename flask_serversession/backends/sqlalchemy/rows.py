@@ -9,6 +9,8 @@ import typing as t
 import sqlalchemy as sa
 
 from ...errors import RecordError
+from ...hiding import HiddenBytes
+from ...hiding import hide
 from ...record import NO_META
 from ...record import Record
 from ...record import frame
@@ -71,6 +73,8 @@ def to_record(row: sa.Row[t.Any]) -> Record:
     data, version, created_at, touched_at, expires_at, user, text, *_ = t.cast(
         "t.Any", row
     )
+    del row  # its repr shows the data
+    data = HiddenBytes(to_bytes(data))
     meta: t.Any = NO_META
     if text and text != "{}":
         try:
@@ -93,7 +97,7 @@ def to_record(row: sa.Row[t.Any]) -> Record:
     ):
         raise damaged_columns()
     return Record(
-        data=unframe(to_bytes(data)),
+        data=unframe(data),
         version=version,
         created_at=created_at,
         touched_at=touched_at,
@@ -113,6 +117,7 @@ def to_bytes(value: t.Any) -> bytes:
     """Return data as bytes, whatever the driver makes of it."""
     if isinstance(value, bytes):
         return value
+    value = hide(value)
     try:
         return memoryview(value).tobytes()  # psycopg2 returns a memoryview
     except TypeError as error:

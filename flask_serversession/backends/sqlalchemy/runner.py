@@ -15,6 +15,8 @@ from sqlalchemy.schema import CreateIndex
 from sqlalchemy.schema import CreateTable
 
 from ...errors import BackendError
+from ...errors import SessionTooLargeError
+from ...hiding import forget_frames
 from . import engines
 from . import problems
 from .rows import damaged_columns
@@ -22,6 +24,9 @@ from .rows import damaged_columns
 # Drivers that take and return bytes, texts and numbers as SQLAlchemy does, which has to
 # translate them for others.
 _DRIVERS = frozenset({"pysqlite", "psycopg"})
+
+# Bytes of a statement without its data, and what escaping may add to that.
+_ROOM = 100_000
 
 # What can be done about an error.
 _RETRY, _CREATE_TABLE, _REFUSE = "retry", "create", "refuse"
@@ -37,6 +42,9 @@ class Reply(t.NamedTuple):
     is_duplicate: bool = False
     #: Whether the statement may have been carried out twice.
     is_retried: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Reply of {len(self.rows)} rows>"  # without the content of sessions
 
 
 class Runner:
@@ -119,13 +127,14 @@ class Runner:
         if _RETRY not in tried and problems.is_worth_a_retry(error):
             return _RETRY
         if problems.is_undecodable(error):
-            raise damaged_columns() from error
+            raise damaged_columns() from forget_frames(error)
         if operation == "create" and isinstance(error, exc.IntegrityError):
             return _REFUSE
         if _CREATE_TABLE in tried or not problems.is_table_missing(error):
-            raise self.explain(error, operation) from error
+            raise self.explain(error, operation) from forget_frames(error)
         if not self._create_table:
-            raise problems.missing_table(self._table, operation) from error
+            missing = problems.missing_table(self._table, operation)
+            raise missing from forget_frames(error)
         return _CREATE_TABLE
 
     def create_tables(self) -> None:
@@ -143,14 +152,44 @@ class Runner:
             except (exc.DBAPIError, exc.TimeoutError) as error:
                 # PostgreSQL notices late that another worker was quicker, and reports
                 # it in three ways, one of them an IntegrityError.
-                if not problems.is_there_already(error):
-                    raise self.explain(error, "create_tables") from error
+                if not (problems.is_there_already(error) or self._is_there(statement)):
+                    raise self.explain(error, "create_tables") from forget_frames(error)
 
-    def explain(self, error: exc.SQLAlchemyError, operation: str) -> BackendError:
+    def explain(
+        self, error: exc.SQLAlchemyError, operation: str
+    ) -> BackendError | SessionTooLargeError:
         """Return our exception for one of SQLAlchemy's."""
+        if self._is_mysql and (size := problems.size_if_too_large(error)):
+            limit = self._read_limit()
+            if 0 < limit < size + _ROOM:
+                return SessionTooLargeError(size, limit, "'max_allowed_packet'")
         if problems.is_column_missing(error) and (columns := self._read_columns()):
             return problems.other_table(operation, self.engine, self._table, columns)
         return problems.explain(error, operation, self.engine, self._table)
+
+    def _is_there(self, statement: sa.Executable) -> bool:
+        """Return whether what a role may not create has been created already."""
+        name, schema = self._table.name, self._table.schema
+        try:
+            with self.connect() as connection:
+                inspector = sa.inspect(connection)
+                if not inspector.has_table(name, schema):
+                    return False
+                found = inspector.get_indexes(name, schema)
+        except exc.SQLAlchemyError:
+            return False
+        element: t.Any = getattr(statement, "element", None)
+        names = {index["name"] for index in found}
+        return element is self._table or element.name in names
+
+    def _read_limit(self) -> int:
+        """Return how large a statement MySQL takes, in bytes; 0 if it does not say."""
+        try:
+            with self.connect() as connection:
+                found = connection.exec_driver_sql("SELECT @@max_allowed_packet")
+                return int(found.scalar_one())
+        except exc.SQLAlchemyError:
+            return 0
 
     def _read_columns(self) -> list[str]:
         """Return the names of the columns that the table really has, if it can."""

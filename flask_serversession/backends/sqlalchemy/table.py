@@ -8,6 +8,10 @@ from sqlalchemy.dialects import mysql
 # In characters. MySQL's indexes hold 3072 bytes, four for each character.
 NAME_LENGTH = 255
 
+_COLUMNS = (
+    *("key", "data", "version", "created_at", "touched_at", "expires_at", "user"),
+    "meta",
+)
 # Where Table.info says that a table is one of ours.
 _MARK = "flask_serversession"
 
@@ -23,6 +27,10 @@ def define_table(metadata: sa.MetaData, name: str, schema: str | None) -> sa.Tab
     if table is not None:
         if _MARK in table.info:
             return table
+        if table.c.keys() == list(_COLUMNS):
+            # Reflected from the database. The metadata may keep it; but its types are
+            # the driver's guess, so the statements are made with another one.
+            return define_table(sa.MetaData(schema=metadata.schema), name, schema)
         raise ValueError(
             f"The metadata has another table {full_name!r}. Choose another name for"
             " that of the sessions."
@@ -63,4 +71,7 @@ def define_table(metadata: sa.MetaData, name: str, schema: str | None) -> sa.Tab
         info={_MARK: True},
         mysql_engine="InnoDB",
         mariadb_engine="InnoDB",
+        # The only format whose indexes hold the key, whatever the server's default is.
+        mysql_row_format="DYNAMIC",
+        mariadb_row_format="DYNAMIC",
     )

@@ -12,6 +12,7 @@ import typing as t
 from ...backends import BackendSettings
 from ...backends.base import Backend
 from ...errors import ConfigurationError
+from ...hiding import hide
 from .content import PICKLED as PICKLED
 from .content import OldStore as OldStore
 from .content import PickledError as PickledError
@@ -27,7 +28,7 @@ def build_old_store(settings: BackendSettings, backend: Backend) -> OldStore:
     :param backend: The backend for the new sessions, whose place is the default.
     :raises ConfigurationError: if there is no such store.
     """
-    found: t.Any = settings.config.migrate_store
+    found: t.Any = hide(settings.config.migrate_store)
     key = "SESSION_MIGRATE_STORE"
     store: OldStore | None = None
     try:

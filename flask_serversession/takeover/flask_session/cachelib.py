@@ -15,6 +15,7 @@ from ...backends.cachelib import unpickles
 from ...errors import BackendError
 from ...errors import NotSupportedError
 from ...errors import RecordError
+from ...hiding import forget_frames
 from .content import checked
 from .pickled import read_plain
 
@@ -60,7 +61,7 @@ class FlaskSessionCache(CachelibBackend):
                 "The cache's count of its files is none.",
                 backend=self.name,
                 operation="delete",
-            ) from error
+            ) from forget_frames(error)
 
     def sample(
         self, limit: int

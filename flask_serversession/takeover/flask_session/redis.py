@@ -9,6 +9,7 @@ import typing as t
 from ...backends.redis import RedisBackend
 from ...backends.redis.values import glob_of
 from ...errors import RecordError
+from ...hiding import forget_frames
 from .content import decode
 from .content import is_id
 
@@ -54,4 +55,4 @@ class FlaskSessionRedis:
         try:
             return self._server.connect().execute_command(command, key)
         except self._server.errors as error:
-            raise self._server.failure(operation, error) from error
+            raise self._server.failure(operation, error) from forget_frames(error)

@@ -14,6 +14,7 @@ from ...backends.sqlalchemy.runner import Runner
 from ...errors import BackendError
 from ...errors import BackendUnavailableError
 from ...errors import RecordError
+from ...hiding import forget_frames
 from .content import decode
 
 
@@ -111,4 +112,4 @@ class FlaskSessionTable:
                 " where it is.",
                 backend="sqlalchemy",
                 operation=operation,
-            ) from error
+            ) from forget_frames(error)

@@ -1,0 +1,67 @@
+"""Values that do not show what they are, and are what they are all the same."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+import typing as t
+
+import pytest
+
+from flask_serversession.hiding import HiddenBytes
+from flask_serversession.hiding import HiddenText
+from flask_serversession.hiding import HiddenTuple
+from flask_serversession.hiding import forget_frames
+from flask_serversession.hiding import hide
+from flask_serversession.hiding import hide_texts
+
+
+@pytest.mark.parametrize(
+    "value", [HiddenText("secret"), HiddenBytes(b"secret"), HiddenTuple(("secret",))]
+)
+def test_what_is_hidden_shows_nothing(value: t.Any) -> None:
+    assert "secret" not in repr(value)
+    assert "secret" not in repr({"a": [value]})
+    assert "secret" not in f"{value!r}"
+
+
+def test_what_is_hidden_is_what_it_is() -> None:
+    assert HiddenText("secret") == "secret"
+    assert f"{HiddenText('secret')}" == "secret"
+    assert hash(HiddenText("secret")) == hash("secret")
+    assert HiddenBytes(b"secret") == b"secret"
+    assert HiddenTuple((1, 2)) == (1, 2)
+    assert hide("secret") == "secret"
+    assert hide(5) == 5
+    assert hide_texts({"a": "b", "n": 1}) == {"a": "b", "n": 1}
+
+
+@pytest.mark.parametrize("value", [HiddenText("secret"), HiddenBytes(b"secret")])
+def test_what_is_hidden_is_stored_as_what_it_is(value: t.Any) -> None:
+    # Whoever reads them does not know these classes.
+    assert type(pickle.loads(pickle.dumps(value))) in (str, bytes)
+
+
+def test_messages_name_the_type_that_was_given() -> None:
+    assert type(HiddenText("secret")).__name__ == "str"
+
+
+def test_an_exception_forgets_the_frames_that_it_passed() -> None:
+    def fail() -> None:
+        try:
+            raise KeyError("first")
+        except KeyError as error:
+            raise ValueError("second") from error
+
+    with pytest.raises(ValueError, match="second") as caught:
+        fail()
+    error = forget_frames(caught.value)
+    links: list[BaseException | None] = [error, error.__cause__, error.__context__]
+    assert all(link is not None and link.__traceback__ is None for link in links)
+    assert "first" in "".join(traceback.format_exception(error))
+
+
+def test_an_exception_that_is_its_own_cause_is_no_endless_task() -> None:
+    error = ValueError()
+    error.__cause__ = error
+    assert forget_frames(error) is error
