@@ -578,7 +578,9 @@ class Outcome:
                 jar = id_of(value)
         sent = {id_of(value): value for answer in answers for value in answer.cookies}
         sent[id_of(self.cookie)] = self.cookie
-        # The browser's own comes first: who was interrupted is made up for then.
+        # For a while, a renewed id goes on with the session that it was. Then, the
+        # browser's own comes first: what was cut off is made up for at its next use.
+        world.clock.advance(20)
         found = {
             id: world.content(sent[id])
             for id in sorted(sent, key=lambda id: id != jar)
@@ -625,8 +627,8 @@ class Outcome:
     ) -> Iterator[str]:
         is_out = any(kind.logs_out and not kind.logs_in for kind in done)
         has_logged_in = any(kind.logs_in for kind in self.kinds)
-        # Whose id is from before has no say in the session of anybody else, nobody
-        # included.
+        # Who still has a former id has no say in the session of anybody else, nor in
+        # that of nobody.
         is_other = any(kind.logs_out and not kind.ends for kind in self.kinds)
         if is_out and any(record.user == ADA for record in stored):
             yield "somebody who has logged out is logged in"
@@ -644,6 +646,9 @@ class Outcome:
         if "n" not in content:
             yield "the session is lost"
             return
+        is_renewed_only = not any(kind.rotates or kind.logs_in for kind in self.kinds)
+        if is_renewed_only and any(answer.is_lost for answer in self.answers):
+            yield "a renewal has cost somebody his session"
         count, least = 0, 0
         for number, (kind, answer) in enumerate(
             zip(self.kinds, self.answers, strict=True)
