@@ -409,6 +409,7 @@ def test_a_page_of_its_own_for_a_failure_is_the_applications_answer() -> None:
     def view() -> Response:
         with pytest.raises(BackendUnavailableError):
             session["n"] = 2
+        session["n"] = 2  # which nobody can store
         return Response("sorry", status=500)
 
     with site.backend.failing("load"):
@@ -458,3 +459,27 @@ def test_what_was_handed_out_to_a_stream_and_changes_there_is_warned_of(
     assert browser.visit(view).text == "begun"
     (record,) = caplog.records
     assert "was changed after the response was begun" in record.getMessage()
+
+
+def test_a_log_out_is_told_to_the_browser_with_another_error() -> None:
+    site = make_site(PROPAGATE_EXCEPTIONS=False)
+    browser = start(site, n=1)
+
+    def view() -> None:
+        typed_session.destroy()
+        session["bad"] = object()
+
+    response = browser.visit(view)
+    assert response.status_code == 500
+    assert cookie_of(response, site) == "deleted"
+
+
+def test_what_an_error_page_must_not_save_is_not_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = make_site(SESSION_SAVE_ON_ERROR=False)
+    browser = start(site, n=1)
+    site.state.interface.lifecycle.unsaved.watch()
+    caplog.clear()
+    browser.visit(lambda: session.update(n=2) or Response(status=500))
+    assert not caplog.records

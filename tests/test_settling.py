@@ -662,11 +662,12 @@ def test_a_log_out_that_only_a_newer_version_could_carry_out_fails() -> None:
     assert browser.read() == {"n": 1, "_user_id": "ada"}
 
 
+@pytest.mark.parametrize("rotates", [True, False])
 @pytest.mark.parametrize("reason", ["damaged", "newer"])
 def test_a_log_out_that_meets_a_new_id_is_lost_unless_a_newer_version_has_it(
-    reason: t.Any,
+    reason: t.Any, rotates: bool
 ) -> None:
-    site = make_site()
+    site = make_site(SESSION_REGENERATE_ON_LOGIN=rotates)
     browser = start(site, n=1, _user_id="ada")
     late, lost = browser.twin(), []
     inner = t.cast("t.Any", site.backend.backend)
