@@ -217,7 +217,7 @@ class Core:
             return False
         # They are in there and were not found before, if the settings have changed.
         try:
-            return user != self.user_of(stored.serializer.loads(stored.payload))
+            return user != self.user_of(stored.serializer.open(stored.payload))
         except SerializationError:
             return True
 

@@ -30,6 +30,7 @@ from .sessions import unit_of
 from .unit import Identity
 from .unit import Known
 from .unit import Phase
+from .unit import Presented
 from .unit import Unit
 from .users import stored_name_of
 
@@ -192,6 +193,7 @@ def _read(state: AppState, key: str, record: Record) -> ServerSideSession | None
         return None  # without a secret, there are no sessions
     unit = Unit(signer)
     unit.phase = Phase.OUTSIDE
+    unit.presented = Presented((), core.clock())
     unit.identity = Identity("", key)
     core.adopt(unit, record)
     if core.is_idle(unit):

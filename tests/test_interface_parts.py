@@ -250,7 +250,7 @@ def test_a_permanent_cookie_always_says_when_it_was_used() -> None:
     state = state_of(browser)
     assert state.is_permanent
     assert state.touched_at == browser.site.clock()
-    assert state.created_at == browser.site.clock() - 1
+    assert state.counts_from == browser.site.clock() - 1
 
 
 def test_a_new_id_is_signed_whatever_came() -> None:

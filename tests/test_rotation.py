@@ -19,6 +19,7 @@ from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
 from flask_serversession.rotation import MAX_STEPS
 from flask_serversession.rotation import PREDECESSOR
+from flask_serversession.rotation import RENEWED
 from flask_serversession.rotation import SAME_USER
 from flask_serversession.rotation import SUCCESSOR
 from flask_serversession.rotation import Rotation
@@ -343,8 +344,11 @@ def test_another_requests_tombstone_means_that_the_session_has_gone(
     successor = turn.core.identify(other.id).key
     if is_log_out:
         del turn.unit.data["_user_id"]
-    assert turn.attempt() is False
+    found = turn.attempt()
+    assert isinstance(found, Record)
+    assert successor_of(found, turn.core.config.key_prefix) == successor
     # A log-out means the session under whatever id it has.
+    log_out_successor(turn.core, turn.unit, found)
     assert (turn.backend.load(successor) is None) is is_log_out
     assert turn.unit.key == turn.old_key
 
@@ -449,7 +453,7 @@ def test_an_id_that_is_taken_is_not_overwritten() -> None:
     turn = Turn()
     taken = turn.core.identify("x" * 20)
     turn.backend.create(taken.key, turn.unit.record)
-    turn.core.ended.add(turn.old_key)
+    turn.core.ended.add(turn.old_key, "rotated")
     identity, record = create(
         turn.core, turn.unit, taken, b"payload", turn.now, turn.now - 7
     )
@@ -464,7 +468,7 @@ def test_an_id_that_is_taken_is_not_overwritten() -> None:
 def test_a_key_that_is_in_use_again_has_not_ended() -> None:
     turn = Turn()
     identity = turn.core.identify("x" * 20)
-    turn.core.ended.add(identity.key)
+    turn.core.ended.add(identity.key, "rotated")
     create(turn.core, turn.unit, identity, b"payload", turn.now, turn.now)
     assert not turn.core.ended.has(identity.key)
 
@@ -501,12 +505,13 @@ def test_a_tombstone_leads_to_the_next_key_and_nothing_else_does() -> None:
 
 
 def test_what_a_tombstone_says_keeps_its_names_between_versions() -> None:
-    assert (SUCCESSOR, SAME_USER, PREDECESSOR) == (
+    assert (SUCCESSOR, SAME_USER, RENEWED, PREDECESSOR) == (
         "successor",
         "same_user",
+        "renewed",
         "predecessor",
     )
-    assert {SUCCESSOR, SAME_USER, PREDECESSOR} == INTERNAL
+    assert {SUCCESSOR, SAME_USER, RENEWED, PREDECESSOR} == INTERNAL
 
 
 def test_all_ids_that_a_session_got_are_followed_in_turn() -> None:
