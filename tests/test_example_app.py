@@ -529,6 +529,9 @@ def test_a_page_says_so_when_the_backend_is_down_and_nothing_is_lost(
     with backend.failing():
         browser.submit("Add to cart")
         assert browser.status == 503
+    # An answer in between: after five failures in a row nobody asks for a while.
+    browser.visit("/products/ink")
+    with backend.failing():
         for address in ("/", "/cart", "/session"):
             browser.visit(address)
             assert browser.status == 503
