@@ -29,6 +29,8 @@ _Parser = cabc.Callable[[t.Any], t.Any]
 
 #: What :data:`SESSION_MIGRATE_FROM` can name.
 MIGRATION_SOURCES = ("cookie", "flask-session")
+# What the keys begin with that say where sessions are kept, and how.
+_PLACES = ("backend", "cachelib", "encryption", "filesystem", "key", "redis", "sqlalch")
 
 
 class ConfigurationWarning(UserWarning):
@@ -43,6 +45,8 @@ def shown(key: str, value: object) -> str:
     """Return a value for a message, unless it could be a secret."""
     if any(word in key for word in ("SECRET", "ENCRYPTION", "URL")):
         return f"a {type(value).__name__} that is not shown"
+    if isinstance(value, cabc.Mapping):
+        return "a former configuration that is not shown"
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -225,10 +229,54 @@ def _track(value: t.Any) -> tuple[str, ...]:
     return tuple(name for name in allowed if name in names)
 
 
-def parse_sources(value: t.Any) -> tuple[str, ...]:
-    """Return the names in a value of :data:`SESSION_MIGRATE_FROM`."""
+class FormerSettings(dict[str, t.Any]):
+    """A former configuration, of :data:`SESSION_MIGRATE_FROM`: fields by names."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {[*self]}>"  # a value may be a secret
+
+    def completed(self) -> dict[str, t.Any]:
+        """Return the fields in which the former configuration differs.
+
+        Of a server that is given as an object and by its URL, only one is meant.
+        """
+        pairs = {"redis": "redis_url", "sqlalchemy": "sqlalchemy_url"}
+        pairs |= {url: name for name, url in pairs.items()}
+        return {pairs[name]: None for name in self if name in pairs} | self
+
+
+def _parse_former(given: cabc.Mapping[str, t.Any]) -> FormerSettings:
+    fields = {
+        f"SESSION_{field.name.upper()}": field
+        for field in dataclasses.fields(SessionConfig)
+        if field.name.startswith(_PLACES)
+    }
+    found = FormerSettings()
+    for key, value in given.items():
+        if (field := fields.get(key)) is None:
+            end = suggest(key, fields, end="")
+            raise InvalidValueError(
+                f"the keys that say where sessions were kept, and {key!r} is not one of"
+                f" them{end}"
+            )
+        try:
+            found[field.name] = field.metadata["parser"](value)
+        except InvalidValueError as error:
+            raise InvalidValueError(f"as its {key!r} {error}") from error
+    if not found:
+        raise InvalidValueError("at least one key that has changed")
+    return found
+
+
+def parse_sources(value: t.Any) -> tuple[str, ...] | FormerSettings:
+    """Return the names in a value of :data:`SESSION_MIGRATE_FROM`.
+
+    Or the former configuration that it is.
+    """
     if value is None:
         return ()
+    if isinstance(value, cabc.Mapping):
+        return _parse_former(t.cast("cabc.Mapping[str, t.Any]", value))
     values = (value,) if isinstance(value, str) else value
     if (
         not isinstance(values, (list, tuple))
@@ -239,7 +287,8 @@ def parse_sources(value: t.Any) -> tuple[str, ...]:
     ):
         names = " or ".join(repr(name) for name in MIGRATION_SOURCES)
         raise InvalidValueError(
-            f"{names}, or a list of them" + suggest(value, MIGRATION_SOURCES, end="")
+            f"{names}, a list of them, or a dict of the keys that have changed"
+            + suggest(value, MIGRATION_SOURCES, end="")
         )
     return tuple(name for name in MIGRATION_SOURCES if name in values)
 
@@ -344,7 +393,7 @@ class SessionConfig:
     cleanup_batch: int = _option(500, _positive)
 
     # What is taken over
-    migrate_from: tuple[str, ...] = _option((), parse_sources)
+    migrate_from: tuple[str, ...] | FormerSettings = _option((), parse_sources)
     migrate_until: dt.datetime | None = _option(None, _optional(_moment))
     migrate_store: t.Any = _option(None, _anything, is_shown=False)
     migrate_table: str = _option("sessions", _identifier)

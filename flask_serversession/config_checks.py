@@ -84,7 +84,7 @@ def check_config(given: cabc.Mapping[str, t.Any], problems: Problems) -> None:
         warnings.warn(text, ConfigurationWarning, stacklevel=4)
 
 
-def _takes_over(sources: t.Any) -> tuple[str, ...]:
+def _takes_over(sources: t.Any) -> cabc.Collection[str]:
     try:
         return parse_sources(sources)
     except InvalidValueError:

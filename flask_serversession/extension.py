@@ -34,6 +34,7 @@ from .operator import AppState
 from .operator import SessionInfo as SessionInfo
 from .sessions import ServerSideSession
 from .takeover import make_takeover
+from .takeover.moving import with_former
 from .templating import TEMPLATE_SESSION
 from .templating import adapt_environment
 from .unsaved import UnsavedChanges
@@ -91,14 +92,15 @@ class ServerSession:
         )
         try:
             backend, warning = build_backend(settings)
-            core = Core(app, config, backend, self._clock)
+            kept = with_former(backend, settings)
+            core = Core(app, config, kept, self._clock)
             takeover = make_takeover(core, settings)
         except ConfigurationError as error:
             problems.add(error.option or "SESSION_BACKEND", str(error))
             raise problems.error() from error
         if (
             config.max_per_user is not None
-            and Capability.USER_INDEX not in backend.capabilities
+            and Capability.USER_INDEX not in kept.capabilities
         ):
             problems.add(
                 "SESSION_MAX_PER_USER",
@@ -114,8 +116,8 @@ class ServerSession:
         unsaved = UnsavedChanges(core, accessed_unit)
         log_outs = LogOuts(core, accessed_unit)
         lifecycle = Lifecycle(core, takeover, unsaved, log_outs)
-        interface = self.interface_class(config, lifecycle, Cleanup(config, backend))
-        app.extensions[_KEY] = AppState(config, backend, interface, takeover)
+        interface = self.interface_class(config, lifecycle, Cleanup(config, kept))
+        app.extensions[_KEY] = AppState(config, kept, interface, takeover)
         app.session_interface = interface
         app.context_processor(_template_context)
         # An application's own command of this name stays.

@@ -17,7 +17,10 @@ if t.TYPE_CHECKING:
 #: What :data:`SESSION_TRACK` can ask for.
 TRACKED = frozenset({"user_agent", "remote_addr"})
 #: What leads from one id to the next: see :mod:`.rotation`. Nobody is shown it.
-INTERNAL = frozenset({"predecessor", "renewed", "same_user", "successor"})
+INTERNAL = frozenset({"moving", "predecessor", "renewed", "same_user", "successor"})
+#: In the meta of a record that is just moved to where it is kept from now on: see
+#: :mod:`.takeover.moving`.
+MOVING = "moving"
 #: How much an application may keep there: bytes of names and values together, in UTF-8.
 MAX_SIZE = 4096
 

@@ -187,6 +187,11 @@ def _bind(created_at: float, user: str | None) -> bytes:
     return _BOUND.pack(created_at, user is not None, len(name)) + name
 
 
+def is_encrypted(data: bytes) -> bool:
+    """Whether the payload in a record's data is encrypted, by its header."""
+    return len(data) >= _FORMER_SIZE and bool(data[2] & _ENCRYPTED)
+
+
 def read_authenticated_at(data: bytes) -> float | None:
     """Return when the user of a record logged in, from its data, without decrypting.
 

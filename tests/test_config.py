@@ -90,7 +90,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         (
             {"SESSION_MIGRATE_FROM": [["cookie"]]},
             "'SESSION_MIGRATE_FROM' is [['cookie']]; expected 'cookie' or"
-            " 'flask-session', or a list of them.",
+            " 'flask-session', a list of them, or a dict of the keys that have"
+            " changed.",
         ),
         (
             {"SESSION_BACKEND": "redis://:password@host/0"},
@@ -249,7 +250,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         (
             {"SESSION_MIGRATE_FROM": "flask-sesion"},
             "'SESSION_MIGRATE_FROM' is 'flask-sesion'; expected 'cookie' or"
-            " 'flask-session', or a list of them. Did you mean 'flask-session'?",
+            " 'flask-session', a list of them, or a dict of the keys that have"
+            " changed. Did you mean 'flask-session'?",
         ),
         (
             {"SESSION_MIGRATE_UNTIL": "tomorrow"},

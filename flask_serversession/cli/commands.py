@@ -17,8 +17,6 @@ from ..backends.base import Capability
 from ..errors import BackendError
 from ..operator import AppState
 from ..operator import SessionInfo
-from ..takeover import Findings
-from ..takeover import sample
 from .diagnostics import ask_server
 from .diagnostics import diagnose
 from .diagnostics import folder_of
@@ -55,7 +53,7 @@ _POWERS = {
 }
 
 
-_json_option = click.option(
+json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
 )
 
@@ -141,7 +139,7 @@ def init() -> None:
 
 
 @sessions.command("count")
-@_json_option
+@json_option
 @explained
 def count(as_json: bool) -> None:
     """Print the number of live sessions.
@@ -169,7 +167,7 @@ def count(as_json: bool) -> None:
     help="Only the N that were seen last.",
 )
 @click.option("--full", is_flag=True, help="Don't shorten anything, including handles.")
-@_json_option
+@json_option
 @explained
 def list_(user: str | None, limit: int | None, full: bool, as_json: bool) -> None:
     """List live sessions, those that were seen last first.
@@ -222,7 +220,7 @@ def _last_seen(info: SessionInfo) -> tuple[dt.datetime, dt.datetime, str]:
 
 @sessions.command("show")
 @click.argument("handle")
-@_json_option
+@json_option
 @explained
 def show(handle: str, as_json: bool) -> None:
     """Show what is known of a session; never what it holds.
@@ -378,7 +376,7 @@ def prune(batch: int | None) -> None:
 
 
 @sessions.command("info")
-@_json_option
+@json_option
 @explained
 def info(as_json: bool) -> None:
     """Show the backend and the settings, and what is wrong.
@@ -453,98 +451,6 @@ def _write_description(
     for diagnosis in found:
         line = f"- {diagnosis.setting} {diagnosis.message}"
         write_wrapped(escape(line), "  ")
-
-
-# -- what is taken over
-
-
-@sessions.command("migrate")
-@click.option("--check", is_flag=True, required=True, help="Needed. Changes nothing.")
-@click.option(
-    "--limit",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="Read so many of the old sessions.",
-)
-@_json_option
-@explained
-def migrate(check: bool, limit: int, as_json: bool) -> None:
-    """Try out what SESSION_MIGRATE_FROM takes over.
-
-    Sessions are taken over one by one, when their visitors come. There is nothing to
-    run for that, only something to try before, which --check asks for: it connects to
-    the store that Flask-Session has used, reads some of what is there, and says how
-    much of it is good. It changes nothing. What is in a cookie only its browser has,
-    so of those there is nothing to be counted.
-
-    The exit code is 1 if nothing is taken over, or if a session that was read cannot
-    be.
-
-    \b
-    Examples:
-      flask sessions migrate --check
-      flask sessions migrate --check --limit 100000 --json
-    """
-    state = _state()
-    takeover = state.takeover
-    config = state.config
-    is_on = takeover is not None and not takeover.is_over
-    found: Findings | None = None
-    if takeover is not None and is_on and takeover.store is not None:
-        with progress_bar("Reading old sessions") as progress:
-            found = sample(takeover.store, limit, progress)
-    if as_json:
-        write_json(
-            {
-                "on": is_on,
-                "from": list(config.migrate_from),
-                "until": config.migrate_until and config.migrate_until.isoformat(),
-                "store": None if found is None else found._asdict(),
-            }
-        )
-    elif is_on:
-        _print_migration(state, found)
-    if not is_on:
-        reason = "'SESSION_MIGRATE_FROM' is not set."
-        if config.migrate_from:
-            end = f"{config.migrate_until:%Y-%m-%d %H:%M} UTC"
-            reason = f"'SESSION_MIGRATE_UNTIL' was {end}."
-        raise NotFound(f"Nothing is taken over: {reason}")
-    if found is not None and (bad := found.pickled + found.unreadable):
-        raise NotFound(
-            f"{count_of(bad, 'session')} of {found.read} cannot be taken over. Their"
-            " visitors will have to log in again."
-        )
-
-
-def _print_migration(state: AppState, found: Findings | None) -> None:
-    config = state.config
-    given = t.cast("dict[str, t.Any]", current_app.config)
-    rows = [
-        ["From", ", ".join(config.migrate_from)],
-        ["Until", f"{config.migrate_until:%Y-%m-%d %H:%M} UTC"],
-        ["Cookie", escape(given["SESSION_COOKIE_NAME"])],
-    ]
-    if "cookie" in config.migrate_from:
-        number = len(given["SECRET_KEY_FALLBACKS"] or ())
-        rows += [
-            ["Flask's signature", f"SECRET_KEY and {count_of(number, 'fallback')}"],
-            ["Flask's age", f"at most {current_app.permanent_session_lifetime}"],
-        ]
-    if found is not None:
-        signs = "signed" if given.get("SESSION_USE_SIGNER", False) else "not signed"
-        rows += [
-            ["Ids in cookies", f"{signs}, as SESSION_USE_SIGNER says"],
-            ["Keys begin with", escape(repr(config.key_prefix))],
-            ["Sessions read", str(found.read)],
-            ["Good", str(found.good)],
-            ["Expired", str(found.expired)],
-            ["Pickles", str(found.pickled)],
-            ["Not readable", str(found.unreadable)],
-        ]
-    write_table(rows)
 
 
 def _state() -> AppState:

@@ -51,6 +51,7 @@ from itsdangerous.encoding import base64_decode
 
 from .. import signals
 from ..backends import BackendSettings
+from ..config import FormerSettings
 from ..config import SessionConfig
 from ..cookie import MAX_CANDIDATES
 from ..cookie import CookieState
@@ -111,6 +112,8 @@ def make_takeover(core: Core, settings: BackendSettings) -> Takeover | None:
     if core.clock() >= config.migrate_until.timestamp():
         _tell_end(config)
         return None
+    if isinstance(config.migrate_from, FormerSettings):
+        return None  # its cookies are ours: see moving.py
     store = None
     if "flask-session" in config.migrate_from:
         store = build_old_store(settings, core.backend)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import random
+import sys
 import typing as t
 from unittest import mock
 
@@ -103,7 +104,7 @@ def simulate(
     expired, most, step = 0, 0, 1 / rate
     with (
         mock.patch.object(cleanup, "time", clock),
-        mock.patch.object(cleanup.random, "SystemRandom", lambda: generator),
+        mock.patch.object(cleanup.random, "SystemRandom", return_value=generator),
     ):
         # Not restarted all at once.
         births = [-restart_after * number / workers for number in range(workers)]
@@ -127,15 +128,12 @@ def simulate(
 
 def main() -> None:
     """Print a table of days."""
-    print(
-        f"{'workers':>7}  {'restarted after':>15}  {'begun':>7}  {'most expired':>12}"
-    )
+    row = "{:>7}  {:>15}  {:>7}  {:>12}\n".format
+    sys.stdout.write(row("workers", "restarted after", "begun", "most expired"))
     for workers, restart_after in ((1, 60), (2, 60), (4, 60), (4, DAY), (16, 60)):
         found = simulate(DAY, workers=workers, restart_after=restart_after)
-        print(
-            f"{workers:>7}  {restart_after:>13} s  {found.made:>7}  {found.most:>12}",
-            flush=True,
-        )
+        after = f"{restart_after} s"
+        sys.stdout.write(row(workers, after, found.made, found.most))
 
 
 if __name__ == "__main__":
