@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 import typing as t
@@ -10,14 +11,15 @@ from .core import Core
 from .core import counts_from
 from .ids import is_key
 from .record import Record
+from .rotation import Trail
 from .rotation import predecessor_of
 from .unit import Unit
 
 if t.TYPE_CHECKING:
     from blinker import NamedSignal
 
-# How often the sessions of a user are counted again while two log in at once, and the
-# pause between, in seconds.
+# How often the sessions of a user are counted before those of newer log-ins are ended
+# too, and the pause between while two log in at once, in seconds.
 _TRIES = 6
 _PAUSE = 0.02
 
@@ -57,7 +59,9 @@ def _end_oldest(core: Core, unit: Unit, ended: list[str]) -> None:
     if limit is None or user is None:
         return
     gone: set[str] = set()
-    for tries in range(_TRIES):
+    trail = Trail(core.backend, core.config.key_prefix, "SESSION_MAX_PER_USER")
+    for tries in itertools.count():
+        trail.step()
         keys = core.ask(unit, "keys_of_user", core.backend.keys_of_user, user)
         keys = [key for key in keys if is_key(key, core.config.key_prefix)]
         if len(keys) <= limit or unit.key not in keys:
@@ -72,7 +76,7 @@ def _end_oldest(core: Core, unit: Unit, ended: list[str]) -> None:
         }
         records[unit.key] = unit.record
         excess = max(0, len(records) - limit)
-        chosen = _choose(records, unit.key, excess, is_last=tries == _TRIES - 1)
+        chosen = _choose(records, unit.key, excess, is_last=tries >= _TRIES - 1)
         for key in chosen:
             if core.ask(unit, "delete", core.backend.delete, key):
                 core.ended.add(key, "limit")
