@@ -8,6 +8,7 @@ operations come: exactly as many sessions remain as the limit says, the last one
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 import typing as t
@@ -15,6 +16,7 @@ import typing as t
 from .core import Core
 from .core import counts_from
 from .ids import is_key
+from .rotation import Trail
 from .rotation import predecessor_of
 from .unit import Unit
 
@@ -59,7 +61,9 @@ def _end_first(core: Core, unit: Unit, ended: list[str]) -> None:
     if limit is None or user is None:
         return
     gone: set[str] = set()
-    for tries in range(_TRIES):
+    trail = Trail(core.backend, core.config.key_prefix, "SESSION_MAX_PER_USER")
+    for tries in itertools.count():
+        trail.step()
         keys = core.ask(unit, "keys_of_user", core.backend.keys_of_user, user)
         keys = [key for key in keys if is_key(key, core.config.key_prefix)]
         if len(keys) <= limit or own_key not in keys:
@@ -74,7 +78,7 @@ def _end_first(core: Core, unit: Unit, ended: list[str]) -> None:
         }
         moments[own_key] = counts_from(unit.record)
         chosen, is_unclear = _choose(moments, own_key, limit, core.clock())
-        if is_unclear and tries == _TRIES - 1:
+        if is_unclear and tries >= _TRIES - 1:
             chosen, is_unclear = _spare(moments, own_key, limit), False
         for key in chosen:
             if core.ask(unit, "delete", core.backend.delete, key):
