@@ -34,6 +34,7 @@ REMEMBERED = 2_048
 _HEADERS = 64
 _SALT = b"flask_serversession.cookie"
 _ID_KEY = b"flask_serversession.id"
+_NOTE_KEY = b"flask_serversession.note"
 # What we never sign is refused: bigger numbers than these make no dates. The lifetime
 # is in milliseconds, and 1000 years are 12 digits of which the first is 1.
 _STATE = re.compile(r"([pb])([0-9a-f]{1,12})-([0-9a-f]{1,12})(?:-(1?[0-9a-f]{1,11}))?")
@@ -143,10 +144,25 @@ class CookieSigner:
 
         The ids cannot be derived from the text without a secret.
         """
+        return self._derive_all(_ID_KEY, text)
+
+    def attest(self, note: str) -> str:
+        """Return what proves that a note in the store is the application's."""
+        return self._derive_all(_NOTE_KEY, note.encode())[0]
+
+    def attests(self, note: str, proof: str) -> bool:
+        """Whether :meth:`attest` returned the proof, with any of the secrets."""
+        given = proof.encode("utf-8", "surrogatepass")
+        return any(
+            hmac.compare_digest(known.encode("ascii"), given)
+            for known in self._derive_all(_NOTE_KEY, note.encode())
+        )
+
+    def _derive_all(self, label: bytes, text: bytes) -> list[str]:
         return [
             base64.urlsafe_b64encode(
                 # With a key of its own: no signature is an id, and no id one.
-                hmac.digest(hmac.digest(key, _ID_KEY, "sha256"), text, "sha256")
+                hmac.digest(hmac.digest(key, label, "sha256"), text, "sha256")
             )
             .rstrip(b"=")
             .decode("ascii")

@@ -56,6 +56,10 @@ T = t.TypeVar("T")
 
 logger = logging.getLogger("flask_serversession")
 
+# Where Flask-Login keeps whether somebody has logged in, and has not merely come with
+# its remember cookie.
+_FRESH = "_fresh"
+
 
 class Core:
     """What one application's sessions are made with. Thread-safe.
@@ -221,12 +225,18 @@ class Core:
         except SerializationError:
             return True
 
+    def is_proven(self, unit: Unit) -> bool:
+        """Whether nothing in the content says that the log-in is not fresh."""
+        return unit.data.get(_FRESH) is not False
+
     def authenticated_at(self, unit: Unit, now: float) -> float | None:
         """Return when the user logged in; ``None`` if nobody did, or nobody knows."""
         if self.is_log_in(unit):
-            return now
+            return now if self.is_proven(unit) else None
         if unit.stored is None or self.user_of(unit.data) is None:
             return None
+        if unit.stored.authenticated_at is None and _is_confirmed(unit):
+            return now
         moments = (unit.stored.authenticated_at, unit.confirmed_at)
         return max((moment for moment in moments if moment is not None), default=None)
 
@@ -469,6 +479,16 @@ class Core:
         return self._sealer.open(
             record.data, key, created_at=record.created_at, user=record.user
         )
+
+
+def _is_confirmed(unit: Unit) -> bool:
+    """Whether ``confirm_login()`` of Flask-Login came after a remembered log-in."""
+    stored = unit.stored
+    return (
+        stored is not None
+        and unit.data.get(_FRESH) is True
+        and stored.serializer.open(stored.payload).get(_FRESH) is False
+    )
 
 
 def counts_from(record: Record) -> float:

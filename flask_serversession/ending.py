@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from .core import Core
+from .ended import Reason
 from .errors import BackendUnavailableError
 from .errors import RecordError
 from .loading import Loader
@@ -91,9 +92,10 @@ class Ending:
         """Go on without the session, which was deleted, and tell of it."""
         key, user, is_renewed = unit.key, unit.stored_user, unit.is_renewed
         logger.debug("Session %s ended", self._core.handle_of(key))
+        reason: Reason = "revoked" if unit.is_outside else "logged out"
         unit.begin()
         if unit.cookie is not None and not is_renewed:
             unit.owed = Cookie.DELETE
         unit.wish = unit.least_wish
         unit.is_exposed = False
-        self._core.send_destroyed(key, user, "logged out")
+        self._core.send_destroyed(key, user, reason)

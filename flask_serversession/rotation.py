@@ -37,7 +37,7 @@ SUCCESSOR = "successor"
 #: Key in a tombstone's meta: the id changed, but not whom the session belongs to.
 SAME_USER = "same_user"
 #: Key in a tombstone's meta: the id is as old as :data:`SESSION_RENEWAL_INTERVAL`, and
-#: nothing else has changed. Who still has it works on the successor.
+#: nothing else has changed. Who still has it works on the successor. Signed.
 RENEWED = "renewed"
 #: Key in the meta of a record that has just got its id: the handle before. While the
 #: id changes there are two records of one session, and this tells.
@@ -297,7 +297,8 @@ class Rotation:
         if old_record.user == successor.record.user and not unit.is_restarted:
             meta[SAME_USER] = "yes"
         if reason in (RENEWAL, _FOUND):
-            meta[RENEWED] = "yes"
+            note = f"{unit.key} {successor.identity.key}"
+            meta[RENEWED] = unit.signer.attest(note)
         tombstone = make_tombstone(
             core.clock(), core.clock() + core.config.rotation_grace, meta
         )
@@ -372,17 +373,20 @@ def follow_renewal(
     a session from outside asks for the session, whatever id it has, as long as it has
     the same user.
 
-    :param tombstone: What was found under the id.
+    :param tombstone: What was found under the id. Its word is only taken if it was
+        signed: whoever can write to the store could lead to another's session.
     :return: The session's record; ``None`` if it is gone for who has that id.
     :raises RecordError: if it cannot be read.
     """
     trail = Trail(core.backend, core.config.key_prefix, "load")
-    key = ""
+    key = unit.key
     while True:
         meta = tombstone.meta
         successor = trail.leave(key, tombstone)
-        is_same = meta.get(RENEWED) or (unit.is_outside and meta.get(SAME_USER))
-        if successor is None or not is_same:
+        if successor is None or not (
+            unit.signer.attests(f"{key} {successor}", meta.get(RENEWED, ""))
+            or (unit.is_outside and meta.get(SAME_USER))
+        ):
             return None
         key = successor
         found = load(key)

@@ -383,7 +383,8 @@ class ServerSideSession(SessionMixin):
         """Whether the user logged in, or confirmed it, at most that long ago.
 
         For what needs a recent log-in: a change of the password, a payment. Never true
-        if nobody is logged in, or if nobody knows when they did.
+        if nobody is logged in, if nobody knows when they did, or if Flask-Login's
+        remember cookie did it.
 
         :param max_age: A duration, in seconds unless it is a timedelta.
         :raises ValueError: if it is not one.
@@ -401,7 +402,7 @@ class ServerSideSession(SessionMixin):
         unit, core = self._loaded(), self._lifecycle.core
         now = core.clock()
         moment = core.authenticated_at(unit, now)
-        return moment is not None and now - moment <= age
+        return core.is_proven(unit) and moment is not None and now - moment <= age
 
     # What it can do
 

@@ -6,6 +6,7 @@ import collections.abc as cabc
 import contextlib
 import functools
 import json
+import types
 import typing as t
 
 import flask
@@ -59,6 +60,8 @@ class TemplateSession:
             time_left = found.time_left  # which is no look at the content
             if name not in unit_of(found).data:
                 return time_left
+        elif name == "meta" and name not in session:
+            return types.MappingProxyType({**found.meta})
         # Jinja goes on to the key then. Its filter "attr" must not, as with Flask.
         elif name in _OURS and name not in session:
             return getattr(session, name)

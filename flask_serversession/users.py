@@ -98,4 +98,7 @@ def _as_text(user: object) -> str | None:
         return repr(bytes(t.cast("bytes", user)))
     if isinstance(user, (cabc.Iterable, cabc.Awaitable)) or callable(user):
         return None
-    return None if dataclasses.is_dataclass(user) else str(user)
+    # Such a text says where an object lies, and is another one in each request.
+    kind = type(user)
+    has_no_text = (kind.__str__, kind.__repr__) == (object.__str__, object.__repr__)
+    return None if has_no_text or dataclasses.is_dataclass(user) else str(user)

@@ -205,6 +205,21 @@ def test_who_is_remembered_gets_no_planted_session(remembering: Browser) -> None
     assert account(attacker) == "log in first"
 
 
+def test_who_is_remembered_has_not_logged_in_lately(remembering: Browser) -> None:
+    def is_fresh() -> str:
+        assert flask_login.current_user.id == "ada"
+        return str(typed_session.is_fresh(60))
+
+    assert remembering.visit(is_fresh).text == "True"
+    remembering.cookie = None
+    for _ in range(2):
+        assert remembering.visit(is_fresh).text == "False"
+    remembering.visit(lambda: flask_login.confirm_login())
+    assert remembering.visit(is_fresh).text == "True"
+    remembering.cookie = None
+    assert remembering.visit(is_fresh).text == "False"
+
+
 def test_who_logs_out_is_forgotten(remembering: Browser) -> None:
     remembering.visit(flask_login.logout_user)
     assert remembering.client.get_cookie("remember") is None

@@ -7,6 +7,7 @@ backend.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import threading
 import typing as t
@@ -623,3 +624,33 @@ def test_its_own_session_is_the_current_one() -> None:
         return str(site.extension.revoke_user("ada", except_current=True))
 
     assert late.visit(view).text == "0"
+
+
+def test_who_can_write_to_the_store_cannot_lead_to_somebody_elses_session() -> None:
+    site = Site({"SESSION_BACKEND": "memory"}, SESSION_RENEWAL_INTERVAL=1)
+    victim, thief, helper = (site.browser() for _ in range(3))
+    victim.set(_user_id="ada", secret="hers")
+    thief.set(_user_id="mallory")
+    helper.set(_user_id="bob")
+    prefix = site.state.config.key_prefix
+    before = key_of(helper.id, prefix)
+    t.cast(FakeClock, site.clock).advance(2)
+    helper.visit(lambda: flask_session.get("_user_id"))
+    tombstone = site.backend.load(before)
+    assert tombstone is not None
+    assert tombstone.is_tombstone
+    handle = key_of(victim.id, "")
+    stolen = key_of(thief.id, prefix)
+    for meta in (
+        {**tombstone.meta, "successor": handle},
+        {"successor": handle, "renewed": "yes"},
+        {"successor": handle, "renewed": "\udce9"},
+        {"successor": handle, "renewed": "", "same_user": "yes"},
+    ):
+        current = site.backend.load(stolen)
+        assert current is not None
+        planted = dataclasses.replace(tombstone, meta=meta, version=current.version + 1)
+        planted = dataclasses.replace(planted, expires_at=site.clock() + 10)
+        site.backend.replace(stolen, planted, current.version)
+        assert thief.read() == {}
+    assert victim.read()["secret"] == "hers"

@@ -14,6 +14,7 @@ from flask_serversession import RecordError
 from flask_serversession import ServerSessionError
 from flask_serversession.core import Core
 from flask_serversession.meta import INTERNAL
+from flask_serversession.meta import MOVING
 from flask_serversession.payload import Sealer
 from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
@@ -504,13 +505,14 @@ def test_a_tombstone_leads_to_the_next_key_and_nothing_else_does() -> None:
 
 
 def test_what_a_tombstone_says_keeps_its_names_between_versions() -> None:
-    assert (SUCCESSOR, SAME_USER, RENEWED, PREDECESSOR) == (
+    assert (SUCCESSOR, SAME_USER, RENEWED, PREDECESSOR, MOVING) == (
         "successor",
         "same_user",
         "renewed",
         "predecessor",
+        "moving",
     )
-    assert {SUCCESSOR, SAME_USER, RENEWED, PREDECESSOR} == INTERNAL
+    assert {SUCCESSOR, SAME_USER, RENEWED, PREDECESSOR, MOVING} == INTERNAL
 
 
 def test_all_ids_that_a_session_got_are_followed_in_turn() -> None:

@@ -259,3 +259,15 @@ def test_a_user_has_one_name_before_and_after_being_stored(
     assert users_of(site) == [name]
     assert stored_name_of(user) == name
     assert revoked(site, user) == 1
+
+
+def test_an_object_that_has_no_text_of_its_own_names_nobody() -> None:
+    class User:
+        pass
+
+    def named(data: t.Any) -> object:
+        return User() if "uid" in data else None
+
+    browser = Site({"SESSION_BACKEND": "memory"}, SESSION_USER_KEY=named).browser()
+    with pytest.raises(SerializationError, match="returned a User, which names nobody"):
+        browser.set(uid=1)
