@@ -37,7 +37,9 @@ _ID_KEY = b"flask_serversession.id"
 _NOTE_KEY = b"flask_serversession.note"
 # What we never sign is refused: bigger numbers than these make no dates. The lifetime
 # is in milliseconds, and 1000 years are 12 digits of which the first is 1.
-_STATE = re.compile(r"([pb])([0-9a-f]{1,12})-([0-9a-f]{1,12})(?:-(1?[0-9a-f]{1,11}))?")
+_STATE = re.compile(
+    r"([pb])([0-9a-f]{1,12})-([0-9a-f]{1,12})(?:-(1?[0-9a-f]{1,11}))?(u?)"
+)
 
 
 class CookieState(t.NamedTuple):
@@ -60,6 +62,9 @@ class CookieState(t.NamedTuple):
     lifetime: float | None = None
     #: Whether a secret other than the newest signed it.
     is_stale: bool = False
+    #: Whether the id before this one may still name the session: the backend has failed
+    #: while it was changed.
+    is_unsettled: bool = False
 
     def says(self, is_permanent: bool, lifetime: float | None) -> bool:
         """Whether the cookie knows how long its session lives."""
@@ -106,6 +111,8 @@ class CookieSigner:
         )
         if state.lifetime is not None:
             text += f"-{_milliseconds(state.lifetime):x}"
+        if state.is_unsettled:
+            text += "u"
         return self._signers[0].sign(text).decode("ascii")
 
     def verify(self, value: str) -> CookieState | None:
@@ -129,7 +136,7 @@ class CookieSigner:
         id, _, state = text.rpartition(".")
         if (match := _STATE.fullmatch(state)) is None:
             return None
-        kind, touched_at, counts_from, lifetime = match.groups()
+        kind, touched_at, counts_from, lifetime, unsettled = match.groups()
         return CookieState(
             id=id,
             is_permanent=kind == "p",
@@ -137,6 +144,7 @@ class CookieSigner:
             counts_from=int(counts_from, 16),
             lifetime=int(lifetime, 16) / 1000 if lifetime else None,
             is_stale=signer is not self._signers[0],
+            is_unsettled=bool(unsettled),
         )
 
     def derive_ids(self, text: bytes) -> list[str]:

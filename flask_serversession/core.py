@@ -27,7 +27,9 @@ from .ids import check_id
 from .ids import generate_id
 from .ids import handle_of
 from .ids import key_of
+from .leftovers import Leftovers
 from .meta import MAX_SIZE
+from .meta import internal_part
 from .meta import size_of
 from .meta import tracked_part
 from .payload import Envelope
@@ -85,6 +87,7 @@ class Core:
         self.clock = clock
         self.serializer = serializer_for(config.serializer)
         self.ended = EndedSessions(config, clock)
+        self.leftovers = Leftovers(backend)
         self._sealer = Sealer(config.encryption_key)
         self.breaker = Breaker(clock, self._report_recovery)
 
@@ -113,7 +116,7 @@ class Core:
         if unit.failure is not None and not unit.is_closed:
             raise unit.failure
         try:
-            return self.breaker.ask(function, *args, **kwargs)
+            result = self.breaker.ask(function, *args, **kwargs)
         except BackendUnavailableError as error:
             if not unit.is_closed:
                 unit.failure = error
@@ -127,6 +130,9 @@ class Core:
             if not unit.is_outside:  # where no request failed
                 self.report_failure(unit, key, operation, error)
             raise
+        if self.leftovers:
+            self.leftovers.remove()
+        return result
 
     def report_failure(
         self, unit: Unit, key: str, operation: str, error: BackendError
@@ -414,6 +420,8 @@ class Core:
     def _meta_of(self, unit: Unit) -> cabc.Mapping[str, str]:
         """Return the meta of a session's record as it is now."""
         own, seen = unit.current_meta, unit.meta
+        if unit.is_unsettled:  # what is left under the id before is still to be found
+            seen = {**seen, **internal_part(unit.record.meta)}
         if unit.is_outside:
             # Where it is changed from is not where it was seen.
             seen = tracked_part(unit.record.meta)

@@ -6,7 +6,6 @@ import logging
 
 from .core import Core
 from .ended import Reason
-from .errors import BackendUnavailableError
 from .errors import RecordError
 from .loading import Loader
 from .logouts import refuse_newer
@@ -33,6 +32,9 @@ class Ending:
             # What is ended has to leave a marker, and that is what taking over does.
             unit.want(Wish.END)
             self._loader.load(unit)
+        elif unit.is_unsettled and unit.known is Known.UNSEEN:
+            unit.want(Wish.END)
+            self._loader.load(unit)  # which ends what is left under the id before
         if unit.failure is not None:
             # Not known to be ended, so nobody may be told that it is: the response
             # neither, should the view go on.
@@ -46,7 +48,7 @@ class Ending:
         if unit.key and unit.known in (Known.UNSEEN, Known.STORED, Known.GONE):
             try:
                 self.delete_current(unit)
-            except BackendUnavailableError:
+            except BaseException:  # interrupted: nobody knows either
                 unit.want(Wish.END)
                 raise
         elif unit.known in (Known.UNSEEN, Known.NEW):

@@ -358,6 +358,7 @@ class ServerSessionInterface(SessionInterface):
                 record.touched_at,
                 unit.stored.counts_from,
                 unit.lifetime,
+                is_unsettled=unit.is_unsettled,
             )
         assert cookie is not None  # noqa: S101 - for type checkers
         value = unit.presented.value
@@ -366,6 +367,7 @@ class ServerSessionInterface(SessionInterface):
             given is not None
             and given.id == cookie.id
             and not given.is_stale
+            and given.is_unsettled is cookie.is_unsettled
             and given.says(cookie.is_permanent, cookie.lifetime)
             and int(given.counts_from) == int(cookie.counts_from)
             and (

@@ -153,7 +153,8 @@ class Lifecycle:
         except BackendUnavailableError:
             # The write may have succeeded unacknowledged. Don't query again: the
             # request has already waited for one time-out.
-            attempts.rotation = None
+            if attempts.rotation is not None:
+                attempts.rotation.give_up()
             raise
         finally:
             if attempts.rotation is not None:
@@ -209,7 +210,14 @@ class Lifecycle:
             unit.data.setdefault(PERMANENT_KEY, True)
         payload = core.dumps(unit)
         unit.identity, now = unit.identity or core.issue(), core.clock()
-        unit.identity, record = create(core, unit, unit.identity, payload, now, now)
+        try:
+            made = create(core, unit, unit.identity, payload, now, now)
+        except BackendUnavailableError:
+            raise
+        except BaseException:
+            unit.identity = None  # which may be taken now, if it is tried again
+            raise
+        unit.identity, record = made
         unit.owed = Cookie.SET
         core.keep(unit, record, payload, now)
         logger.debug("Session %s saved: new", core.handle_of(unit.key))

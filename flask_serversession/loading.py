@@ -14,6 +14,7 @@ from .errors import RecordError
 from .logouts import LogOuts
 from .record import NO_META
 from .record import Record
+from .rotation import bury_predecessor
 from .rotation import follow_renewal
 from .unit import Identity
 from .unit import Known
@@ -66,6 +67,7 @@ class Loader:
             return False
         unit.identity = self._identify(cookie.id)
         unit.presented.cookie = cookie
+        unit.is_unsettled = cookie.is_unsettled
         unit.presented.is_verified = True  # last, as other threads go by it
         return True
 
@@ -93,8 +95,7 @@ class Loader:
             record = core.breaker.ask(core.backend.load, identity.key)
             if len(presented.values) > 1 and (record is None or record.is_tombstone):
                 record = self._load_next(unit, identity, record)
-            if record is not None and record.is_tombstone:
-                record = follow_renewal(core, unit, record, self._ask) or record
+            record = self._settle_id(unit, record)
         except BackendUnavailableError as error:
             if unit.known is not Known.UNSEEN:
                 return
@@ -142,8 +143,20 @@ class Loader:
                 if is_chosen and unit.known is Known.UNSEEN:
                     presented.select(number, cookie)
                     unit.identity = other
+                    unit.is_unsettled = cookie.is_unsettled
             if is_chosen:
                 return found
+        return record
+
+    def _settle_id(self, unit: Unit, record: Record | None) -> Record | None:
+        """Bring a change of the id to its end, also one that has failed."""
+        core = self.core
+        if record is not None and record.is_tombstone:
+            record = follow_renewal(core, unit, record, self._ask) or record
+        elif record is not None and unit.is_unsettled:
+            bury_predecessor(core, unit, record)
+        if core.leftovers:
+            core.leftovers.remove()
         return record
 
     def _ask(self, key: str) -> Record | None:

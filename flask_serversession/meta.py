@@ -16,8 +16,11 @@ if t.TYPE_CHECKING:
 
 #: What :data:`SESSION_TRACK` can ask for.
 TRACKED = frozenset({"user_agent", "remote_addr"})
+#: Key in the meta of a record that has just got its id: the handle before. While the
+#: id changes there are two records of one session, and this tells.
+PREDECESSOR = "predecessor"
 #: What leads from one id to the next: see :mod:`.rotation`. Nobody is shown it.
-INTERNAL = frozenset({"moving", "predecessor", "renewed", "same_user", "successor"})
+INTERNAL = frozenset({"moving", PREDECESSOR, "renewed", "same_user", "successor"})
 #: In the meta of a record that is just moved to where it is kept from now on: see
 #: :mod:`.takeover.moving`.
 MOVING = "moving"
@@ -72,6 +75,11 @@ def own_part(meta: cabc.Mapping[str, str]) -> cabc.Mapping[str, str]:
     if not meta:
         return NO_META
     return {name: meta[name] for name in meta if name not in _RESERVED}
+
+
+def internal_part(meta: cabc.Mapping[str, str]) -> dict[str, str]:
+    """Return what leads from one id to the next."""
+    return {name: value for name, value in meta.items() if name in INTERNAL}
 
 
 def tracked_part(meta: cabc.Mapping[str, str]) -> cabc.Mapping[str, str]:

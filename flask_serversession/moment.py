@@ -110,7 +110,9 @@ class Moment:
         cookie = unit.presented.cookie
         return cookie is not None and (
             # Signed with a secret that will be removed one day.
-            cookie.is_stale or not cookie.says(is_permanent, unit.lifetime)
+            cookie.is_stale
+            or cookie.is_unsettled is not unit.is_unsettled
+            or not cookie.says(is_permanent, unit.lifetime)
         )
 
 

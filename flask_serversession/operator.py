@@ -188,6 +188,11 @@ def sessions_of(state: AppState, user: object) -> list[SessionInfo]:
     """List the live sessions of a user, those that logged in first first."""
     records = state.backend.load_many(state.keys_of_user(user))
     current = state.current_key()
+    for key in [*records]:
+        # Two records of one session, whose id is just being changed.
+        before = predecessor_of(records[key], state.config.key_prefix)
+        if before in records:
+            del records[before if key == current else key]
     return sorted(
         (state.info(key, record, current) for key, record in records.items()),
         key=lambda info: (info.authenticated_at or info.created_at, info.created_at),

@@ -120,7 +120,7 @@ def _unseen(unit: Unit, moment: Moment) -> Plan:
     if wish is Wish.END:
         if not presented.is_verified:
             return VERIFY
-        if presented.claim is not None:
+        if presented.claim is not None or unit.is_unsettled:
             return LOAD
         return DELETE_BOTH if presented.cookie is not None else NOTHING
     if wish >= Wish.SAVE:

@@ -2,8 +2,8 @@
 
 The successor exists before the old record goes, and the old record goes by
 compare-and-swap. So a crash loses nothing, and two rotations at the same moment leave
-one session. If the engine fails between the two steps, the successor stays until it
-expires; nobody was told its id.
+one session. If the engine fails between the two steps, the session goes on under its
+new id, and the next request buries the old one: :attr:`.Unit.is_unsettled`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .errors import SerializationError
 from .errors import ServerSessionError
 from .ids import key_of_handle
 from .logouts import logs_out
+from .meta import PREDECESSOR
 from .record import TOMBSTONE_DATA
 from .record import Record
 from .unit import PERMANENT_KEY
@@ -39,9 +40,6 @@ SAME_USER = "same_user"
 #: Key in a tombstone's meta: the id is as old as :data:`SESSION_RENEWAL_INTERVAL`, and
 #: nothing else has changed. Who still has it works on the successor. Signed.
 RENEWED = "renewed"
-#: Key in the meta of a record that has just got its id: the handle before. While the
-#: id changes there are two records of one session, and this tells.
-PREDECESSOR = "predecessor"
 
 #: Why the id of a session is renewed.
 RENEWAL = "it is as old as 'SESSION_RENEWAL_INTERVAL'"
@@ -179,7 +177,15 @@ def create(
         record = core.make_record(
             unit, identity, payload, now, created_at, now, renews=renews
         )
-        if core.ask(unit, "create", core.backend.create, identity.key, record):
+        try:
+            is_created = core.ask(
+                unit, "create", core.backend.create, identity.key, record
+            )
+        except BaseException:
+            # Perhaps it is there, and nobody will be told of it.
+            core.leftovers.add(identity.key)
+            raise
+        if is_created:
             core.ended.discard(identity.key)
             return identity, record
         identity = core.issue()
@@ -221,7 +227,7 @@ class Rotation:
         if unit.is_restarted and core.config.permanent:
             unit.data.setdefault(PERMANENT_KEY, True)
             encoded = None
-        successor = self._store(core.dumps(unit, encoded), renews)
+        successor = self._store(core.dumps(unit, encoded), renews, reason)
         if successor is None:
             # Revoked before anybody knew it; so is what it was to follow.
             if core.ask(unit, "delete", core.backend.delete, old_key):
@@ -230,11 +236,12 @@ class Rotation:
         try:
             outcome = self._bury(successor, reason)
         except BackendUnavailableError:
-            # The old record may or may not be a tombstone. Switch to the new id,
-            # except on log-out: the old session may still be live, so don't pretend
-            # that it ended.
-            if old_record.user in (None, successor.record.user):
-                self._move(successor)
+            self._go_on_unsettled(successor)
+            raise
+        except RecordError:
+            raise
+        except BaseException:
+            self._undo(successor)
             raise
         if outcome is not True:
             return outcome
@@ -248,18 +255,20 @@ class Rotation:
         )
         return True
 
-    def _store(self, payload: bytes, renews: bool) -> Successor | None:
+    def _store(self, payload: bytes, renews: bool, reason: str) -> Successor | None:
         """Store the successor; ``None`` if it was ended before anybody knew it."""
         core, unit = self._core, self._unit
         issued_at = now = core.clock()
         created_at = now if unit.is_restarted else unit.record.created_at
         meta = unit.meta
-        if core.user_of(unit.data) is not None:
-            unit.meta = {**meta, PREDECESSOR: core.handle_of(unit.key)}
+        pending = self.pending
+        identity = core.issue() if pending is None else pending.identity
+        before = {PREDECESSOR: core.handle_of(unit.key)}
+        unit.meta = {**meta, **before, **self._renewed(reason, identity)}
         try:
-            if (pending := self.pending) is None:
+            if pending is None:
                 identity, record = create(
-                    core, unit, core.issue(), payload, now, created_at, renews
+                    core, unit, identity, payload, now, created_at, renews
                 )
             else:
                 identity, issued_at = pending.identity, pending.issued_at
@@ -293,12 +302,9 @@ class Rotation:
         # The handle tells revoke() where the session went, and tells our own tombstone
         # from another's, should the acknowledgement of it get lost.
         handle = core.handle_of(successor.identity.key)
-        meta = {SUCCESSOR: handle}
+        meta = {SUCCESSOR: handle, **self._renewed(reason, successor.identity)}
         if old_record.user == successor.record.user and not unit.is_restarted:
             meta[SAME_USER] = "yes"
-        if reason in (RENEWAL, _FOUND):
-            note = f"{unit.key} {successor.identity.key}"
-            meta[RENEWED] = unit.signer.attest(note)
         tombstone = make_tombstone(
             core.clock(), core.clock() + core.config.rotation_grace, meta
         )
@@ -315,11 +321,52 @@ class Rotation:
             return result.current if is_own != successor.identity.key else True
         return isinstance(result, Replaced)
 
+    def _go_on_unsettled(self, successor: Successor) -> None:
+        """Go on under the new id, though nobody knows what is under the old one.
+
+        It may or may not be a tombstone. The next request finds out, and puts one
+        there. Not on a log-out: the old session may still be live, so don't pretend
+        that it ended.
+        """
+        if self._unit.record.user in (None, successor.record.user):
+            self._move(successor)
+            self._unit.is_unsettled = True
+
+    def _undo(self, successor: Successor) -> None:
+        """Put everything back as it was, after an interruption.
+
+        The browser may never get an answer, and goes on with the old id then.
+        """
+        backend, key, record = self._core.backend, self._unit.key, self._unit.record
+        new_key = successor.identity.key
+        is_undone = False
+        try:
+            current = backend.load(key)
+            if successor_of(current, self._core.config.key_prefix) == new_key:
+                assert current is not None  # noqa: S101 - for type checkers
+                backend.replace(key, record, current.version)
+                if not backend.delete(new_key):
+                    backend.delete(key)  # it was ended meanwhile, by its new id
+                self.pending = None
+            is_undone = True
+        except (BackendError, RecordError):
+            pass  # what has interrupted is raised
+        finally:
+            if not is_undone:
+                self._go_on_unsettled(successor)
+
+    def _renewed(self, reason: str, identity: Identity) -> dict[str, str]:
+        """Return what tells that nothing has changed but the id, which is this one."""
+        if reason not in (RENEWAL, _FOUND):
+            return {}
+        note = f"{self._unit.key} {identity.key}"
+        return {RENEWED: self._unit.signer.attest(note)}
+
     def _move(self, successor: Successor) -> None:
         """Go on under the new id."""
         self.pending = None
         self._unit.identity = successor.identity
-        self._unit.is_renewed = False
+        self._unit.is_renewed = self._unit.is_unsettled = False
         self._unit.owed = Cookie.SET
         self._core.keep(
             self._unit, successor.record, successor.payload, successor.issued_at
@@ -329,7 +376,17 @@ class Rotation:
         """Delete a successor that is not needed."""
         if self.pending is not None:
             key, self.pending = self.pending.identity.key, None
-            self._core.ask(self._unit, "delete", self._core.backend.delete, key)
+            try:
+                self._core.ask(self._unit, "delete", self._core.backend.delete, key)
+            except BaseException:
+                self._core.leftovers.add(key)
+                raise
+
+    def give_up(self) -> None:
+        """Leave a successor that is not needed to be deleted later."""
+        if self.pending is not None:
+            self._core.leftovers.add(self.pending.identity.key)
+            self.pending = None
 
 
 def refuse_if_closed(unit: Unit, message: str) -> None:
@@ -396,6 +453,45 @@ def follow_renewal(
             unit.follow(key)
             return found
         tombstone = found
+
+
+def bury_predecessor(core: Core, unit: Unit, record: Record) -> None:
+    """End what may be left of a session under the id before this one.
+
+    The engine has failed while the id was changed, and nobody knows how far it got.
+
+    :param record: What is stored under the id that the session has now.
+    :raises RecordError: if a newer version has written what is left.
+    """
+    backend, prefix = core.backend, core.config.key_prefix
+    key = predecessor_of(record, prefix)
+    trail = Trail(backend, prefix, "replace")
+    while key is not None:
+        try:
+            old = core.breaker.ask(backend.load, key)
+        except RecordError:
+            core.breaker.ask(backend.delete, key)  # nobody can use it
+            break
+        if old is None:
+            break
+        if old.is_tombstone:
+            if successor_of(old, prefix) != unit.key:
+                # Somebody has got another id for it, by the one that was to go.
+                delete_successor(core, unit, old)
+            break
+        meta = {SUCCESSOR: core.handle_of(unit.key)}
+        if old.user == record.user:
+            meta[SAME_USER] = "yes"
+        if RENEWED in record.meta:
+            meta[RENEWED] = record.meta[RENEWED]
+        now = core.clock()
+        tombstone = make_tombstone(now, now + core.config.rotation_grace, meta)
+        result = core.breaker.ask(backend.replace, key, tombstone, old.version)
+        if not isinstance(result, Conflict):
+            core.ended.add(key, "rotated")
+            break
+        trail.step()
+    unit.is_unsettled = False
 
 
 def delete_successor(core: Core, unit: Unit, tombstone: Record) -> None:

@@ -225,6 +225,9 @@ class Unit:
     #: The id that it came with was renewed by another request. It works on the
     #: session under its new id, which the browser has, or is about to get.
     is_renewed: bool = False
+    #: The id before this one may still name the session, as its cookie tells: the
+    #: backend has failed while it was changed.
+    is_unsettled: bool = False
     #: Whether the session was not stored before this request.
     is_new: bool = False
     wish: Wish = Wish.NOTHING
@@ -389,7 +392,7 @@ class Unit:
         self.lifetime = None
         self.own_meta = None
         self.confirmed_at = None
-        self.is_renewed = False
+        self.is_renewed = self.is_unsettled = False
         self._owe_no_id()
 
     def begin_empty(self) -> None:

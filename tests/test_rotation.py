@@ -15,10 +15,10 @@ from flask_serversession import ServerSessionError
 from flask_serversession.core import Core
 from flask_serversession.meta import INTERNAL
 from flask_serversession.meta import MOVING
+from flask_serversession.meta import PREDECESSOR
 from flask_serversession.payload import Sealer
 from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
-from flask_serversession.rotation import PREDECESSOR
 from flask_serversession.rotation import RENEWED
 from flask_serversession.rotation import SAME_USER
 from flask_serversession.rotation import SUCCESSOR
@@ -172,10 +172,10 @@ def test_what_happened_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_a_session_of_nobody_says_not_where_it_came_from() -> None:
+def test_a_session_of_nobody_says_where_it_came_from_too() -> None:
     turn = Turn({"n": 1})
     assert turn.attempt() is True
-    assert turn.unit.record.meta == {}
+    assert turn.unit.record.meta.keys() == {PREDECESSOR}
     assert turn.tombstone.meta.keys() == {SUCCESSOR, SAME_USER}
 
 
