@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from flask import Blueprint
+from flask import current_app
 from flask import flash
 from flask import redirect
 from flask import render_template
@@ -139,12 +140,18 @@ def change_password() -> ResponseReturnValue:
 @blueprint.post("/password")
 @login_required
 def change_password_post() -> ResponseReturnValue:
-    """Set another password, and log out everywhere else: who knew the old one too."""
+    """Set another password, and log out everywhere else: who knew the old one too.
+
+    The old one is asked for unless the log-in was a moment ago: whoever finds a browser
+    that was left alone must not be able to take the account over.
+    """
     old = request.form.get("old", "")[:MAX_PASSWORD]
     new = request.form.get("new", "")
 
-    if users().authenticate(current_user.name, old) is None:
-        return _password_page(old_error="This is not your password."), 422
+    if not _is_fresh():
+        if users().authenticate(current_user.name, old) is None:
+            return _password_page(old_error="This is not your password."), 422
+        session.mark_authenticated()
 
     if not MIN_PASSWORD <= len(new) <= MAX_PASSWORD:
         return _password_page(new_error=PASSWORD_RULE), 422
@@ -154,7 +161,7 @@ def change_password_post() -> ResponseReturnValue:
     ended = _end_others()
     users().set_password(current_user, new)
     ended += _end_others()
-    session.regenerate()
+    session.mark_authenticated()
 
     if Capability.USER_INDEX in server_session.backend.capabilities:
         flash(
@@ -170,6 +177,10 @@ def change_password_post() -> ResponseReturnValue:
         )
 
     return redirect(url_for("devices.show"))
+
+
+def _is_fresh() -> bool:
+    return session.is_fresh(current_app.config["LOG_IN_IS_FRESH_FOR"])
 
 
 def _end_others() -> int:
@@ -236,6 +247,7 @@ def _register_page(
 def _password_page(old_error: str | None = None, new_error: str | None = None) -> str:
     return render_template(
         "password.html",
+        is_fresh=_is_fresh(),
         old_error=old_error,
         new_error=new_error,
         min_password=MIN_PASSWORD,

@@ -22,6 +22,8 @@ DEFAULTS: dict[str, t.Any] = {
     "SESSION_IDLE_TIMEOUT": timedelta(days=1),
     # Tells users which of their sessions is on which device, and where.
     "SESSION_TRACK": ("user_agent", "remote_addr"),
+    # For so many seconds after a log-in nobody has to prove again who they are.
+    "LOG_IN_IS_FRESH_FOR": 600,
     # A form may be sent for as long as the session lives.
     "WTF_CSRF_TIME_LIMIT": None,
     "MAX_CONTENT_LENGTH": 256 * 1024,

@@ -67,9 +67,9 @@ def look_again(core: Core, unit: Unit) -> Record | t.Literal[True] | None:
         record = core.ask(unit, "load", core.backend.load, unit.key)
     except RecordError:
         return None
-    if record is None or record.is_tombstone:
+    if record is None:
         return None
-    if record.version != stored.record.version:
+    if record.is_tombstone or record.version != stored.record.version:
         return record
     unit.stored = stored._replace(record=record)
     return True

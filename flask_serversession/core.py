@@ -128,6 +128,9 @@ class Core:
         self, unit: Unit, key: str, operation: str, error: BackendError
     ) -> None:
         """Log that the backend failed, and send the signal; not if it was not asked."""
+        if self.app.debug and isinstance(error, BackendUnavailableError):
+            # What the page says to the one who is at work on the application.
+            error.description = str(error)
         if isinstance(error, NotAskedError):
             return
         logger.error("The session backend failed at %r: %s", operation, error)
@@ -214,7 +217,7 @@ class Core:
             return False
         # They are in there and were not found before, if the settings have changed.
         try:
-            return user != self.user_of(stored.serializer.loads(stored.payload))
+            return user != self.user_of(stored.serializer.open(stored.payload))
         except SerializationError:
             return True
 

@@ -86,7 +86,7 @@ class BackendUnavailableError(BackendError, ServiceUnavailable):
 
     It is also an HTTP exception: where nobody handles it, the visitor gets a
     ``503 Service Unavailable`` with ``Retry-After``. The page shows werkzeug's
-    standard text, never the message of this exception.
+    standard text; the message of this exception only with ``app.debug``.
 
     :param retry_after: What ``Retry-After`` says, in seconds.
     :param refused: Whether the engine has answered, and refused: it is full or

@@ -198,7 +198,7 @@ class Lifecycle:
             is_alive = touch_stored(self.core, unit, row.renews)
         return Outcome.DONE if is_alive else Outcome.LOST
 
-    def _create(self, unit: Unit, *_: t.Any) -> Outcome:
+    def _create(self, unit: Unit, row: Plan, moment: Moment, *_: t.Any) -> Outcome:
         refuse_if_closed(
             unit,
             "The session is new and the response was already sent, so the browser"
@@ -214,7 +214,8 @@ class Lifecycle:
         core.keep(unit, record, payload, now)
         logger.debug("Session %s saved: new", core.handle_of(unit.key))
         tell_stored(core, unit, signals.session_created, None)
-        return Outcome.DONE
+        # Others may have logged in at the same moment, and be the last ones.
+        return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
 
     def _replace(
         self, unit: Unit, row: Plan, moment: Moment, attempts: Attempts

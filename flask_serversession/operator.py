@@ -27,10 +27,11 @@ from .interface import ServerSessionInterface
 from .meta import shown_part
 from .opened import opened_session
 from .record import Record
-from .rotation import MAX_STEPS
+from .rotation import RENEWED
+from .rotation import SAME_USER
+from .rotation import Trail
 from .rotation import follow
 from .rotation import predecessor_of
-from .rotation import successor_of
 from .sessions import lifecycle_of
 from .sessions import unit_of
 from .takeover import Takeover
@@ -214,26 +215,13 @@ def sessions(state: AppState) -> cabc.Iterator[SessionInfo]:
 def revoke(state: AppState, handle: str) -> bool:
     """End a session, under the id that it has now; ``False`` if there was none."""
     key = find_key(state, handle)
-    for _ in range(MAX_STEPS):
-        if key is None:
-            return False
-        user: str | None = None
-        try:
-            record = state.backend.load(key)
-        except RecordError:
-            pass  # nobody can use it, but it is not absent either
-        else:
-            if record is None:
-                return False
-            if record.is_tombstone:
-                key = successor_of(record, state.config.key_prefix)
-                continue
-            user = record.user
-        if state.backend.delete(key):
-            state.send_destroyed(key, user)
-            return True
-        # Rotated or ended between the two steps.
-    return False
+    if key is None:
+        return False
+    ended = _end(state, key, None, is_any_user=True)
+    if ended is None:
+        return False
+    state.send_destroyed(*ended)
+    return True
 
 
 class _Listed(t.NamedTuple):
@@ -241,7 +229,8 @@ class _Listed(t.NamedTuple):
 
     user: str | None
     #: The key from which it is moving, or has just moved.
-    predecessor: str | None
+    predecessor: str | None = None
+    created_at: float = 0.0
 
 
 def revoke_user(state: AppState, user: object, except_current: bool) -> int:
@@ -256,7 +245,7 @@ def revoke_user(state: AppState, user: object, except_current: bool) -> int:
         name = stored_name_of(user)
         return {key: _Listed(name, moving.get(key)) for key in keys}
 
-    return _end_all(state, find, current)
+    return _end_all(state, find, current, "revoke_user")
 
 
 def revoke_all(
@@ -270,18 +259,19 @@ def revoke_all(
 
     def find() -> dict[str, _Listed]:
         return {
-            key: _Listed(record.user, predecessor_of(record, prefix))
+            key: _Listed(record.user, predecessor_of(record, prefix), record.created_at)
             for key, record in state.backend.iterate()
             if state.is_own(key)
         }
 
-    return _end_all(state, find, current, progress)
+    return _end_all(state, find, current, "revoke_all", progress)
 
 
 def _end_all(
     state: AppState,
     find: cabc.Callable[[], dict[str, _Listed]],
     current: str | None,
+    operation: str,
     progress: cabc.Callable[[int], None] | None = None,
 ) -> int:
     """End all sessions that are found; return how many were ended.
@@ -289,15 +279,27 @@ def _end_all(
     :param current: The key of the one to spare, whatever key it has by now.
     """
     prefix = state.config.key_prefix
+    began_at = state.interface.core.clock()
     ended: dict[str, str | None] = {}
+    seen: set[str] = set()
     failures: dict[str, RecordError] = {}
+    trail = Trail(state.backend, prefix, operation)
     try:
         is_empty = False
         # Again until none is left: a session whose id was rotated after it was
         # listed goes by another key.
-        for _ in range(MAX_STEPS):
+        while True:
+            trail.step()
             found = find()
             keys = {*found} - {current, *ended, *failures}
+            # Whoever has come since is none of those that were to be ended.
+            keys = {
+                key
+                for key in keys
+                if not seen
+                or found[key].created_at <= began_at
+                or found[key].predecessor in seen
+            }
             if current is not None and keys:
                 # Must come after find(): a successor that has moved on by then has
                 # left a tombstone.
@@ -309,12 +311,15 @@ def _end_all(
             # Not at once: an engine that lists in several steps can miss the old
             # and the new id of a session that is rotated between them.
             is_empty = not keys
+            seen |= keys
             for key in counted(keys, progress):
                 try:
-                    if state.backend.delete(key):
-                        ended[key] = found[key].user
+                    last = _end(state, key, found[key].user, operation == "revoke_all")
                 except RecordError as error:
                     failures[key] = error
+                else:
+                    if last is not None:
+                        ended[last[0]] = last[1]
     finally:
         # Only now: a receiver that raises must not leave sessions behind.
         for key, user in ended.items():
@@ -322,6 +327,48 @@ def _end_all(
     for failure in failures.values():
         raise failure
     return len(ended)
+
+
+def _end(
+    state: AppState, key: str, user: str | None, is_any_user: bool
+) -> tuple[str, str | None] | None:
+    """End one session, under the id that it has now, however often that changes.
+
+    :param user: Whose it is, as far as that is known.
+    :param is_any_user: Whether to end it after somebody else has logged in, too.
+    :return: The key under which it was ended, and its user; ``None`` if there is no
+        session any more.
+    :raises RecordError: if a newer version has written it.
+    """
+    backend, prefix = state.backend, state.config.key_prefix
+    trail = Trail(backend, prefix, "revoke")
+    before: str | None = None
+    is_listed = user is not None
+    while True:
+        if not is_listed:
+            record: Record | None
+            with contextlib.suppress(RecordError):  # then nobody can use it
+                record = backend.load(key)
+                if record is None:
+                    return None
+                if record.is_tombstone:
+                    meta = record.meta
+                    if not (is_any_user or meta.get(SAME_USER) or meta.get(RENEWED)):
+                        return None
+                    successor = trail.leave(key, record)
+                    if successor is None:
+                        return None
+                    key = successor
+                    continue
+                user, before = record.user, predecessor_of(record, prefix)
+        is_listed = False
+        is_ended = backend.delete(key)
+        if before is not None:
+            # The request that has given it this id may fail before the old one goes.
+            is_ended = backend.delete(before) or is_ended
+        if is_ended:
+            return key, user
+        trail.step()  # rotated or ended between the two steps
 
 
 def count(state: AppState) -> int:

@@ -21,15 +21,15 @@ from .operator import AppState
 from .operator import find_key
 from .operator import is_handle
 from .record import Record
-from .rotation import MAX_STEPS
+from .rotation import Trail
 from .rotation import follow
 from .rotation import predecessor_of
-from .rotation import successor_of
 from .sessions import ServerSideSession
 from .sessions import unit_of
 from .unit import Identity
 from .unit import Known
 from .unit import Phase
+from .unit import Presented
 from .unit import Unit
 from .users import stored_name_of
 
@@ -86,7 +86,9 @@ def update_user(
     is_empty = False
     # Again until there is no other: a session whose id was rotated after it was listed
     # goes by another key. Nor is one empty listing believed: see operator._end_all().
-    for _ in range(MAX_STEPS):
+    trail = Trail(state.backend, state.config.key_prefix, "update_user")
+    while True:
+        trail.step()
         keys = {*state.keys_of_user(user)} - seen
         if keys and updated:
             seen |= _moved(state, updated)
@@ -150,9 +152,8 @@ def _open(state: AppState, key: str | None) -> ServerSideSession | None:
     current = state.current_key()
     buried: set[str] = set()
     prefix = state.config.key_prefix
-    for _ in range(2 * MAX_STEPS):
-        if key is None:
-            return None
+    trail = Trail(state.backend, prefix, "open")
+    while key is not None:
         if key == current:
             return _current(state)
         record = state.backend.load(key)
@@ -160,12 +161,13 @@ def _open(state: AppState, key: str | None) -> ServerSideSession | None:
             return None
         if record.is_tombstone:
             buried.add(key)
-            key = successor_of(record, prefix)
+            key = trail.leave(key, record)
             continue
         before = predecessor_of(record, prefix)
         if before is not None and before not in buried and _is_live(state, before):
             # Its id is just being changed, by a request that takes a change of what
             # nobody should know yet for the end of the session.
+            trail.step()
             key = before
             continue
         return _read(state, key, record)
@@ -192,6 +194,7 @@ def _read(state: AppState, key: str, record: Record) -> ServerSideSession | None
         return None  # without a secret, there are no sessions
     unit = Unit(signer)
     unit.phase = Phase.OUTSIDE
+    unit.presented = Presented((), core.clock())
     unit.identity = Identity("", key)
     core.adopt(unit, record)
     if core.is_idle(unit):

@@ -22,6 +22,13 @@ FORMAT = 2
 # Tombstones are as they were, so versions that know no later format understand them.
 _TOMBSTONE_FORMAT = 1
 
+# What a datetime can express, in seconds since the epoch, and what an SQL column can.
+_EARLIEST = -62_135_596_800
+_LATEST = 253_402_300_800
+_LAST_VERSION = 2**63 - 1
+# In characters. What the library writes is a hundredth of it.
+_MAX_META = 1024 * 1024
+
 _TOMBSTONE = 1
 _NO_USER = 0xFFFF
 # magic, format, flags, -, body checksum | version | touched_at, expires_at, their
@@ -159,11 +166,14 @@ def decode_record(buffer: bytes) -> Record:
             user = buffer[HEADER_SIZE:user_end].decode("utf-8", "surrogatepass")
         data_start = user_end + meta_length
         if meta_length:
-            meta = dict(json.loads(buffer[user_end:data_start]))
-    except (ValueError, TypeError):
+            meta = check_meta(parse_meta(buffer[user_end:data_start]))
+    except ValueError:
         raise RecordError("The record's header makes no sense.", "damaged") from None
     if data_start > len(buffer):
         raise RecordError("The record is truncated.", "damaged")
+    # A checksum is no proof: whoever writes to the store can make one.
+    if not are_sensible(version, created_at, touched_at, expires_at):
+        raise RecordError("The record's header makes no sense.", "damaged")
     return Record(
         # Decided by the flag: data that is empty for another reason is damaged.
         data=TOMBSTONE_DATA if flags & _TOMBSTONE else buffer[data_start:],
@@ -174,6 +184,47 @@ def decode_record(buffer: bytes) -> Record:
         user=user,
         meta=meta,
     )
+
+
+def are_sensible(version: object, *moments: object) -> bool:
+    """Return whether a version and moments are of the kind that the library writes.
+
+    Dates can express the moments, and there is a next version.
+    """
+    return (
+        isinstance(version, int)
+        and 0 <= version < _LAST_VERSION
+        and all(
+            isinstance(moment, (int, float)) and _EARLIEST <= moment < _LATEST
+            for moment in moments
+        )
+    )
+
+
+def parse_meta(text: str | bytes) -> object:
+    """Return what is in the JSON of a record's meta.
+
+    :raises ValueError: if it is none, or very long.
+    """
+    if len(text) > _MAX_META:
+        raise ValueError
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError from error
+
+
+def check_meta(value: object) -> dict[str, str]:
+    """Return the meta of a record.
+
+    :raises ValueError: if it is something else than texts by their names.
+    """
+    if not isinstance(value, dict):
+        raise ValueError
+    meta = t.cast("dict[str, object]", value)
+    if not all(isinstance(text, str) for text in meta.values()):
+        raise ValueError
+    return t.cast("dict[str, str]", meta)
 
 
 def decode_times(header: bytes) -> tuple[float, float]:

@@ -49,8 +49,9 @@ RENEWAL = "it is as old as 'SESSION_RENEWAL_INTERVAL'"
 _FOUND = "its user is found by other settings"
 _CHANGED = "the user changed"
 
-#: How many rotations are followed: as many as fit into one grace period.
-MAX_STEPS = 10
+# After how many steps nobody goes on after a session whose id is changing all the time.
+# A step is faster than a change, so no client gets there.
+_MAX_STEPS = 10_000
 # How often a custom generator may return an id that is taken.
 _MAX_TAKEN = 5
 
@@ -99,11 +100,54 @@ def successor_of(record: Record | None, prefix: str) -> str | None:
     return key_of_handle(record.meta.get(SUCCESSOR), prefix)
 
 
+class Trail:
+    """The way after a session whose id is changing, however often.
+
+    There is no number of changes at which the session may be taken for ended.
+
+    :param operation: What is being done, for the error.
+    """
+
+    def __init__(self, backend: Backend, prefix: str, operation: str) -> None:
+        self._backend = backend
+        self._prefix = prefix
+        self._operation = operation
+        self._left: set[str] = set()
+        self._steps = 0
+
+    def step(self) -> None:
+        """Note that something has moved.
+
+        :raises BackendUnavailableError: after ten thousand times.
+        """
+        self._steps += 1
+        if self._steps > _MAX_STEPS:
+            raise BackendUnavailableError(
+                f"{self._operation} has met {_MAX_STEPS} changes, and sessions go on"
+                " changing their ids. They may be live: call it again, and find out"
+                " which client asks for so many new ids.",
+                backend=self._backend.name,
+                operation=self._operation,
+            )
+
+    def leave(self, key: str, found: Record | None) -> str | None:
+        """Return the key that a tombstone leads to; ``None`` if there is no session.
+
+        :param found: What was found under the key.
+        """
+        self.step()
+        self._left.add(key)
+        successor = successor_of(found, self._prefix)
+        # Tombstones that lead in a circle were not written by this library.
+        return None if successor in self._left else successor
+
+
 def follow(backend: Backend, key: str, prefix: str) -> cabc.Iterator[str]:
     """Go through the keys that a session has got since it had this one."""
-    for _ in range(MAX_STEPS):
+    trail = Trail(backend, prefix, "follow")
+    while True:
         try:
-            successor = successor_of(backend.load(key), prefix)
+            successor = trail.leave(key, backend.load(key))
         except RecordError:
             return
         if successor is None:
@@ -332,12 +376,15 @@ def follow_renewal(
     :return: The session's record; ``None`` if it is gone for who has that id.
     :raises RecordError: if it cannot be read.
     """
-    for _ in range(MAX_STEPS):
-        key = successor_of(tombstone, core.config.key_prefix)
+    trail = Trail(core.backend, core.config.key_prefix, "load")
+    key = ""
+    while True:
         meta = tombstone.meta
+        successor = trail.leave(key, tombstone)
         is_same = meta.get(RENEWED) or (unit.is_outside and meta.get(SAME_USER))
-        if key is None or not is_same:
+        if successor is None or not is_same:
             return None
+        key = successor
         found = load(key)
         if found is None:
             return None
@@ -345,7 +392,6 @@ def follow_renewal(
             unit.follow(key)
             return found
         tombstone = found
-    return None
 
 
 def delete_successor(core: Core, unit: Unit, tombstone: Record) -> None:
@@ -354,36 +400,39 @@ def delete_successor(core: Core, unit: Unit, tombstone: Record) -> None:
     Somebody who logs out while a background request renews the id wants to be logged
     out. After a log-in the old id has no say in the new session.
     """
-    prefix = core.config.key_prefix
-    for _ in range(MAX_STEPS):
-        key = successor_of(tombstone, prefix)
-        meta = tombstone.meta
-        if key is None or not (meta.get(SAME_USER) or meta.get(RENEWED)):
-            return
+    trail = Trail(core.backend, core.config.key_prefix, "delete")
+    key = ""
+    found: Record | None = tombstone
+    while found is not None:
+        if found.is_tombstone:
+            meta = found.meta
+            successor = trail.leave(key, found)
+            if successor is None or not (meta.get(SAME_USER) or meta.get(RENEWED)):
+                return
+            key = successor
+        else:
+            trail.step()
         if core.ask(unit, "delete", core.backend.delete, key):
             core.send_destroyed(key, None, "logged out")
             return
         found = core.ask(unit, "load", core.backend.load, key)
-        if found is None or not found.is_tombstone:
-            return
-        tombstone = found
 
 
 def is_somebody_left(core: Core, unit: Unit) -> bool:
     """Whether the same user is logged in under the id that a session has now."""
+    trail = Trail(core.backend, core.config.key_prefix, "load")
     key = unit.key
-    for _ in range(MAX_STEPS):
+    while True:
         try:
             record = core.ask(unit, "load", core.backend.load, key)
         except RecordError:
             return True  # nobody can tell, and the log-out will say so
         if record is None or not record.is_tombstone:
             return record is not None and record.user is not None
-        successor = successor_of(record, core.config.key_prefix)
+        successor = trail.leave(key, record)
         if successor is None or not record.meta.get(SAME_USER):
             return False
         key = successor
-    return True
 
 
 def log_out_successor(core: Core, unit: Unit, tombstone: Record) -> None:

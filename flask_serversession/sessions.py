@@ -164,7 +164,8 @@ class ServerSideSession(SessionMixin):
         raise KeyError  # as a dict does
 
     def __reversed__(self) -> cabc.Iterator[str]:
-        return reversed([*iter(self)])
+        iter(self)  # reads what was not yet read
+        return reversed(t.cast("dict[str, t.Any]", self._unit.data))
 
     def __or__(self, other: cabc.Mapping[str, t.Any]) -> dict[str, t.Any]:
         return self.copy() | dict(other)

@@ -1,7 +1,14 @@
-"""``SESSION_MAX_PER_USER``: ends the sessions of a user that logged in first."""
+"""``SESSION_MAX_PER_USER``: ends the sessions of a user that logged in first.
+
+All log-ins go by one order, the moment of the log-in, and none ends a session that is
+among the last ones in it. Each stores its own session before it lists all. So whoever
+lists last sees all that are left, and ends what is too much, in whatever order their
+operations come: exactly as many sessions remain as the limit says, the last ones.
+"""
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 import typing as t
@@ -9,14 +16,14 @@ import typing as t
 from .core import Core
 from .core import counts_from
 from .ids import is_key
-from .record import Record
+from .rotation import Trail
 from .rotation import predecessor_of
 from .unit import Unit
 
 if t.TYPE_CHECKING:
     from blinker import NamedSignal
 
-# How often the sessions of a user are counted again while two log in at once, and the
+# How often the sessions of a user are counted again while something moves, and the
 # pause between, in seconds.
 _TRIES = 6
 _PAUSE = 0.02
@@ -38,70 +45,76 @@ def tell_stored(
         return
     ended: list[str] = []
     try:
-        _end_oldest(core, unit, ended)
+        _end_first(core, unit, ended)
     finally:
         core.send(signal, unit.key, unit.stored_user, **values)
         for key in ended:
             core.send_destroyed(key, unit.stored_user, "limit")
 
 
-def _end_oldest(core: Core, unit: Unit, ended: list[str]) -> None:
-    """End the oldest sessions of a user who has just logged in once too often.
-
-    All that log in at one moment end the same sessions in the same order, so together
-    they end no more than they have to.
+def _end_first(core: Core, unit: Unit, ended: list[str]) -> None:
+    """End the sessions that logged in first, of a user who has just logged in.
 
     :param ended: Gets the keys of those that were ended.
     """
-    limit, user = core.config.max_per_user, unit.stored_user
+    limit, user, own_key = core.config.max_per_user, unit.stored_user, unit.key
     if limit is None or user is None:
         return
     gone: set[str] = set()
-    for tries in range(_TRIES):
+    trail = Trail(core.backend, core.config.key_prefix, "SESSION_MAX_PER_USER")
+    for tries in itertools.count():
+        trail.step()
         keys = core.ask(unit, "keys_of_user", core.backend.keys_of_user, user)
         keys = [key for key in keys if is_key(key, core.config.key_prefix)]
-        if len(keys) <= limit or unit.key not in keys:
+        if len(keys) <= limit or own_key not in keys:
             return
         loaded = core.ask(unit, "load", core.backend.load_many, keys)
         # What has gone meanwhile may have another id now, and is counted again.
         gone_before, gone = gone, {*keys} - {*loaded}
-        records = {
-            key: record
+        moments = {
+            key: counts_from(record)
             for key, record in loaded.items()
             if predecessor_of(record, core.config.key_prefix) not in loaded
         }
-        records[unit.key] = unit.record
-        excess = max(0, len(records) - limit)
-        chosen = _choose(records, unit.key, excess, is_last=tries == _TRIES - 1)
+        moments[own_key] = counts_from(unit.record)
+        chosen, is_unclear = _choose(moments, own_key, limit, core.clock())
+        if is_unclear and tries >= _TRIES - 1:
+            chosen, is_unclear = _spare(moments, own_key, limit), False
         for key in chosen:
             if core.ask(unit, "delete", core.backend.delete, key):
                 core.ended.add(key, "limit")
                 ended.append(key)
             else:
                 gone.add(key)
-        if len(chosen) < excess:
+        if is_unclear:
             time.sleep(random.uniform(0.5, 1.5) * _PAUSE)  # noqa: S311
-        elif gone <= gone_before:
+        elif gone <= gone_before or own_key in ended:
             return
 
 
 def _choose(
-    records: dict[str, Record], own_key: str, excess: int, is_last: bool
-) -> list[str]:
-    """Return the keys of the sessions that this log-in may end.
+    moments: dict[str, float], own_key: str, limit: int, now: float
+) -> tuple[list[str], bool]:
+    """Return the keys of the sessions to end, and whether to look again.
 
-    Two concurrent log-ins must not end each other. So the records of newer log-ins are
-    left to their own requests, and are taken in the last round only, should a clock
-    have been wrong, or a request have counted before this one was there.
+    Where others have logged in while this one was being stored, it may be itself too
+    much: that is as if they had come right after it. It is unclear where they did so at
+    the very same moment, or by a clock that is ahead of this one. Their own request may
+    be about to end this session, so for a while nobody is ended in place of it.
+
+    :param moments: When who logged in, in seconds since the epoch.
     """
-    written = {key: (record.touched_at, key) for key, record in records.items()}
-    is_newest = is_last or max(written.values()) == written[own_key]
-    oldest = sorted(records, key=lambda key: (counts_from(records[key]), key))
-    # A log-in that is itself among the oldest stays, and another session goes for it;
-    # but not if a newer log-in is about to end it.
-    is_spared = is_newest and own_key in oldest[:excess]
-    return [
-        key
-        for key in oldest[: excess + is_spared]
-        if key != own_key and (is_last or written[key] < written[own_key])
-    ]
+    order = sorted(moments, key=lambda key: (moments[key], key))
+    first = order[: max(0, len(order) - limit)]
+    if own_key not in first:
+        return first, False
+    later = [key for key in order if moments[own_key] < moments[key] <= now]
+    if len(later) >= limit:
+        return first, False
+    return [key for key in first if key != own_key], True
+
+
+def _spare(moments: dict[str, float], own_key: str, limit: int) -> list[str]:
+    """Return the keys of the sessions to end if nobody ends this one."""
+    others = sorted(moments.keys() - {own_key}, key=lambda key: (moments[key], key))
+    return others[: len(moments) - limit]

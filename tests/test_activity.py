@@ -137,7 +137,7 @@ def test_a_session_that_nobody_looked_at_is_prolonged_by_what_its_cookie_says() 
     ):
         state: dict[str, t.Any] = {"is_permanent": False, **values}
         unit.presented.cookie = CookieState(
-            id=used.browser.id, touched_at=now, created_at=now, **state
+            id=used.browser.id, touched_at=now, counts_from=now, **state
         )
         assert touch_unseen(used.core, used.loader, unit)
         assert used.times() == (now, now + lifetime)

@@ -262,6 +262,18 @@ def test_an_outage_costs_five_waits_and_then_one_in_two_seconds(
     assert told[6:] == [("recovered", {"handle": None, "user": None})]
 
 
+@pytest.mark.parametrize("is_debug", [True, False])
+def test_the_page_says_why_in_debug_mode_only(is_debug: bool) -> None:
+    site = Site({"SESSION_BACKEND": "memory"})
+    site.app.debug = is_debug
+    browser = site.browser()
+    browser.set(n=1)
+    error = BackendUnavailableError("There is <no> such database.")
+    with site.backend.failing("load", error=error):
+        page = browser.visit(lambda: session.get("n")).get_data(as_text=True)
+    assert ("There is &lt;no&gt; such database." in page) is is_debug
+
+
 def test_a_full_redis_can_be_read_and_ended_whatever_was_refused(
     own_valkey: ValkeyServer, site: Site
 ) -> None:

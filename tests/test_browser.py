@@ -161,9 +161,9 @@ class Site:
 def site(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Site]:
-    """Serve the application; a parameter is for how many seconds sessions live."""
-    if (lifetime := getattr(request, "param", None)) is not None:
-        monkeypatch.setenv("FLASK_SESSION_IDLE_TIMEOUT", str(lifetime))
+    """Serve the application; a parameter has settings of it."""
+    for name, value in getattr(request, "param", {}).items():
+        monkeypatch.setenv(f"FLASK_{name}", str(value))
     monkeypatch.setattr(
         "example_app.users.generate_password_hash",
         functools.partial(generate_password_hash, method="pbkdf2:sha256:1000"),
@@ -337,7 +337,9 @@ def test_a_change_of_the_password_logs_out_everywhere_else(
         each.log_in()
     desktop.click("Your devices")
     desktop.click("change your password")
-    desktop.fill(Current_password="countess", New_password="enchantress")
+    # The old one was asked for a moment ago, at the log-in.
+    assert desktop.page.get_by_label("Current password").count() == 0
+    desktop.fill(New_password="enchantress")
     desktop.click("Change password")
     assert desktop.message.endswith("logged out everywhere else; sessions ended: 1.")
     assert desktop.devices == ["Firefox, Linux This device"]
@@ -346,7 +348,20 @@ def test_a_change_of_the_password_logs_out_everywhere_else(
     phone.log_in("ada", "enchantress")
 
 
-@pytest.mark.parametrize("site", [8], indirect=True)
+@pytest.mark.parametrize("site", [{"LOG_IN_IS_FRESH_FOR": 0}], indirect=True)
+def test_who_logged_in_a_while_ago_is_asked_for_the_old_password(
+    open_browser: Opener,
+) -> None:
+    desktop = open_browser()
+    desktop.log_in()
+    desktop.click("Your devices")
+    desktop.click("change your password")
+    desktop.fill(Current_password="countess", New_password="enchantress")
+    desktop.click("Change password")
+    assert "Your password is changed" in desktop.message
+
+
+@pytest.mark.parametrize("site", [{"SESSION_IDLE_TIMEOUT": 8}], indirect=True)
 def test_a_dialog_counts_down_and_then_the_log_in_says_why(
     open_browser: Opener,
 ) -> None:

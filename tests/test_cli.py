@@ -698,7 +698,7 @@ def test_what_an_application_tells_of_a_session_is_shown() -> None:
     assert lines[1].split()[-2:] == ["-", "127.0.0.1"]
     assert "  b\\nc=李小龍, name=laptop\\x1b[2J  127.0.0.1" in lines[2]
     shown = printed(site.app, "show", FIRST_HANDLE).splitlines()
-    assert shown[-2:] == ["Meta b\\nc  李小龍", "Meta name   laptop\\x1b[2J"]
+    assert shown[-2:] == ["Meta b\\nc  李小龍", "Meta name  laptop\\x1b[2J"]
     assert read(site.app, "show", FIRST_HANDLE)["meta"] == {
         **meta,
         "remote_addr": "127.0.0.1",

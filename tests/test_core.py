@@ -468,8 +468,7 @@ def test_a_record_says_what_the_session_is_now() -> None:
         record,
         data=t.cast(t.Any, AnyData()),
         version=8,
-        created_at=now - 500,
-        expires_at=now + 500,
+        created_at=now - 500,  # which the absolute timeout does not count from
     )
     found = new_unit()
     found.identity = IDENTITY

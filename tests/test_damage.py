@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import struct
 import typing as t
+import zlib
 from collections.abc import Iterator
 
 import pytest
 from flask import session
 
 from flask_serversession import session as typed_session
+from flask_serversession.backends import Capability
+from flask_serversession.record import HEADER_SIZE
 from flask_serversession.record import TOMBSTONE_DATA
+from flask_serversession.record import USER_LENGTH_SLICE
 from flask_serversession.record import Record
+from flask_serversession.record import _body_checksum
 from flask_serversession.record import key_of
 
 from .site import Action
@@ -229,12 +235,22 @@ def test_another_type_in_redis_is_no_session(
 # -- columns, which no checksum covers
 
 NUMBERS = ("version", "created_at", "touched_at", "expires_at")
+#: JSON of other shapes, in every database.
+SHAPES = (
+    *("'null'", "'{\"a\": null}'", '\'{"a": {"b": "c"}}\'', "'NaN'"),
+    *("'[5, {}]'", "'[null, {}]'", "'[\"a\", {}, 1]'", "'[{}, {}]'"),
+    "'" + "[" * 20_000 + "'",
+    '\'{"a": "' + "x" * 10_000_000 + "\"}'",
+)
 #: What each database takes, as the text of an expression.
 NONSENSE: dict[str, dict[str, tuple[str, ...]]] = {
     "sqlite": {
         "data": ("'text'", "''", "42", "CAST(X'FEFF' AS TEXT)", "CAST(data AS TEXT)"),
         "user": ("X'FF'", "42", "CAST(X'C328' AS TEXT)", "''"),
-        "meta": ("'{'", "'[]'", "'1'", "'[1]'", "X'FF'", "CAST(X'C328' AS TEXT)"),
+        "meta": (
+            *("'{'", "'[]'", "'1'", "'[1]'", "X'FF'", "CAST(X'C328' AS TEXT)"),
+            *SHAPES,
+        ),
         "version": ("'text'", "X'FF'", "1.5", "-1", "9223372036854775807"),
         **dict.fromkeys(
             NUMBERS[1:], ("'x'", "X'FF'", "1e308", "-9e999", "CAST(X'C328' AS TEXT)")
@@ -242,17 +258,106 @@ NONSENSE: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "postgresql": {
         "user": ("''", "'*'"),
-        "meta": ("'{'", "'[]'", "'1'", "'[1]'", "'{\"a\": 1}'", "'[\"a\", [1]]'"),
+        "meta": (
+            *("'{'", "'[]'", "'1'", "'[1]'", "'{\"a\": 1}'", "'[\"a\", [1]]'"),
+            *SHAPES,
+        ),
         "version": ("-1", "9223372036854775807", "-9223372036854775808"),
         **dict.fromkeys(NUMBERS[1:], ("'NaN'", "'Infinity'", "1e308", "-1e308", "0")),
     },
     "mariadb": {
         "user": ("''", "'*'"),
-        "meta": ("'{'", "'[]'", "'1'", "'[1]'", "'{\"a\": 1}'", "'[\"a\", [1]]'"),
+        "meta": (
+            *("'{'", "'[]'", "'1'", "'[1]'", "'{\"a\": 1}'", "'[\"a\", [1]]'"),
+            *SHAPES,
+        ),
         "version": ("-1", "9223372036854775807", "-9223372036854775808"),
         **dict.fromkeys(NUMBERS[1:], ("1e308", "-1e308", "0")),
     },
 }
+
+
+#: What stands in a column or in a header, and is nobody's.
+MOMENTS = (float("nan"), float("inf"), float("-inf"), -1e300, 1e300, 9e11, -9e11)
+METAS = (
+    b"[]",
+    b"1",
+    b"null",
+    b'"text"',
+    b"{",
+    b'{"a": 1}',
+    b'{"a": null}',
+    b'{"a": {"b": "c"}}',
+    b'{"a": ["b"]}',
+    b'[["a", "b"]]',
+    b'[["a", 1]]',
+    b"[" * 20_000,
+    b'{"a":' * 5_000,
+    b"\xff",
+    b"NaN",
+)
+
+
+def forge(value: bytes, trailer: int, field: str, content: t.Any) -> bytes:
+    """Change an encoded record, checksums included, as an attacker would."""
+    end = len(value) - trailer
+    buffer, rest = bytearray(value[:end]), value[end:]
+    if field == "meta":
+        start = HEADER_SIZE + int.from_bytes(buffer[USER_LENGTH_SLICE], "big")
+        size = int.from_bytes(buffer[46:48], "big")
+        buffer[start : start + size] = content
+        buffer[46:48] = len(content).to_bytes(2, "big")
+    elif field == "version":
+        buffer[8:16] = content.to_bytes(8, "big")
+    else:
+        place = {"touched_at": 16, "expires_at": 24, "created_at": 36}[field]
+        buffer[place : place + 8] = struct.pack(">d", content)
+    buffer[32:36] = zlib.crc32(buffer[16:32]).to_bytes(4, "big")
+    buffer[4:8] = _body_checksum(buffer).to_bytes(4, "big")
+    return bytes(buffer) + rest
+
+
+FORGERIES = [
+    *(("meta", content) for content in METAS),
+    *((f"{what}_at", n) for what in ("created", "touched", "expires") for n in MOMENTS),
+    *(("version", number) for number in (2**63 - 1, 2**63, 2**64 - 1)),
+]
+
+
+@pytest.mark.parametrize("name", [name for name in RAW if name not in TABLES])
+def test_what_is_forged_with_its_checksum_harms_one_visitor_once(
+    make_store: t.Callable[[str], Store], name: str
+) -> None:
+    store = make_store(name)
+    trailer = 16 if name in ("redis", "valkey") else 0
+    extension, app = store.site.extension, store.site.app
+    other = store.log_in()
+    is_listed = Capability.USER_INDEX in store.site.backend.capabilities
+    for field, content in FORGERIES:
+        what = (field, content)
+        browser = store.log_in()
+        key = store.key(browser)
+        handle = key[-64:]
+        store.raw.set(key, forge(store.raw.get(key), trailer, field, content))
+        with app.app_context():
+            extension.find(handle)
+            if is_listed:
+                handles = {info.handle for info in extension.sessions_of("ada")}
+                assert store.key(other)[-64:] in handles, what
+                assert {info.handle for info in extension.sessions()} >= {
+                    store.key(other)[-64:]
+                }, what
+                extension.count()
+                extension.prune()
+        assert browser.visit(look).status_code == 200, what
+        assert browser.set(m=3).status_code == 200, what
+        assert browser.read()["m"] == 3, what
+        with app.app_context():
+            extension.revoke(handle)
+    if is_listed:
+        with app.app_context():
+            assert extension.revoke_user("ada")
+            assert extension.sessions_of("ada") == []
 
 
 def look() -> None:
@@ -261,6 +366,19 @@ def look() -> None:
     assert typed_session.created_at
     assert typed_session.expires_at
     assert typed_session.handle
+
+
+def list_all(store: Store) -> None:
+    """Ask for all that an operator can, with another session beside the damaged."""
+    other = store.log_in()
+    extension, handle = store.site.extension, store.key(other)[-64:]
+    with store.site.app.app_context():
+        assert handle in {info.handle for info in extension.sessions_of("ada")}
+        assert handle in {info.handle for info in extension.sessions()}
+        assert extension.find(handle)
+        extension.count()
+        extension.prune()
+        assert extension.revoke(handle)
 
 
 @pytest.mark.parametrize(
@@ -286,6 +404,7 @@ def test_nonsense_in_a_column_is_never_an_error(
                 store.key(browser),
             )
             what = (first, value)
+            list_all(store)
             caplog.clear()
             assert browser.visit(action).status_code == 200, what
             # Perhaps it was not noticed: then it is the same session.
@@ -293,6 +412,14 @@ def test_nonsense_in_a_column_is_never_an_error(
                 assert browser.set(m=number).status_code == 200, what
                 assert browser.read()["m"] == number, what
             assert len(own_log(caplog)) <= 1, what
+        browser = store.log_in()
+        store.raw._execute(
+            f"UPDATE {table} SET {column} = {value} WHERE {key} = ?",
+            store.key(browser),
+        )
+        with store.site.app.app_context():
+            store.site.extension.revoke(store.key(browser)[-64:])
+            store.site.extension.revoke_user("ada")
     # Nobody else's sessions disappear from the lists.
     other = store.log_in()
     assert store.key(other) in store.site.backend.keys_of_user("ada")

@@ -24,11 +24,12 @@ from .test_payload import reason_of
 from .test_payload import without_deadline
 
 
-def test_what_former_versions_encrypted_is_decrypted() -> None:
+def test_what_was_once_encrypted_is_decrypted() -> None:
     data = bytes.fromhex(
-        "016d0100 2e36731c938fa49f 40ac200000000000 41d954fc40100000"
-        "b4874a927897d04d6b031801 849186176c0da13dd0bb7f27829563fb"
-        "1223e1055ab6dcd601ceeefd57517ba0"
+        "026d0100 6c554139c78b0ba7 40ac200000000000 "
+        "41d954fc40100000 41d65a0bc0000000 "
+        "6842618851c5326c941e291e4d7d60f86da6a2694d324cc44a6c1d0502e80882"
+        "88e2c46e651427abbb22c0f6"
     )
     found = Sealer([NEW]).open(data, "k", created_at=1_700_000_000.25, user="ada")
     assert found == ENVELOPE

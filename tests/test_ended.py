@@ -104,12 +104,12 @@ def test_threads_do_not_trip_over_each_other() -> None:
     """The oldest are looked for while nobody else adds any."""
     ended = remember(FakeClock())
 
-    class Watched(dict[str, float]):
+    class Watched(dict[str, t.Any]):
         def items(self) -> t.Any:
             looks.append(ended._lock.locked())
             return super().items()
 
     looks: list[bool] = []
-    ended._until = Watched()
-    ended.add("a")
+    ended._ends = Watched()
+    ended.add("a", "revoked")
     assert looks == [True]

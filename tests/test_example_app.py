@@ -529,6 +529,9 @@ def test_a_page_says_so_when_the_backend_is_down_and_nothing_is_lost(
     with backend.failing():
         browser.submit("Add to cart")
         assert browser.status == 503
+    # An answer in between: after five failures in a row nobody asks for a while.
+    browser.visit("/products/ink")
+    with backend.failing():
         for address in ("/", "/cart", "/session"):
             browser.visit(address)
             assert browser.status == 503
@@ -919,17 +922,41 @@ def test_a_password_is_not_changed_while_the_backend_is_down(
     ],
 )
 def test_a_password_that_cannot_be_changed_says_why(
-    app: Flask, old: str, new: str, message: str
+    clock: FakeClock, make_app: AppMaker, old: str, new: str, message: str
 ) -> None:
+    app = make_app(SESSION_BACKEND="memory")
     browser, other = Browser(app), Browser(app)
     for each in (browser, other):
         each.log_in()
+    clock.advance(601)
     browser.visit("/password")
     browser.submit("Change password", old=old, new=new)
     assert browser.status == 422
     assert message in browser.page.text
     assert other.is_logged_in
     assert Browser(app).log_in().status_code == 200
+
+
+def test_the_old_password_is_asked_for_unless_the_log_in_was_a_moment_ago(
+    clock: FakeClock, make_app: AppMaker
+) -> None:
+    app = make_app(SESSION_BACKEND="memory")
+    browser = Browser(app)
+    browser.log_in()
+    clock.advance(600)
+    assert "Current password" not in browser.visit("/password").text
+    clock.advance(1)
+    browser.submit("Change password", new="enchantress")
+    assert browser.status == 422
+    assert "Current password" in browser.page.text
+    before = browser.id
+    # Who proves it is asked no more, also if the new password is none.
+    browser.submit("Change password", old="countess", new="short")
+    assert browser.status == 422
+    assert browser.id != before
+    assert "Current password" not in browser.page.text
+    browser.submit("Change password", new="enchantress")
+    assert browser.address == "/devices"
 
 
 def test_nobody_ends_the_sessions_of_others(

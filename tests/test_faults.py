@@ -38,7 +38,9 @@ from flask_serversession import BackendUnavailableError
 from flask_serversession import session as typed_session
 from flask_serversession import signals
 from flask_serversession.breaker import PAUSE
+from flask_serversession.record import FORMAT
 from flask_serversession.record import HEADER_SIZE
+from flask_serversession.record import MAGIC
 from flask_serversession.record import key_of
 from flask_serversession.testing import FakeClock
 
@@ -1696,6 +1698,8 @@ def test_a_damaged_record_is_no_session_and_never_an_error(
             continue
         assert response.text == "{}"
         assert browser.read() == {}
+        if damage[:2] == bytes((MAGIC, FORMAT + 1)):
+            continue  # a later version may have written it, so it is left alone
         browser.cookie = cookie
         assert browser.set(n=2).status_code == 200
         assert browser.id != id

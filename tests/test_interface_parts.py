@@ -12,6 +12,8 @@ from flask import session
 from flask.sessions import NullSession
 from flask.sessions import SecureCookieSession
 
+from flask_serversession import BackendUnavailableError
+from flask_serversession import ServerSideSession
 from flask_serversession import session as typed_session
 from flask_serversession.cookie import CookieState
 from flask_serversession.interface import ServerSessionInterface
@@ -248,7 +250,7 @@ def test_a_permanent_cookie_always_says_when_it_was_used() -> None:
     state = state_of(browser)
     assert state.is_permanent
     assert state.touched_at == browser.site.clock()
-    assert state.created_at == browser.site.clock() - 1
+    assert state.counts_from == browser.site.clock() - 1
 
 
 def test_a_new_id_is_signed_whatever_came() -> None:
@@ -366,3 +368,118 @@ def test_who_cleans_up_is_called_for_new_sessions_only() -> None:
     browser.read()
     site.browser().read()
     assert calls == [1]
+
+
+def test_flask_sessions_way_to_a_new_id_works() -> None:
+    site = make_site()
+    browser = start(site, n=1)
+    former = browser.id
+    browser.visit(lambda: site.app.session_interface.regenerate(session))  # type: ignore[attr-defined]
+    assert browser.id != former
+    assert browser.read() == {"n": 1}
+
+
+def test_a_new_id_that_was_stored_is_sent_with_the_error_page() -> None:
+    site = make_site()
+    browser = start(site, n=1)
+    former = browser.id
+
+    def fail() -> None:
+        raise BackendUnavailableError("It failed.")
+
+    def view() -> None:
+        session["_user_id"] = "ada"
+        typed_session.save()
+        session["n"] = 2
+        site.backend.before["replace"] = fail
+
+    response = browser.visit(view)
+    site.backend.before.clear()
+    assert response.status_code == 503
+    assert cookie_of(response, site) == "set"
+    assert response.headers.getlist("Vary") == ["Cookie"]
+    assert browser.id != former
+    assert browser.read() == {"n": 1, "_user_id": "ada"}
+
+
+def test_a_page_of_its_own_for_a_failure_is_the_applications_answer() -> None:
+    site = make_site()
+    browser = start(site, n=1)
+
+    def view() -> Response:
+        with pytest.raises(BackendUnavailableError):
+            session["n"] = 2
+        session["n"] = 2  # which nobody can store
+        return Response("sorry", status=500)
+
+    with site.backend.failing("load"):
+        response = browser.visit(view)
+    assert (response.status_code, response.text) == (500, "sorry")
+
+
+def test_a_short_idle_timeout_is_told_sooner() -> None:
+    browser = start(make_site(SESSION_IDLE_TIMEOUT=100), n=1)
+    first = browser.cookie
+    advance(browser.site, 5)
+    browser.set(n=2)
+    assert browser.cookie != first
+
+
+def test_a_session_of_ours_is_saved_whatever_the_class_is_now() -> None:
+    site = make_site()
+
+    class Another(ServerSideSession):
+        pass
+
+    def view() -> None:
+        session["n"] = 1
+        interface_of(site).session_class = Another
+
+    browser = site.browser()
+    browser.visit(view)
+    assert browser.read() == {"n": 1}
+
+
+def test_what_was_handed_out_to_a_stream_and_changes_there_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    browser = start(make_site(), items=[])
+
+    def view() -> Response:
+        items = session["items"]
+
+        @flask.stream_with_context
+        def body() -> t.Iterator[str]:
+            yield "begun"
+            items.append(1)
+
+        return Response(body())
+
+    caplog.clear()
+    assert browser.visit(view).text == "begun"
+    (record,) = caplog.records
+    assert "was changed after the response was begun" in record.getMessage()
+
+
+def test_a_log_out_is_told_to_the_browser_with_another_error() -> None:
+    site = make_site(PROPAGATE_EXCEPTIONS=False)
+    browser = start(site, n=1)
+
+    def view() -> None:
+        typed_session.destroy()
+        session["bad"] = object()
+
+    response = browser.visit(view)
+    assert response.status_code == 500
+    assert cookie_of(response, site) == "deleted"
+
+
+def test_what_an_error_page_must_not_save_is_not_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = make_site(SESSION_SAVE_ON_ERROR=False)
+    browser = start(site, n=1)
+    site.state.interface.lifecycle.unsaved.watch()
+    caplog.clear()
+    browser.visit(lambda: session.update(n=2) or Response(status=500))
+    assert not caplog.records

@@ -24,6 +24,9 @@ from flask_serversession.unit import Wish
 from .site import Browser
 from .site import Site
 
+#: A cookie like ours, which somebody else has signed.
+FORGED = "the-id.b0-0-0.signature"
+
 
 class LogOuts:
     """Stands for what hears of log-outs."""
@@ -91,7 +94,7 @@ class Place:
 def test_a_cookie_that_verifies_names_the_session() -> None:
     place = Place()
     browser = place.start(n=1)
-    unit = place.unit("forged", browser)
+    unit = place.unit(FORGED, browser)
     with place.site.backend.counting() as calls:
         place.loader.verify(unit)
         place.loader.verify(unit)
@@ -105,10 +108,12 @@ def test_a_cookie_that_verifies_names_the_session() -> None:
 
 def test_nothing_that_verifies_is_told_of_once() -> None:
     place = Place()
-    unit = place.unit("forged", "forged too")
-    place.loader.verify(unit)
-    place.loader.verify(unit)
-    assert place.rejected == [(None, "forged")]
+    for well_formed in ([], [FORGED]):
+        place.rejected.clear()
+        unit = place.unit("malformed", *well_formed)
+        place.loader.verify(unit)
+        place.loader.verify(unit)
+        assert place.rejected == [(None, "forged" if well_formed else "malformed")]
     assert unit.identity is unit.cookie is None
     unit = place.unit()
     place.loader.verify(unit)
@@ -149,7 +154,7 @@ def test_what_is_stored_is_loaded_by_one_question() -> None:
     assert place.rejected == []
 
 
-@pytest.mark.parametrize("cookies", [(), ("forged",)])
+@pytest.mark.parametrize("cookies", [(), (FORGED,)])
 def test_without_a_cookie_that_verifies_a_session_begins(
     cookies: tuple[str, ...],
 ) -> None:
@@ -171,24 +176,33 @@ def test_an_id_that_names_nothing_is_not_adopted() -> None:
     assert place.rejected == [(place.handle(browser), "unknown")]
 
 
-def test_what_ended_here_since_the_request_began_is_gone() -> None:
+@pytest.mark.parametrize(
+    ("reason", "early_reason", "late_reason"),
+    [("revoked", "ended", "ended"), ("rotated", "rotated", "reused")],
+)
+def test_what_ended_here_since_the_request_began_is_gone(
+    reason: t.Any, early_reason: str, late_reason: str
+) -> None:
     place = Place()
     browser = place.start(n=1)
     early = place.unit(browser)
     place.advance(1)
     place.site.backend.delete(place.key(browser))
-    place.core.ended.add(place.key(browser))
+    place.core.ended.add(place.key(browser), reason)
     place.loader.load(early)
     assert early.known is Known.GONE
     place.advance(1)
     late = place.load(browser)
     assert late.known is Known.NEW
-    assert place.rejected == [(place.handle(browser), "unknown")] * 2
+    handle = place.handle(browser)
+    assert place.rejected == [(handle, early_reason), (handle, late_reason)]
+    if reason == "revoked":
+        assert early.ended_because == late.ended_because == reason
     # What is there is there, whatever is remembered.
     other = place.start(n=2)
     unit = place.unit(other)
     place.advance(1)
-    place.core.ended.add(place.key(other))
+    place.core.ended.add(place.key(other), reason)
     place.loader.load(unit)
     assert unit.known is Known.STORED
 
@@ -298,7 +312,7 @@ def test_what_is_too_old_or_idle_is_not_served(settings: dict[str, t.Any]) -> No
     unit = place.load(browser)
     assert unit.known is Known.NEW
     assert unit.data == {}
-    assert place.rejected == [(place.handle(browser), "unknown")]
+    assert place.rejected == [(place.handle(browser), "expired")]
 
 
 # Several threads or greenlets of one request
@@ -355,11 +369,11 @@ def test_who_reads_second_changes_nothing_of_what_the_first_has_read() -> None:
     turns = iter([True])
 
     class Slow:
-        def open(self, data: bytes, key: str) -> t.Any:
+        def open(self, *parts: t.Any, **more: t.Any) -> t.Any:
             if next(turns, False):
                 place.loader.load(unit)
                 unit.data["mine"] = 1
-            return inner.open(data, key)
+            return inner.open(*parts, **more)
 
     place.core._sealer = t.cast("t.Any", Slow())
     place.loader.load(unit)
@@ -506,7 +520,7 @@ def test_the_session_of_another_kind_is_taken_over() -> None:
 
 def test_what_nobody_recognizes_is_forged() -> None:
     place = Place(TakeOver())
-    assert place.load("forged").known is Known.NEW
+    assert place.load(FORGED).known is Known.NEW
     assert place.rejected == [(None, "forged")]
 
 

@@ -991,6 +991,11 @@ def sort(content: Content) -> Content:
 
 # -- the tests
 
+# Both are tried, whichever of them comes first.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:'SESSION_ABSOLUTE_TIMEOUT':flask_serversession.ConfigurationWarning"
+)
+
 BACKENDS = {"memory": 2, "filesystem": 1, "sqlite": 1, "valkey": 1, "postgresql": 1}
 
 

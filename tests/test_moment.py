@@ -47,7 +47,7 @@ def with_cookie(site: Site, **values: t.Any) -> Unit:
     unit.presented = Presented(["value"], now)
     unit.presented.is_verified = True
     state: dict[str, t.Any] = {"is_permanent": False, "touched_at": now, **values}
-    unit.presented.cookie = CookieState(id="id", created_at=now, **state)
+    unit.presented.cookie = CookieState(id="id", counts_from=now, **state)
     return unit
 
 
@@ -149,7 +149,7 @@ def test_what_was_seen_is_trusted_for_a_tenth_of_a_second() -> None:
 def test_only_a_session_with_an_id_was_ended_here() -> None:
     site = make_site()
     unit = unit_of(site)
-    site.state.interface.core.ended.add("key")
+    site.state.interface.core.ended.add("key", "logged out")
     assert end_of(site).is_ended_here(unit) is False
     unit.identity = Identity("id", "key")
     assert end_of(site).is_ended_here(unit) is True

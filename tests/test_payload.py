@@ -86,10 +86,10 @@ def test_what_the_first_format_has_stored_is_read() -> None:
     assert Sealer().open(data, "k") == former
     assert read_authenticated_at(data) is None
     header %= b"\x01"
+    # Not bound to its user, so whoever can write to the store might have changed that.
     sealed = header + Cipher([NEW]).encrypt(ENVELOPE.payload, header, "k")
-    assert Sealer([NEW]).open(sealed, "k") == former
+    assert reason_of(Sealer([NEW]), sealed) == "unreadable"
     # What is encrypted cannot be passed off as older than it is, nor as younger.
-    assert reason_of(Sealer([NEW]), b"\x02" + sealed[1:]) == "unreadable"
     newer = Sealer([NEW]).seal(ENVELOPE, "k")
     assert reason_of(Sealer([NEW]), b"\x01" + newer[1:]) == "unreadable"
     moved = newer[:28] + bytes(8) + newer[36:]

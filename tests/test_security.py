@@ -178,7 +178,7 @@ def test_no_log_line_repr_error_or_signal_shows_an_id() -> None:
         logger.setLevel(logging.NOTSET)
     text = log.text.getvalue() + "\n".join(seen)
     assert len(ids) >= 3
-    assert sent == names
+    assert sent == names - {"backend_recovered"}  # which is about no session
     assert "rotated" in text
     assert all(id not in text for id in ids)
     assert "a value" not in text
@@ -226,7 +226,7 @@ def exercise(site: Site, ids: list[str], seen: list[str]) -> None:
         rejected.append(reason)
 
     with signals.session_rejected.connected_to(reject, site.app):
-        other.visit(lambda: session.get("n"), headers={"Cookie": "session=x.y.z"})
+        other.visit(lambda: session.get("n"), headers={"Cookie": "session=x.p1-1.z"})
     assert rejected == ["forged"]
 
 
@@ -458,7 +458,7 @@ def test_what_a_session_is_made_of_shows_neither_its_id_nor_its_content() -> Non
     record = Record(b"a secret value", 1, 1.0, 1.0, 2.0)
     identity = Identity("a secret id", "key")
     stored = Stored(record, b"a secret value", serializer_for("json"), None, 1.0)
-    before = _Before(stored, b"a secret value", Wish.SAVE, True, None, None)
+    before = _Before(stored, b"a secret value", Wish.SAVE, True, None, None, None)
     successor = Successor(identity, record, b"a secret value", 1.0)
     for part in (identity, stored, before, successor):
         assert "secret" not in f"{part!r} {part}"

@@ -11,6 +11,8 @@ from flask import Response
 from flask import session
 from flask import stream_with_context
 
+from flask_serversession import BackendUnavailableError
+from flask_serversession import RecordError
 from flask_serversession import ServerSessionError
 from flask_serversession import SessionLostError
 from flask_serversession import session as typed_session
@@ -403,3 +405,289 @@ def test_a_receiver_that_ends_what_was_saved_has_the_last_word() -> None:
         response = browser.set(n=2)
     assert cookie_of(response, site) == "none"
     assert site.backend.load(name) is None
+
+
+# A passive request that has taken its time
+
+
+def change_slowly(site: Site, meanwhile: Action) -> Action:
+    """Give a view that changes the session and is passive, while something happens."""
+
+    def view() -> None:
+        typed_session.passive()
+        session["n"] = 2
+        advance(site, 1)
+        meanwhile()
+
+    return view
+
+
+def test_what_a_passive_request_changes_is_merged_with_what_it_meets() -> None:
+    site = make_site()
+    browser = start(site, n=1)
+    other = browser.twin()
+    browser.visit(change_slowly(site, lambda: other.set(m=1)))
+    assert browser.read() == {"n": 2, "m": 1}
+
+
+@pytest.mark.parametrize("is_buried", [True, False])
+def test_what_a_passive_request_changes_is_lost_with_the_session(
+    is_buried: bool,
+) -> None:
+    site = make_site()
+    browser = start(site, n=1)
+    other, lost = browser.twin(), []
+
+    def end() -> None:
+        other.visit(
+            lambda: typed_session.regenerate() if is_buried else typed_session.destroy()
+        )
+
+    with session_lost.connected_to(lambda *_, **__: lost.append(1), site.app):
+        assert cookie_of(browser.visit(change_slowly(site, end)), site) == "none"
+    assert lost == [1]
+
+
+def test_a_passive_request_whose_look_fails_says_what_it_asked_for() -> None:
+    site = make_site()
+    browser = start(site, n=1)
+    heard: list[str] = []
+
+    def hear(sender: object, **values: t.Any) -> None:
+        heard.append(values["operation"])
+
+    def fail() -> None:
+        raise BackendUnavailableError("It failed.")
+
+    def meanwhile() -> None:
+        site.backend.before["load"] = fail
+
+    with backend_failed.connected_to(hear, site.app):
+        response = browser.visit(change_slowly(site, meanwhile))
+    assert response.status_code == 503
+    assert heard == ["load"]
+
+
+# Conflicts in a row
+
+
+def meet(site: Site, other: Browser, last: Action) -> None:
+    """Let another request store something twice, and then something else happen."""
+    turns = iter([1, 2])
+
+    def before_replace() -> None:
+        if (turn := next(turns, None)) is None:
+            return
+        other.set(m=turn)
+        if turn == 2:
+            site.backend.before["load"] = before_load
+
+    def before_load() -> None:
+        del site.backend.before["load"]
+        last()
+
+    site.backend.before["replace"] = before_replace
+
+
+def test_a_session_that_ends_while_a_request_waits_for_another_is_lost() -> None:
+    for end in (lambda: typed_session.regenerate(), lambda: typed_session.destroy()):
+        site = make_site()
+        browser = start(site, n=1)
+        other = browser.twin()
+        lost: list[object] = []
+
+        def change(
+            site: Site = site, other: Browser = other, end: Action = end
+        ) -> None:
+            session["n"] = 2
+            meet(site, other, lambda: other.visit(end))
+
+        with session_lost.connected_to(
+            lambda *_, lost=lost, **__: lost.append(1), site.app
+        ):
+            assert cookie_of(browser.visit(change), site) == "none"
+        assert lost == [1]
+
+
+@pytest.mark.parametrize("is_log_out", [True, False])
+@pytest.mark.parametrize("reason", ["damaged", "newer"])
+def test_what_cannot_be_read_after_a_conflict_is_lost_but_no_log_out_is(
+    reason: t.Any, is_log_out: bool
+) -> None:
+    site = make_site()
+    browser = start(site, n=1, _user_id="ada")
+    other = browser.twin()
+    lost: list[object] = []
+
+    def fail() -> None:
+        raise RecordError("It is broken.", reason)
+
+    def change() -> None:
+        session["n"] = 2
+        if is_log_out:
+            typed_session.regenerate(keep_data=False)
+            session["n"] = 2
+        meet(site, other, fail)
+
+    with session_lost.connected_to(lambda *_, **__: lost.append(1), site.app):
+        response = browser.visit(change)
+    if is_log_out and reason == "newer":
+        assert response.status_code == 503
+        assert lost == []
+    else:
+        assert response.status_code == 200
+        assert cookie_of(response, site) == "none"
+        assert lost == [1]
+    assert site.backend.count() == 1  # no successor is left
+
+
+# What else a session asks for
+
+
+def test_what_was_destroyed_was_not_modified() -> None:
+    browser = start(make_site(), n=1)
+
+    def view() -> None:
+        session["n"] = 2
+        typed_session.destroy()
+        assert session.modified is False
+
+    assert browser.costs(view) == ({"load": 1, "delete": 1}, "deleted")
+
+
+def test_a_new_session_that_is_destroyed_is_another_one() -> None:
+    def view() -> None:
+        session["n"] = 1
+        typed_session.lifetime = 9
+        former = typed_session.id
+        typed_session.destroy()
+        assert typed_session.id not in ("", former)
+        assert typed_session.lifetime is None
+        assert dict(session) == {}
+
+    assert make_site().browser().costs(view) == ({}, "none")
+
+
+def test_a_new_session_gets_a_new_id_when_it_is_asked_for() -> None:
+    def view() -> None:
+        session["n"] = 1
+        former = typed_session.id
+        typed_session.regenerate()
+        assert typed_session.id not in ("", former)
+
+    assert make_site().browser().costs(view) == ({"create": 1}, "set")
+
+
+def test_who_starts_over_tells_nothing_of_the_former_session() -> None:
+    site = make_site()
+    browser = start(site, n=1)
+    browser.visit(lambda: typed_session.meta.update(device="phone"))
+
+    def start_over() -> None:
+        typed_session.regenerate(keep_data=False)
+        session["m"] = 1
+        assert dict(typed_session.meta) == {}
+
+    browser.visit(start_over)
+    record = site.backend.load(key(browser))
+    assert record is not None
+    assert "device" not in record.meta
+
+
+def test_reload_forgets_the_lifetime_of_a_new_session() -> None:
+    def view() -> None:
+        session["n"] = 1
+        typed_session.lifetime = 9
+        typed_session.reload()
+        assert typed_session.lifetime is None
+
+    assert make_site().browser().costs(view) == ({}, "none")
+
+
+def test_reload_does_not_begin_another_session_where_one_has_gone() -> None:
+    site = make_site()
+    browser = start(site, n=1)
+    late = browser.twin()
+    browser.visit(lambda: typed_session.regenerate())
+
+    def view() -> None:
+        session["n"] = 2
+        typed_session.reload()
+        assert dict(session) == {}
+        session["n"] = 3
+
+    calls, cookie = late.costs(view)
+    assert (calls.get("create", 0), cookie) == (0, "none")
+
+
+def test_what_was_written_twice_is_gone_on_with() -> None:
+    """By a driver that has lost the first answer, and asks again."""
+    site = make_site()
+    browser = start(site, n=1)
+    inner = t.cast("t.Any", site.backend.backend)
+    replace = type(inner).replace
+
+    def replace_twice(*args: t.Any) -> t.Any:
+        replace(inner, *args)
+        return replace(inner, *args)
+
+    def view() -> None:
+        for number in (2, 3):
+            session["n"] = number
+            typed_session.save()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inner, "replace", replace_twice)
+        assert browser.costs(view)[0] == {"load": 1, "replace": 2}
+    assert browser.read() == {"n": 3}
+
+
+def test_a_log_out_that_only_a_newer_version_could_carry_out_fails() -> None:
+    site = make_site()
+    browser = start(site, n=1, _user_id="ada")
+    late = browser.twin()
+    browser.visit(lambda: typed_session.regenerate())
+    successor = key(browser)
+    inner = t.cast("t.Any", site.backend.backend)
+    delete = type(inner).delete
+
+    def refuse(name: str) -> bool:
+        if name == successor:
+            raise RecordError("It is newer.", "newer")
+        return bool(delete(inner, name))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inner, "delete", refuse)
+        assert late.visit(lambda: typed_session.destroy()).status_code == 503
+    assert browser.read() == {"n": 1, "_user_id": "ada"}
+
+
+@pytest.mark.parametrize("rotates", [True, False])
+@pytest.mark.parametrize("reason", ["damaged", "newer"])
+def test_a_log_out_that_meets_a_new_id_is_lost_unless_a_newer_version_has_it(
+    reason: t.Any, rotates: bool
+) -> None:
+    site = make_site(SESSION_REGENERATE_ON_LOGIN=rotates)
+    browser = start(site, n=1, _user_id="ada")
+    late, lost = browser.twin(), []
+    inner = t.cast("t.Any", site.backend.backend)
+    delete = type(inner).delete
+
+    def refuse(name: str) -> bool:
+        if name == key(browser):
+            raise RecordError("It is broken.", reason)
+        return bool(delete(inner, name))
+
+    def log_out() -> None:
+        del session["_user_id"]
+        browser.visit(lambda: typed_session.regenerate())
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        session_lost.connected_to(lambda *_, **__: lost.append(1), site.app),
+    ):
+        patch.setattr(inner, "delete", refuse)
+        response = late.visit(log_out)
+    assert response.status_code == (503 if reason == "newer" else 200)
+    assert cookie_of(response, site) == "none"
+    assert lost == ([] if reason == "newer" else [1])

@@ -5,9 +5,11 @@ What a user sees of the limit, on every backend, is in ``test_operator.py``.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+import random
 import types
 import typing as t
+from collections.abc import Sequence
 
 import pytest
 from flask import session
@@ -20,6 +22,12 @@ from flask_serversession.signals import session_destroyed
 from flask_serversession.signals import session_regenerated
 from flask_serversession.testing import FakeClock
 
+from .orders import Answer
+from .orders import Order
+from .orders import World
+from .orders import interleave
+from .orders import others_of
+from .orders import without_pauses
 from .site import Action
 from .site import Browser
 from .site import Site
@@ -45,14 +53,6 @@ def log_in(site: Site, user: str = "ada") -> Browser:
 
 def is_live(browser: Browser) -> bool:
     return browser.read() != {}
-
-
-def change(browser: Browser, **values: t.Any) -> None:
-    """Change what is stored of a session, as another machine would have."""
-    backend = t.cast(t.Any, browser.site.backend.backend)
-    record = backend.load(key(browser))
-    changed = dataclasses.replace(record, **values)
-    backend.replace(key(browser), changed, record.version)
 
 
 def once(site: Site, when: str, operation: str, action: Action) -> None:
@@ -134,13 +134,17 @@ def test_keys_of_another_prefix_are_not_counted() -> None:
     assert is_live(first)
 
 
-def test_a_newer_log_in_is_left_to_its_own_request_until_the_last_round(
+def ahead_of(site: Site) -> Site:
+    """Give a site on the same store, on a machine whose clock is ahead."""
+    clock = FakeClock(site.clock() + 1000)
+    return Site({"SESSION_BACKEND": site.backend}, clock)
+
+
+def test_nobody_is_ended_for_a_session_of_a_clock_that_is_ahead_but_in_the_last_round(
     pauses: list[float],
 ) -> None:
-    """What has written later counts later; but a clock may have been wrong."""
     site = make_site(1)
-    ahead = log_in(site)
-    change(ahead, touched_at=site.clock() + 1000)
+    ahead = log_in(ahead_of(site))
     with site.backend.counting() as calls:
         latest = log_in(site)
     assert calls["keys_of_user"] == TRIES
@@ -150,24 +154,103 @@ def test_a_newer_log_in_is_left_to_its_own_request_until_the_last_round(
     assert not is_live(ahead)
 
 
-def test_only_the_newest_log_in_ends_another_for_itself(pauses: list[float]) -> None:
-    """One that is itself among the oldest may be about to be ended."""
+def test_what_is_too_much_for_sure_is_ended_at_once(pauses: list[float]) -> None:
     site = make_site(9)
-    browser = site.browser()
-    browser.set(n=1)  # the oldest
-    older, ahead = log_in(site), log_in(site)
-    site = Site({"SESSION_BACKEND": site.backend}, site.clock, SESSION_MAX_PER_USER=2)
-    change(ahead, touched_at=site.clock() + 1000)
+    older, ahead = log_in(site), log_in(ahead_of(site))
+    site = Site({"SESSION_BACKEND": site.backend}, site.clock, SESSION_MAX_PER_USER=1)
     ended_at: list[int] = []
     site.backend.before["delete"] = lambda: ended_at.append(len(pauses))
-    own = site.browser()
-    own.cookie = browser.cookie
-    own.set(_user_id="ada")
-    # Whoever is ahead may end this one, so nobody is ended for it before that is clear.
-    assert ended_at == [TRIES - 1]
-    assert is_live(own)
-    assert is_live(ahead)
+    latest = log_in(site)
+    assert ended_at == [0, TRIES - 1]
+    assert is_live(latest)
     assert not is_live(older)
+    assert not is_live(ahead)
+
+
+def test_who_logged_in_first_counts_and_not_whose_session_began_first() -> None:
+    site = make_site(1)
+    browser = site.browser()
+    browser.set(n=1)
+    first = log_in(site)
+    t.cast(FakeClock, site.clock).advance(1)
+    browser.set(_user_id="ada")
+    assert is_live(browser)
+    assert not is_live(first)
+
+
+# Every order of the operations of several log-ins
+
+
+def log_ins(
+    world: World, number: int, limit: int, turns: Sequence[int], is_new: bool
+) -> tuple[Order, list[tuple[int, ...]], str]:
+    """Let users log in at once, and return what happened and what is wrong."""
+    world.backend.start()
+    world.clock.advance(100_000)
+    cookies = []
+    for _ in range(limit):  # who is there already has to go
+        world.clock.advance(1)
+        world.visit("earlier", lambda: session.update(_user_id="ada"), "")
+    for _ in range(number):
+        world.clock.advance(1)
+        answer = world.visit("begin", lambda: session.update(n=1), "")
+        cookies.append("" if is_new else answer.cookies[0])
+    world.clock.advance(1)
+    answers = [Answer() for _ in range(number)]
+
+    def run(who: int) -> None:
+        answers[who] = world.visit(
+            f"log in {who}",
+            lambda: session.update(_user_id="ada"),
+            cookies[who],
+            who % 2,
+        )
+
+    jobs = [functools.partial(run, who) for who in range(number)]
+    order, choices, _ = interleave(world.backend, jobs, turns)
+    stored = {
+        key: record for key, record in world.backend.iterate() if record.user == "ada"
+    }
+    moments = {
+        key: record.touched_at
+        for key, record in world.backend.created.items()
+        if record.user == "ada"
+    }
+    last = sorted(moments, key=lambda key: moments[key])[-limit:]
+    wrong = "" if {*stored} == {*last} else f"{len(stored)} are left"
+    if any(answer.status != 200 for answer in answers):
+        wrong = "somebody was not answered"
+    return order, choices, wrong
+
+
+def orders_of_log_ins(
+    number: int, limit: int, is_new: bool, most: int
+) -> tuple[int, list[str]]:
+    """Try all orders, or as many; they are tried in an order that jumps about."""
+    world = World(SESSION_MAX_PER_USER=limit)
+    pending: list[tuple[int, ...]] = [()]
+    wrong: list[str] = []
+    tried = 0
+    chance = random.Random(number)  # always the same
+    with without_pauses([world]):
+        while pending and tried < most:
+            turns = pending.pop(chance.randrange(len(pending)))
+            order, choices, text = log_ins(world, number, limit, turns, is_new)
+            tried += 1
+            wrong += [f"{order}: {text}"] if text else []
+            pending += others_of(order, choices, len(turns))
+    return tried, wrong
+
+
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "rotated"])
+@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize(("number", "least"), [(2, 70), (3, 400), (4, 400)])
+def test_in_whatever_order_they_log_in_exactly_the_last_ones_are_left(
+    number: int, least: int, limit: int, is_new: bool
+) -> None:
+    tried, wrong = orders_of_log_ins(number, limit, is_new, most=400)
+    assert wrong == []
+    assert tried >= least
 
 
 @pytest.mark.parametrize("operation", ["keys_of_user", "load_many", "delete"])
@@ -263,6 +346,6 @@ def test_a_session_that_gets_a_new_id_while_it_is_ended_is_counted_again(
     once(site, "before", "delete", regenerate)
     with site.backend.counting() as calls:
         latest = log_in(site)
-    assert calls["keys_of_user"] >= 2
+    assert calls["keys_of_user"] == 2
     assert is_live(latest)
     assert not is_live(former)

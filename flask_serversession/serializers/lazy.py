@@ -92,6 +92,9 @@ class LazyMap(cabc.MutableMapping[str, t.Any]):
     def __iter__(self) -> cabc.Iterator[str]:
         return iter(self._values)
 
+    def __reversed__(self) -> cabc.Iterator[str]:
+        return reversed(self._values)
+
     def __len__(self) -> int:
         return len(self._values)
 

@@ -77,6 +77,12 @@ MODULES = {
         (
             *("test_settling.py", "test_interface.py", *_WHOLE, "test_signals.py"),
             *("test_conflicts.py", "test_logouts.py", "test_passive.py"),
+            "test_takeover.py::test_an_old_cookie_brings_back_nothing_that_was_ended",
+            "test_user_limit.py::test_only_who_logs_in_is_counted",
+            "test_users.py",
+            "test_flask_socketio.py::test_an_event_that_only_reads_costs_one_load",
+            "test_flask_socketio.py::test_a_session_does_not_begin_in_an_event",
+            "test_flask_socketio.py::test_a_log_out_in_an_event_ends_the_session",
         )
     ),
     "rotation": Module(("test_rotation.py",)),
@@ -90,6 +96,9 @@ MODULES = {
             "test_faults.py::test_a_stream_is_closed_that_is_not_sent",
             "test_faults.py::test_a_session_transaction_raises_when_its_store_fails",
             "test_faults.py::test_a_session_transaction_raises_what_was_swallowed_in_it",
+            "test_flask_socketio.py::test_an_event_that_only_reads_costs_one_load",
+            "test_flask_socketio.py::test_a_session_does_not_begin_in_an_event",
+            "test_flask_socketio.py::test_a_log_out_in_an_event_ends_the_session",
         )
     ),
     "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),

@@ -286,23 +286,29 @@ class FilesystemBackend(Backend):
         """Return the keys of a user's live records; reads their beginnings only."""
         keys: list[str] = []
         leftovers: list[str] = []
-        for name in self._users.find(user):
-            key = self._layout.to_key(name)
-            if key is None:
-                continue
-            folder, file = self._layout.locate(key)
-            try:
-                start = (
-                    files.read_start(file)
-                    if files.is_folder(folder, self._access)
-                    else None
-                )
-                if start is None or not _is_of(start, user):
-                    leftovers.append(key)
-                elif decode_times(start)[1] > self._clock():
+        seen: set[str] = set()
+        is_moving = True
+        # Again while sessions get other ids: the new one has its marker before the old
+        # one goes.
+        while is_moving:
+            names = {*self._users.find(user)} - seen
+            seen |= names
+            is_moving = False
+            for name in names:
+                key = self._layout.to_key(name)
+                if key is None:
+                    continue
+                folder, file = self._layout.locate(key)
+                try:
+                    is_there = files.is_folder(folder, self._access)
+                    start = files.read_start(file) if is_there else None
+                    if start is None or not _is_of(start, user):
+                        leftovers.append(key)
+                        is_moving = True
+                    elif decode_times(start)[1] > self._clock():
+                        keys.append(key)
+                except RecordError:
                     keys.append(key)
-            except RecordError:
-                keys.append(key)
         # If another one holds a lock for too long, the next call does it.
         with contextlib.suppress(OSError):
             for key in leftovers:

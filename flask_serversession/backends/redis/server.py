@@ -6,6 +6,7 @@ import collections.abc as cabc
 import contextlib
 import dataclasses
 import importlib
+import re
 import sys
 import typing as t
 
@@ -283,19 +284,38 @@ class Server:
                 if name == "MaxConnectionsError":
                     text += f", {self._limit_of_pool}"
                 return BackendUnavailableError(
-                    f"{start} {text.format(repr(operation))}.",
+                    f"{start} {text.format(repr(operation))}{_words_of(error)}.",
                     backend="redis",
                     operation=operation,
                     refused=bool(code),
                 )
-        problem = "does not understand {}; it has to be Redis 6.0 or newer, or Valkey"
+        problem = "refused {}"
         if has_code(error, "WRONGTYPE"):
             problem = "has something else where {} needs the sessions of a user"
         return BackendError(
-            f"{start} {problem.format(repr(operation))}.",
+            f"{start} {problem.format(repr(operation))}{_words_of(error)}.",
             backend="redis",
             operation=operation,
         )
+
+
+# The words of a server about a command; what may follow are arguments of it.
+_WORDS = re.compile(
+    r"user \S+ has no permissions to (run the '[^']*' command|access [\w ]+)"
+    r"|no permissions to access [\w ]+"
+    r"|the user executing the script can't run this command or subcommand"
+    r"|unknown (redis )?command( '[\w|]+')?|syntax error(?= |$)"
+    r"|DB index is out of range",
+    re.IGNORECASE,
+)
+
+
+def _words_of(error: Exception) -> str:
+    """Return the end of a sentence: what the server says, without values."""
+    if "ResponseError" not in names_of(error):
+        return ""
+    match = _WORDS.search(str(error)[:400])
+    return f": {match[0]}" if match else ""
 
 
 # What the pools say that wait for no connection, and those that have waited in vain.

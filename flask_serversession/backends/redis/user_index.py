@@ -102,28 +102,42 @@ class UserIndex:
         Marks or removes the members of records that are gone.
         """
         index = self._index_of(user)
-        pairs: t.Iterable[t.Any] = self._server.connect().zrange(
-            index, 0, -1, withscores=True
-        )
-        scores = {self._name_of(member): float(score) for member, score in pairs}
-        now = self._clock()
         keys: list[str] = []
         repairs: list[t.Any] = []
-        for name, start in self._server.ask_many(
-            list(scores), "GETRANGE", 0, HEADER_SIZE + len(user) - 1
-        ):
-            if _may_be_of(user, start, now):
-                with contextlib.suppress(UnicodeDecodeError):
-                    keys.append(values.decode_key(name))
-                continue
-            new_score = _new_score(scores[name], now)
-            if new_score is not None:
-                repairs += self._member_of(name), repr(scores[name]), new_score
+        seen: set[bytes] = set()
+        is_moving = True
+        # Again while sessions get other ids: the new one is listed before the old one
+        # goes, so whoever finds the old one gone finds the new one here.
+        while is_moving:
+            scores = self._scores_of(index, seen)
+            seen.update(scores)
+            is_moving = False
+            now = self._clock()
+            for name, start in self._server.ask_many(
+                list(scores), "GETRANGE", 0, HEADER_SIZE + len(user) - 1
+            ):
+                if _may_be_of(user, start, now):
+                    with contextlib.suppress(UnicodeDecodeError):
+                        keys.append(values.decode_key(name))
+                    continue
+                # A negative score says that it was gone before.
+                is_moving = is_moving or scores[name] >= 0
+                new_score = _new_score(scores[name], now)
+                if new_score is not None:
+                    repairs += self._member_of(name), repr(scores[name]), new_score
         with contextlib.suppress(*self._server.errors):
             for first in range(0, len(repairs), 3 * _REPAIRS_AT_ONCE):
                 batch = repairs[first : first + 3 * _REPAIRS_AT_ONCE]
                 self._server.evaluate(scripts.REPAIR, index, *batch)
         return keys
+
+    def _scores_of(self, index: bytes, seen: t.Container[bytes]) -> dict[bytes, float]:
+        """Return the names that an index lists, with their scores, but those seen."""
+        pairs: t.Iterable[t.Any] = self._server.connect().zrange(
+            index, 0, -1, withscores=True
+        )
+        scores = {self._name_of(member): float(score) for member, score in pairs}
+        return {name: score for name, score in scores.items() if name not in seen}
 
     def _limit(self, user: bytes, number: int) -> None:
         # For somebody who logs in and out all day, and whose sessions nobody lists. At

@@ -13,14 +13,12 @@ from ...hiding import HiddenBytes
 from ...hiding import hide
 from ...record import NO_META
 from ...record import Record
+from ...record import are_sensible
+from ...record import check_meta
 from ...record import frame
+from ...record import parse_meta
 from ...record import unframe
 from .table import NAME_LENGTH
-
-# What a datetime can express, in seconds since the epoch, and what a column can.
-_EARLIEST = -62_135_596_800
-_LATEST = 253_402_300_800
-_LAST_VERSION = 2**63 - 1
 
 # How the user column begins where it holds a hash of the user.
 _USER_HASH = "sha256:"
@@ -78,23 +76,16 @@ def to_record(row: sa.Row[t.Any]) -> Record:
     meta: t.Any = NO_META
     if text and text != "{}":
         try:
-            meta = json.loads(text)
+            meta = parse_meta(text)
             if isinstance(meta, list):
                 user, meta = t.cast("tuple[str, dict[str, str]]", meta)
-        except (ValueError, RecursionError) as error:
+            meta = check_meta(meta)
+        except (ValueError, TypeError) as error:
             raise RecordError("The record's meta is damaged.", "damaged") from error
     # No checksum covers these columns. SQLite takes a text for a number, PostgreSQL has
     # NaN, and every database has versions after which there is no next one.
-    if (
-        not isinstance(version, int)
-        or not 0 <= version < _LAST_VERSION
-        or not all(
-            isinstance(moment, (int, float)) and _EARLIEST <= moment < _LATEST
-            for moment in (created_at, touched_at, expires_at)
-        )
-        or not (user is None or isinstance(user, str))
-        or not (meta is NO_META or _is_meta(meta))
-    ):
+    is_user = user is None or isinstance(user, str)
+    if not is_user or not are_sensible(version, created_at, touched_at, expires_at):
         raise damaged_columns()
     return Record(
         data=unframe(data),
@@ -104,12 +95,6 @@ def to_record(row: sa.Row[t.Any]) -> Record:
         expires_at=expires_at,
         user=user,
         meta=t.cast("dict[str, str]", meta),
-    )
-
-
-def _is_meta(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(text, str) for text in t.cast("dict[str, object]", value).values()
     )
 
 
