@@ -20,6 +20,8 @@ from flask_serversession.backends.base import Conflict
 from flask_serversession.backends.base import Gone
 from flask_serversession.backends.filesystem import FilesystemBackend
 from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.backends.redis import RedisBackend
+from flask_serversession.backends.sqlalchemy import SQLAlchemyBackend
 from flask_serversession.errors import BackendUnavailableError
 from flask_serversession.payload import is_encrypted
 from flask_serversession.record import TOMBSTONE_DATA
@@ -243,76 +245,109 @@ def test_many_first_uses_at_once_move_it_once(setup: Setup) -> None:
     assert setup.now.calls["create"] == 1
 
 
-@pytest.mark.parametrize("kind", ["memory", "filesystem"])
-def test_both_kinds_of_processes_of_a_deploy_lose_and_revive_nothing(
-    clock: FakeClock, kind: str, tmp_path: Path
-) -> None:
-    """They take the session from each other, count up, and one of them ends it."""
-    stores: list[Backend] = []
-    for name in ("one", "two"):
-        if kind == "memory":
-            stores.append(MemoryBackend(clock=clock))
-        else:
-            stores.append(FilesystemBackend(tmp_path / name, clock=clock))
-    backends = [
-        make_moving(stores[0], stores[1], clock),
-        make_moving(stores[1], stores[0], clock, OLD, NEW),
-    ]
-    keys = [KEY, OLD_KEY]
-    stores[1].create(OLD_KEY, make_record(clock, b"0"))
-    ended = threading.Event()
-    errors: list[BaseException] = []
-    rounds = 25
+class Kind(t.NamedTuple):
+    """What a kind of process in a rolling deploy has."""
 
-    def count_up(number: int) -> None:
-        backend, key = backends[number], keys[number]
-        for _ in range(rounds):
-            record = backend.load(key)
-            while True:
-                assert record is not None
-                data = b"%d" % (int(record.data) + 1)
-                later = dataclasses.replace(record, data=data)
-                result = backend.replace(key, later, record.version)
-                if not isinstance(result, Conflict):
-                    assert not isinstance(result, Gone)
-                    break
-                record = result.current
+    backend: Backend
+    key: str
 
-    def look_after_the_end(number: int) -> None:
-        for _ in range(rounds):
-            is_over = ended.is_set()
-            record = backends[number].load(keys[number])
-            assert not (is_over and record is not None)
 
-    def run(function: t.Callable[[int], None], number: int) -> None:
+@pytest.fixture(params=["memory", "filesystem", "redis and sql"])
+def kinds(
+    request: pytest.FixtureRequest, clock: FakeClock, tmp_path: Path
+) -> t.Iterator[tuple[Kind, Kind]]:
+    """Give two kinds that take a session from each other; the second one has it."""
+    one: Backend
+    two: Backend
+    if request.param == "memory":
+        one, two = MemoryBackend(clock=clock), MemoryBackend(clock=clock)
+    elif request.param == "filesystem":
+        one = FilesystemBackend(tmp_path / "one", clock=clock)
+        two = FilesystemBackend(tmp_path / "two", clock=clock)
+    else:
+        url = request.getfixturevalue("valkey_server").url
+        one = RedisBackend.from_url(url, clock=clock)
+        url = request.getfixturevalue("postgres_server").url
+        two = SQLAlchemyBackend.from_url(url, table_name="moving", clock=clock)
+    id = secrets.token_hex()
+    keys = key_of(id, NEW), key_of(id, OLD)
+    two.create(keys[1], make_record(clock, b"0"))
+    yield (
+        Kind(make_moving(one, two, clock), keys[0]),
+        Kind(make_moving(two, one, clock, OLD, NEW), keys[1]),
+    )
+    one.close()
+    two.close()
+
+
+class Race:
+    """Runs a function in several threads, half of them for either kind."""
+
+    def __init__(
+        self, function: t.Callable[[Kind], None], kinds: tuple[Kind, Kind]
+    ) -> None:
+        self._errors: list[BaseException] = []
+        self._threads = [
+            threading.Thread(target=self._run, args=(function, kind))
+            for kind in kinds * 2
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, function: t.Callable[[Kind], None], kind: Kind) -> None:
         try:
-            function(number)
+            function(kind)
         except BaseException as error:
-            errors.append(error)
+            self._errors.append(error)
             raise
 
-    def run_all(function: t.Callable[[int], None]) -> list[threading.Thread]:
-        threads = [
-            threading.Thread(target=run, args=(function, number % 2))
-            for number in range(4)
-        ]
-        for thread in threads:
-            thread.start()
-        return threads
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        assert self._errors == []
 
-    for thread in run_all(count_up):
-        thread.join()
-    assert errors == []
-    record = backends[0].load(KEY)
-    assert record is not None
-    assert record.data == b"%d" % (4 * rounds)
-    threads = run_all(look_after_the_end)
-    assert backends[1].delete(OLD_KEY) is True
+
+ROUNDS = 25
+
+
+def count_up(kind: Kind) -> None:
+    for _ in range(ROUNDS):
+        record = kind.backend.load(kind.key)
+        while record is not None:
+            data = b"%d" % (int(record.data) + 1)
+            later = dataclasses.replace(record, data=data)
+            result = kind.backend.replace(kind.key, later, record.version)
+            if not isinstance(result, Conflict):
+                assert not isinstance(result, Gone)
+                break
+            record = result.current
+        assert record is not None
+
+
+def test_both_kinds_of_processes_of_a_deploy_lose_nothing(
+    kinds: tuple[Kind, Kind],
+) -> None:
+    Race(count_up, kinds).join()
+    for kind in kinds:
+        record = kind.backend.load(kind.key)
+        assert record is not None
+        assert record.data == b"%d" % (4 * ROUNDS)
+
+
+def test_what_either_kind_ends_does_not_come_back(kinds: tuple[Kind, Kind]) -> None:
+    ended = threading.Event()
+
+    def look(kind: Kind) -> None:
+        for _ in range(ROUNDS):
+            is_ended = ended.is_set()
+            record = kind.backend.load(kind.key)
+            assert not (is_ended and record is not None)
+
+    race = Race(look, kinds)
+    assert kinds[1].backend.delete(kinds[1].key) is True
     ended.set()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    assert backends[0].load(KEY) is backends[1].load(OLD_KEY) is None
+    race.join()
+    assert [kind.backend.load(kind.key) for kind in kinds] == [None, None]
 
 
 def test_it_is_over_at_its_end(setup: Setup, clock: FakeClock) -> None:

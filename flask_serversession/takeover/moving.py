@@ -93,6 +93,13 @@ def with_former(backend: Backend, settings: BackendSettings) -> Backend:
                 " when its process has ended.",
                 _KEY,
             )
+        if source.key_prefix not in (None, former.key_prefix):
+            raise ConfigurationError(
+                f"{_KEY!r}: its backend lists the sessions of {source.key_prefix!r},"
+                f" not those of {former.key_prefix!r}. Name the kind of backend, or"
+                " give another object that was made for that prefix.",
+                _KEY,
+            )
         place = Place(source, former.key_prefix)
     return MovingBackend(
         Place(backend, config.key_prefix),

@@ -15,6 +15,7 @@ import importlib
 import os
 import threading
 import time
+import types
 import typing as t
 import weakref
 
@@ -28,6 +29,7 @@ T = t.TypeVar("T")
 # Untyped on purpose: annotations differ between the versions of redis-py.
 redis: t.Any = importlib.import_module("redis")
 
+_FILE_OF_CLIENT: str = redis.client.bool_ok.__code__.co_filename
 # Commands whose answers are used as the server gives them.
 _PLAIN = frozenset({"GET", "GETRANGE", "SET", "EVAL", "EVALSHA"})
 
@@ -186,6 +188,9 @@ class Client(redis.Redis):  # type: ignore[misc]
 class LeanClient(Client):
     """Sends commands without redis-py's bookkeeping around them.
 
+    But not without what others have wrapped around ``Redis.execute_command`` and
+    ``Pipeline.execute``, such as OpenTelemetry, Sentry and Datadog.
+
     Its connections need a :class:`RetryOnce`. Don't use a pipeline of redis-py's: it
     may release a connection on which an answer is still to come, and relies on a pool
     that checks for it.
@@ -193,7 +198,8 @@ class LeanClient(Client):
 
     pool_class = LeanPool
 
-    def execute_command(self, *command: t.Any, **options: t.Any) -> t.Any:
+    def _execute_command(self, *command: t.Any, **options: t.Any) -> t.Any:
+        # Not documented: all that redis-py's own execute_command() calls.
         is_plain = command[0] in _PLAIN and not options
 
         def talk(connection: t.Any) -> t.Any:
@@ -225,17 +231,11 @@ class LeanClient(Client):
         :return: The answers; for a command that was refused it is an exception.
         """
 
-        def talk(connection: t.Any) -> list[t.Any]:
-            answers: list[t.Any] = []
-            connection.send_packed_command(connection.pack_commands(commands))
-            for _ in commands:
-                try:
-                    answers.append(connection.read_response())
-                except redis.ResponseError as error:
-                    answers.append(error)
-            return answers
-
-        return self._with_connection(talk)
+        if not _is_original(redis.client.Pipeline.execute):
+            return TracedPipeline.run(self, commands)
+        return self._with_connection(
+            lambda connection: _talk_together(connection, commands)
+        )
 
     def _with_connection(self, talk: t.Callable[[t.Any], T]) -> T:
         connection = self.connection_pool.get_connection()
@@ -250,6 +250,63 @@ class LeanClient(Client):
             raise
         finally:
             self.connection_pool.release(connection)
+
+
+class TracedPipeline(redis.client.Pipeline):  # type: ignore[misc]
+    """What redis-py's ``Pipeline.execute`` is called on where somebody has wrapped it.
+
+    Sends its commands once, and leaves no connection with an answer still to come.
+    """
+
+    #: What kept the commands from being answered.
+    failure: BaseException | None
+
+    @classmethod
+    def run(
+        cls, client: LeanClient, commands: t.Sequence[tuple[t.Any, ...]]
+    ) -> list[t.Any]:
+        """Send commands in one round trip; see :meth:`LeanClient.execute_together`."""
+        pipeline: t.Any = client.pipeline(transaction=False)
+        # What its constructor takes differs between the versions of redis-py.
+        pipeline.__class__ = cls
+        pipeline.failure = None
+        for command in commands:
+            pipeline.execute_command(*command)
+        return t.cast("list[t.Any]", pipeline.execute(raise_on_error=False))
+
+    def _execute_pipeline(
+        self, connection: t.Any, commands: t.Any, raise_on_error: bool
+    ) -> list[t.Any]:
+        if self.failure is not None:
+            raise self.failure  # redis-py would send them again
+        try:
+            return _talk_together(connection, [command for command, _ in commands])
+        except BaseException as error:
+            self.failure = error
+            connection.disconnect()
+            raise
+
+
+def _talk_together(
+    connection: t.Any, commands: t.Sequence[tuple[t.Any, ...]]
+) -> list[t.Any]:
+    answers: list[t.Any] = []
+    connection.send_packed_command(connection.pack_commands(commands))
+    for _ in commands:
+        try:
+            answers.append(connection.read_response())
+        except redis.ResponseError as error:
+            answers.append(error)
+    return answers
+
+
+def _is_original(function: t.Any) -> bool:
+    """Whether a function is redis-py's own, and nobody has wrapped it."""
+    # By its type too: wrappers pretend to have the code of what they wrap.
+    return (
+        type(function) is types.FunctionType
+        and function.__code__.co_filename == _FILE_OF_CLIENT
+    )
 
 
 class RetryOnce(redis.retry.Retry):  # type: ignore[misc]
