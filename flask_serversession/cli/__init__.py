@@ -1,3 +1,4 @@
 """``flask sessions …``: see and end sessions from the command line."""
 
+from .checking import check as check
 from .commands import sessions as sessions
