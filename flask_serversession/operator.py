@@ -6,11 +6,9 @@ Functions on :class:`AppState`; :class:`.ServerSession` and the command line cal
 from __future__ import annotations
 
 import collections.abc as cabc
-import contextlib
 import dataclasses
 import datetime as dt
 import re
-import secrets
 import typing as t
 
 from .backends.base import Backend
@@ -19,9 +17,7 @@ from .config import SessionConfig
 from .core import counts_from
 from .errors import NotSupportedError
 from .errors import RecordError
-from .ids import generate_id
 from .ids import is_key
-from .ids import key_of
 from .ids import key_of_handle
 from .interface import ServerSessionInterface
 from .meta import shown_part
@@ -409,34 +405,6 @@ def prune(
             progress(deleted)
         if deleted < size:
             return total
-
-
-def ping(state: AppState) -> None:
-    """Load a record that does not exist.
-
-    :raises BackendError: if the backend does not answer.
-    """
-    with contextlib.suppress(RecordError):
-        state.backend.load(key_of(generate_id(), state.config.key_prefix))
-
-
-def try_out(state: AppState) -> bool:
-    """Write, read and delete a record; return whether it was read back.
-
-    It expires soon, should deleting it fail.
-    """
-    key = key_of(generate_id(), state.config.key_prefix)
-    now = state.interface.core.clock()
-    data = secrets.token_bytes(16)
-    record = Record(
-        data=data, version=1, created_at=now, touched_at=now, expires_at=now + 60
-    )
-    state.backend.create(key, record)
-    try:
-        stored = state.backend.load(key)
-    finally:
-        state.backend.delete(key)
-    return stored is not None and stored.data == data
 
 
 def _utc(timestamp: float) -> dt.datetime:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
 import datetime as dt
 import inspect
@@ -9,12 +11,15 @@ import json
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import typing as t
 from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -28,12 +33,15 @@ from flask.sessions import SecureCookieSessionInterface
 from flask.testing import FlaskCliRunner
 
 from flask_serversession import Backend
+from flask_serversession import BackendError
 from flask_serversession import BackendUnavailableError
 from flask_serversession import Capability
 from flask_serversession import ConfigurationWarning
 from flask_serversession import RecordError
 from flask_serversession import ServerSession
 from flask_serversession import session as typed_session
+from flask_serversession.backends.base import Gone
+from flask_serversession.backends.base import Replaced
 from flask_serversession.backends.cachelib import CachelibBackend
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.cli import sessions as command_group
@@ -44,11 +52,27 @@ from flask_serversession.testing import FakeClock
 
 from .backend_configs import BACKEND_CONFIGS
 from .backend_configs import Config
+from .servers import PostgresServer
+from .servers import ValkeyServer
 from .site import Browser
 from .site import Site
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["count", "info", "init", "list", "migrate", "prune", "revoke", "show"]
+INSTANCE = Path(tempfile.mkdtemp(prefix="test_cli-"))
+atexit.register(shutil.rmtree, INSTANCE, ignore_errors=True)
+if hasattr(os, "geteuid") and os.geteuid() == 0:
+    os.chown(INSTANCE, 65534, 65534)  # what root makes in there is not root's either
+COMMANDS = [
+    "check",
+    "count",
+    "info",
+    "init",
+    "list",
+    "migrate",
+    "prune",
+    "revoke",
+    "show",
+]
 
 
 def run(app: Flask, *args: str, input: str | None = None) -> Result:
@@ -106,7 +130,7 @@ def site_anywhere(
 
 def make_app(**config: t.Any) -> Flask:
     """Make an application that is configured as a user's is."""
-    app = Flask("shop", instance_path="/nonexistent/instance")
+    app = Flask("shop", instance_path=str(INSTANCE))
     app.config.update(
         SECRET_KEY="a secret that is long enough",
         SESSION_BACKEND="memory",
@@ -845,6 +869,8 @@ def make_project(
             """
         )
     )
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        os.chown(folder, 65534, 65534)  # or commands would warn of what is root's
     app = Flask("project", instance_path=str(folder / "instance"))
     app.config.update(SECRET_KEY="0123456789abcdef")
     if user_agent:
@@ -1026,7 +1052,7 @@ def test_info_of_a_backend_that_does_not_answer_shows_the_settings(
     assert result.exit_code == 4
     assert "\nServer   no answer\n" in result.stdout
     assert "SESSION_KEY_PREFIX" in result.stdout
-    assert result.stderr.startswith("Error: The test lets 'load' of the")
+    assert result.stderr.startswith("Error: The test lets 'create' of the")
 
 
 # init
@@ -1110,7 +1136,7 @@ def test_init_tries_the_backend_and_leaves_nothing_behind(
     site = site_anywhere
     with site.backend.counting() as calls:
         printed(site.app, "init")
-    assert calls == {"create": 1, "load": 1, "delete": 1}
+    assert {"create", "load", "replace", "touch", "delete"} <= {*calls}
     if Capability.COUNT in site.backend.capabilities:
         assert site.backend.count() == 0
 
@@ -1119,8 +1145,9 @@ def test_init_notices_a_backend_that_keeps_nothing() -> None:
     from cachelib import NullCache
 
     site = make_site({"SESSION_BACKEND": CachelibBackend(NullCache())})
-    assert failed(site.app, "init", code=4) == (
-        "The 'cachelib' backend took a record, but does not give it back."
+    assert failed(site.app, "init", code=4).startswith(
+        "The 'cachelib' backend took a record, but does not give it back. These"
+        " failed as well: 'delete', 'replace', 'touch'."
     )
 
 
@@ -1133,6 +1160,288 @@ def test_init_notices_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         }
     )
     assert "Not a directory" in failed(site.app, "init", code=4)
+
+
+# check
+
+
+def test_check_tries_what_requests_need_and_leaves_nothing_behind(
+    site_anywhere: Site,
+) -> None:
+    site = site_anywhere
+    log_in(site)
+    has_index = Capability.USER_INDEX in site.backend.capabilities
+    with site.backend.counting() as calls:
+        text = printed(site.app, "check")
+    assert text == (
+        f"The {site.backend.name!r} backend works: a session was written,"
+        f"{' listed,' * has_index} changed, touched and deleted.\n"
+    )
+    expected = {"create": 1, "load": 3, "replace": 2, "touch": 1, "delete": 1}
+    assert calls == expected | ({"keys_of_user": 2} if has_index else {})
+    if Capability.COUNT in site.backend.capabilities:
+        assert site.backend.count() == 1
+    document = read(site.app, "check")
+    assert document["backend"] == site.backend.name
+    assert document["works"] is True
+    assert {step["error"] for step in document["steps"]} == {None}
+    assert {step["operation"] for step in document["steps"]} == {*calls}
+
+
+OPERATIONS = ("create", "load", "keys_of_user", "replace", "touch", "delete")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_check_names_what_does_not_work(site: Site, operation: str) -> None:
+    error = BackendError(f"The role lacks {operation!r}.", operation=operation)
+    with site.backend.failing(operation, error=error):
+        text = failed(site.app, "check", code=4)
+        result = run(site.app, "check", "--json")
+    assert text.startswith(f"The role lacks {operation!r}.")
+    assert "Is it running" not in text
+    document = json.loads(result.stdout)
+    assert result.exit_code == 4
+    assert document["works"] is False
+    assert {step["operation"] for step in document["steps"] if step["error"]} == (
+        {operation}
+    )
+    # Should deleting it fail, it is there for no longer than that.
+    advance(site, 120)
+    assert site.backend.count() == 0
+
+
+def test_check_finds_all_that_is_lacking_at_once(site: Site) -> None:
+    error = BackendError("The role may only insert.")
+    with site.backend.failing("replace", "touch", "delete", error=error):
+        assert failed(site.app, "check", code=4) == (
+            "The role may only insert. These failed as well: 'delete', 'touch'. See:"
+            " flask sessions check --json"
+        )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"create": False}, "says that there is a record under a key that is new"),
+        ({"load": None}, "took a record, but does not give it back"),
+        ({"keys_of_user": []}, "does not list a record among those of its user"),
+        ({"replace": Gone()}, "did not change a record that nobody else has changed"),
+        (
+            {"replace": Replaced(2)},
+            "did not notice that another request has changed a record",
+        ),
+        ({"touch": False}, "did not touch a record that is there"),
+        ({"touch": True}, "did not prolong the record that it touched"),
+        ({"delete": False}, "did not delete a record that is there"),
+        ({"delete": True}, "gives back a record that was deleted"),
+        ({"delete": True}, "lists a record that was deleted"),
+    ],
+)
+def test_check_notices_a_backend_that_only_pretends(
+    wrong: dict[str, t.Any], text: str
+) -> None:
+    backend = MemoryBackend(FakeClock())
+    for name, answer in wrong.items():
+        setattr(backend, name, lambda *_, answer=answer: answer)
+    site = make_site({"SESSION_BACKEND": backend})
+    result = run(site.app, "check", "--json")
+    assert result.exit_code == 4
+    errors = {step["error"] for step in json.loads(result.stdout)["steps"]}
+    assert f"The 'memory' backend {text}." in errors
+
+
+def test_check_waits_once_for_a_backend_that_does_not_answer(site: Site) -> None:
+    for operation in OPERATIONS:
+        with site.backend.failing(operation), site.backend.counting() as calls:
+            text = failed(site.app, "check", code=4)
+        assert "Is it running, and is its address right?" in text
+        assert calls[operation] == 1
+        assert [*calls][-1] == operation
+
+
+def test_check_has_nothing_to_do_with_the_breaker(site: Site) -> None:
+    browser = log_in(site)
+    with site.backend.failing():
+        for _ in range(20):
+            failed(site.app, "check", code=4)
+    # Requests have not been told to wait.
+    assert browser.visit(lambda: str(session["n"])).text == "1"
+    with site.backend.failing():
+        for _ in range(20):
+            browser.visit(lambda: str(session["n"]))
+    # And that they are does not keep the command from asking.
+    assert "works" in printed(site.app, "check")
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("evalsha", "'replace'"),
+        ("set", "'create'"),
+        ("zrange", "'keys_of_user'"),
+        ("getrange", "'keys_of_user'"),
+        ("unlink", "'delete'"),
+        ("pexpire", "'touch'"),
+        ("setrange", "'replace'"),
+        ("zadd", "'create'"),
+    ],
+)
+def test_check_names_the_command_that_a_server_does_not_allow(
+    own_valkey: ValkeyServer, command: str, names: str
+) -> None:
+    import redis
+
+    with redis.Redis.from_url(own_valkey.url) as client:
+        client.script_flush()
+        client.execute_command(
+            *("ACL", "SETUSER", "app", "reset", "on", ">hush-hush", "~*"),
+            *("+@all", f"-{command}"),
+        )
+    app = make_app(
+        SESSION_BACKEND="redis",
+        SESSION_REDIS_URL=f"redis://app:hush-hush@{own_valkey.address}",
+    )
+    for name in ("check", "init"):
+        text = failed(app, name, code=4)
+        # Inside of a script the answer has another code.
+        assert re.search(f"(does not permit|refused) {names}", text)
+        assert f"'{command}' command" in text or "script" in text
+        assert "Let its ACL allow" in text
+        assert "Is it running" not in text
+        assert "hush" not in text
+    assert run(app, "info").exit_code == 4
+
+
+@pytest.fixture(scope="module")
+def own_valkey(run_server: t.Any) -> Iterator[ValkeyServer]:
+    with run_server(ValkeyServer) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("privileges", "operation"),
+    [
+        ("SELECT, INSERT, UPDATE", "delete"),
+        ("SELECT, INSERT, DELETE", "replace"),
+        ("SELECT, UPDATE, DELETE", "create"),
+    ],
+)
+def test_check_names_the_privilege_that_a_role_lacks(
+    get_server: Callable[[type[PostgresServer]], PostgresServer],
+    privileges: str,
+    operation: str,
+) -> None:
+    import sqlalchemy as sa
+
+    server = get_server(PostgresServer)
+    table, role = f"of_{operation}", f"lacks_{operation}"
+    owner = make_app(
+        SESSION_BACKEND="sqlalchemy",
+        SESSION_SQLALCHEMY_URL=server.url,
+        SESSION_SQLALCHEMY_TABLE=table,
+    )
+    printed(owner, "init")
+    engine = sa.create_engine(server.url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"DROP ROLE IF EXISTS {role}")
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
+        connection.exec_driver_sql(f"GRANT {privileges} ON {table} TO {role}")
+    url = sa.make_url(server.url).set(username=role)
+    app = make_app(
+        SESSION_BACKEND="sqlalchemy",
+        SESSION_SQLALCHEMY_URL=url.render_as_string(),
+        SESSION_SQLALCHEMY_TABLE=table,
+        SESSION_SQLALCHEMY_CREATE_TABLE=False,
+    )
+    try:
+        for name in ("check", "init"):
+            text = failed(app, name, code=4)
+            assert text.startswith(f"The 'sqlalchemy' backend could not '{operation}':")
+            assert f"permission denied for table {table}" in text
+            assert "Grant SELECT, INSERT, UPDATE and DELETE" in text
+        assert run(app, "info").exit_code == 4
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}"
+            )
+        # It may not create tables, and needs not.
+        for name in ("check", "init", "info"):
+            printed(app, name)
+    finally:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {role}")
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+            connection.exec_driver_sql(f"DROP TABLE {table}")
+        engine.dispose()
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """Give a folder that others may enter, as the one that pytest gives is not."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def without_privileges() -> Iterator[None]:
+    """Run as nobody if we are root, whom no mode stops."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs modes")
+@pytest.mark.parametrize("backend", ["filesystem", "sqlalchemy"])
+def test_no_command_says_that_a_folder_works_that_may_not_be_written(
+    public_folder: Path, backend: str
+) -> None:
+    folder = public_folder / "instance"
+    folder.mkdir()
+    folder.chmod(0o555)
+    app = make_app(
+        SESSION_BACKEND=backend,
+        **(
+            {"SESSION_FILESYSTEM_PATH": folder / "sessions"}
+            if backend == "filesystem"
+            else {"SESSION_SQLALCHEMY_URL": f"sqlite:///{folder / 'sessions.db'}"}
+        ),
+    )
+    with without_privileges():
+        for name in ("check", "init"):
+            text = failed(app, name, code=4)
+            assert "Is it running" not in text
+        assert run(app, "info").exit_code == 4
+        with (
+            pytest.raises(BackendUnavailableError),
+            app.test_client().session_transaction() as content,
+        ):
+            content["n"] = 1
+    if backend == "filesystem":
+        assert ": Permission denied. Let the user " in text
+    else:
+        assert "unable to open database file" in text
+        assert "Let the user who runs this write" in text
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root"
+)
+def test_root_is_told_what_the_server_could_not_use(tmp_path: Path) -> None:
+    folder = tmp_path / "sessions"
+    app = make_app(SESSION_BACKEND="filesystem", SESSION_FILESYSTEM_PATH=folder)
+    hint = "belongs to root. If the server is run by another user"
+    for name in ("check", "init"):
+        result = run(app, name)
+        assert result.exit_code == 0
+        assert result.stderr.startswith(f"The folder {hint}")
+    assert warnings_of(app)["SESSION_FILESYSTEM_PATH"].startswith(hint)
 
 
 # info
@@ -1262,7 +1571,7 @@ def test_info_shows_what_is_in_force_and_not_what_the_configuration_says_now() -
 def test_info_shows_the_folder_that_is_used(tmp_path: Path) -> None:
     shown = values_of(make_app(SESSION_BACKEND="filesystem"))
     assert shown["SESSION_FILESYSTEM_PATH"] == (
-        "/nonexistent/instance/sessions",
+        str(INSTANCE / "sessions"),
         "default",
     )
     shown = values_of(

@@ -14,20 +14,22 @@ from flask.cli import AppGroup
 
 from .. import operator
 from ..backends.base import Capability
-from ..errors import BackendError
 from ..operator import AppState
 from ..operator import SessionInfo
+from ..trial import Step
+from ..trial import did_answer
+from ..trial import try_out
 from .diagnostics import ask_server
 from .diagnostics import diagnose
 from .diagnostics import folder_of
 from .diagnostics import given_to
-from .diagnostics import hint_at_root
 from .diagnostics import readable
 from .diagnostics import readable_origin
 from .diagnostics import shown_settings
+from .diagnostics import write_hint
 from .failures import NotFound
-from .failures import Unavailable
 from .failures import explained
+from .failures import fail_if_wrong
 from .handles import no_session
 from .handles import whole_handle
 from .output import META_TITLES
@@ -68,6 +70,7 @@ sessions = AppGroup(
 
     \b
     Examples:
+      flask sessions check
       flask sessions count
       flask sessions list --user ada
       flask sessions show 1f3a9c0b77de
@@ -103,7 +106,7 @@ def init() -> None:
     needed, unless SESSION_SQLALCHEMY_CREATE_TABLE is False. A folder that root
     creates is given to the owner of the folder above it.
 
-    Afterwards a record is written, read and deleted again. It is nobody's session.
+    Afterwards the backend is tried out, as 'flask sessions check' does.
 
     \b
     Example:
@@ -117,10 +120,7 @@ def init() -> None:
     create_tables = getattr(backend, "create_tables", None)
     if create_tables is not None:
         create_tables()
-    if not operator.try_out(state):
-        raise Unavailable(
-            f"The {backend.name!r} backend took a record, but does not give it back."
-        )
+    fail_if_wrong(try_out(state))
     if create_tables is not None:
         name = getattr(getattr(backend, "table", None), "fullname", None)
         table = "The table" if name is None else f"The table {name!r}"
@@ -131,8 +131,7 @@ def init() -> None:
         write_line(f"Created the folder {folder!r}{given_to(folder)}.")
     else:
         write_line(f"Nothing to do: the folder {folder!r} is there.")
-    if folder is not None and (hint := hint_at_root(folder)):
-        click.echo(hint, err=True)
+    write_hint(folder)
 
 
 # -- reading
@@ -385,8 +384,9 @@ def info(as_json: bool) -> None:
     and what may be secret in a URL are left out, so that the output can be shown to
     others. Settings of other backends are left out too.
 
-    If the backend does not answer, the settings are shown all the same, and the exit
-    code is 4. Warnings do not change the exit code.
+    The backend is tried out, as 'flask sessions check' does. If it does not work, the
+    settings are shown all the same, and the exit code is 4. Warnings do not change the
+    exit code.
 
     \b
     Examples:
@@ -394,18 +394,13 @@ def info(as_json: bool) -> None:
       flask sessions info --json | jq '.warnings'
     """
     state = _state()
-    failure: BackendError | None = None
-    server: str | None = None
-    try:
-        server = ask_server(state)
-    except BackendError as error:
-        failure = error
+    steps = try_out(state)
+    server = ask_server(state, steps)
     if as_json:
-        write_json(_describe(state, server, failure))
+        write_json(_describe(state, server, steps))
     else:
-        _write_description(state, server, failure)
-    if failure is not None:
-        raise failure
+        _write_description(state, server, steps)
+    fail_if_wrong(steps)
 
 
 def _powers_of(state: AppState) -> list[Capability]:
@@ -413,12 +408,12 @@ def _powers_of(state: AppState) -> list[Capability]:
 
 
 def _describe(
-    state: AppState, server: str | None, failure: BackendError | None
+    state: AppState, server: str | None, steps: list[Step]
 ) -> dict[str, t.Any]:
     return {
         "backend": state.backend.name,
         "server": server,
-        "error": None if failure is None else str(failure),
+        "error": next((str(step.error) for step in steps if step.error), None),
         "capabilities": [str(flag.name).lower() for flag in _powers_of(state)],
         "settings": {
             setting.key: {"value": setting.value, "origin": setting.origin}
@@ -429,13 +424,11 @@ def _describe(
     }
 
 
-def _write_description(
-    state: AppState, server: str | None, failure: BackendError | None
-) -> None:
+def _write_description(state: AppState, server: str | None, steps: list[Step]) -> None:
     powers = ", ".join(_POWERS[flag] for flag in _powers_of(state))
     for title, value in (
         ("Backend", escape(state.backend.name)),
-        ("Server", escape(server or "-") if failure is None else "no answer"),
+        ("Server", escape(server or "-") if did_answer(steps) else "no answer"),
         ("It can", powers or "-"),
     ):
         write_wrapped(f"{title:<7}  {value}", " " * 9)

@@ -11,7 +11,8 @@ import re
 import shlex
 import typing as t
 
-from .. import operator
+import click
+
 from ..backends.base import Capability
 from ..backends.filesystem.files import name_of
 from ..config import KEYS
@@ -20,6 +21,8 @@ from ..config import find_late_keys
 from ..config_checks import FLASK_KEYS
 from ..errors import BackendError
 from ..operator import AppState
+from ..trial import Step
+from ..trial import did_answer
 
 if t.TYPE_CHECKING:
     from flask import Flask
@@ -91,15 +94,27 @@ def given_to(folder: str) -> str:
     return f" and gave it to {owner}, who owns the folder above it"
 
 
-def hint_at_root(folder: str) -> str:
-    """Return what to do if the server is not run by root; empty if all is well."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0 or os.stat(folder).st_uid != 0:
+def hint_at_root(folder: str | None) -> str:
+    """Return what is wrong with a folder that only root can use; empty if nothing is.
+
+    Root may write anywhere, so that all seems well to a command that root runs.
+
+    :param folder: ``None`` for none.
+    """
+    if folder is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return ""
+    if not os.path.isdir(folder) or os.stat(folder).st_uid != 0:
         return ""
     return (
-        "The folder belongs to root. If the server is run by another user, it cannot"
-        f" store sessions there; give it to that user: chown -R USER"
-        f" {shlex.quote(folder)}"
+        "belongs to root. If the server is run by another user, it cannot store"
+        f" sessions there; give it to that user: chown -R USER {shlex.quote(folder)}"
     )
+
+
+def write_hint(folder: str | None) -> None:
+    """Say on stderr what is wrong with a folder that only root can use."""
+    if hint := hint_at_root(folder):
+        click.echo(f"The folder {hint}", err=True)
 
 
 def mask_url(url: str) -> str:
@@ -165,19 +180,20 @@ def shown_settings(app: Flask, state: AppState) -> cabc.Iterator[ShownSetting]:
         )
 
 
-def ask_server(state: AppState) -> str | None:
+def ask_server(state: AppState, steps: cabc.Sequence[Step]) -> str | None:
     """Ask the backend for its server's name and version; ``None`` if it has none.
 
-    :raises BackendError: if it does not answer.
+    :param steps: What was tried before; a server that gave no answer is not asked.
     """
-    operator.ping(state)
     # Optional, so not part of the protocol.
     tell = t.cast(
         "cabc.Callable[[], str] | None", getattr(state.backend, "server_version", None)
     )
+    if tell is None or not did_answer(steps):
+        return None
     # Asking may be forbidden although everything else is allowed.
     with contextlib.suppress(BackendError):
-        return None if tell is None else tell()
+        return tell()
     return None
 
 
@@ -299,6 +315,8 @@ def _check_backend(app: Flask, state: AppState) -> cabc.Iterator[Diagnosis]:
             f"is 0, and the {backend.name!r} backend does not delete expired sessions"
             " by itself. Run now and then: flask sessions prune",
         )
+    if hint := hint_at_root(folder_of(app, config)):
+        yield Diagnosis("SESSION_FILESYSTEM_PATH", hint)
     if not config.regenerate_on_login:
         yield Diagnosis(
             "SESSION_REGENERATE_ON_LOGIN",

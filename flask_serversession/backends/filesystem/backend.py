@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import functools
 import os
+import sys
 import time
 import typing as t
 
@@ -58,13 +59,21 @@ def _operation(
     return operation
 
 
+def _remedy_of(error: OSError) -> str:
+    # EPERM comes with words of our own, which say what is wrong.
+    if error.errno != errno.EACCES or sys.platform == "win32":
+        return ""
+    user = files.name_of(os.geteuid())
+    return f" Let the user {user}, who runs this, read and write there."
+
+
 def _unavailable(
     backend: FilesystemBackend, operation: str, error: OSError
 ) -> BackendUnavailableError:
     path = backend._layout.path  # pyright: ignore[reportPrivateUsage] - of this module
     return BackendUnavailableError(
         f"The filesystem backend cannot {operation!r} in {path!r}:"
-        f" {error.strerror or type(error).__name__}.",
+        f" {error.strerror or type(error).__name__}.{_remedy_of(error)}",
         backend=backend.name,
         operation=operation,
         refused=True,  # nobody waits for another machine

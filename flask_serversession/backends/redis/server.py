@@ -284,7 +284,8 @@ class Server:
                 if name == "MaxConnectionsError":
                     text += f", {self._limit_of_pool}"
                 return BackendUnavailableError(
-                    f"{start} {text.format(repr(operation))}{_words_of(error)}.",
+                    f"{start} {text.format(repr(operation))}{_words_of(error)}."
+                    f"{_remedy_of(error)}",
                     backend="redis",
                     operation=operation,
                     refused=bool(code),
@@ -293,7 +294,8 @@ class Server:
         if has_code(error, "WRONGTYPE"):
             problem = "has something else where {} needs the sessions of a user"
         return BackendError(
-            f"{start} {problem.format(repr(operation))}{_words_of(error)}.",
+            f"{start} {problem.format(repr(operation))}{_words_of(error)}."
+            f"{_remedy_of(error)}",
             backend="redis",
             operation=operation,
         )
@@ -316,6 +318,18 @@ def _words_of(error: Exception) -> str:
         return ""
     match = _WORDS.search(str(error)[:400])
     return f": {match[0]}" if match else ""
+
+
+def _remedy_of(error: Exception) -> str:
+    """Return what to do about a command or a key that the server does not permit."""
+    # Inside of a script the answer has another code, and the words alone tell.
+    words = _words_of(error)
+    if not has_code(error, "NOPERM") and not re.search("permissions|can't run", words):
+        return ""
+    return (
+        " Let its ACL allow the keys of the application, and the commands that the"
+        " documentation of the 'redis' backend lists."
+    )
 
 
 # What the pools say that wait for no connection, and those that have waited in vain.

@@ -38,6 +38,9 @@ _TOO_LARGE = frozenset({1153, 2006, 2013, 2055})
 # How SQLite, which has no class of its own for them, describes wrong statements.
 _SQLITE_REFUSED = ("no such", "near ", "table ", "unknown database")
 
+# What SQLite says of a file that may not be read or written.
+_SQLITE_NOT_PERMITTED = ("unable to open database", "attempt to write a readonly")
+
 
 def explain(
     error: exc.SQLAlchemyError, operation: str, engine: sa.Engine, table: sa.Table
@@ -50,7 +53,7 @@ def explain(
         message,
         backend="sqlalchemy",
         operation=operation,
-        refused=_is_refusal(error),
+        refused=_is_refusal(error, engine),
     )
 
 
@@ -89,12 +92,18 @@ def _describe(
     if _is_unavailable(error):
         return BackendUnavailableError, (
             f"The 'sqlalchemy' backend could not {operation!r}: {where} cannot be"
-            f" reached or refused to work ({what})."
+            f" reached or refused to work ({what}).{_remedy_of(error)}"
         )
     if _has_code(error, _NOT_PERMITTED):
+        remedy = (
+            'Run "flask sessions init" as a user who may create tables.'
+            if operation == "create_tables"
+            else "Grant SELECT, INSERT, UPDATE and DELETE on the table"
+            f" {table.fullname!r} to the user of the URL."
+        )
         return BackendError, (
             f"The 'sqlalchemy' backend could not {operation!r}: {where} does not permit"
-            f" it ({what})."
+            f" it ({what}). {remedy}"
         )
     return BackendError, (
         f"The 'sqlalchemy' backend could not {operation!r}: {where} does not accept"
@@ -103,8 +112,18 @@ def _describe(
     )
 
 
-def _is_refusal(error: exc.SQLAlchemyError) -> bool:
+def _remedy_of(error: exc.SQLAlchemyError) -> str:
+    """Return what to do about a file of SQLite's that may not be used."""
+    text = str(error.orig) if isinstance(error, exc.DBAPIError) else ""
+    if not text.startswith(_SQLITE_NOT_PERMITTED):
+        return ""
+    return " Let the user who runs this write to that file and to its folder."
+
+
+def _is_refusal(error: exc.SQLAlchemyError, engine: sa.Engine) -> bool:
     """Return whether the engine has answered, and refused to carry a statement out."""
+    if engine.dialect.name == "sqlite":
+        return True  # nobody waits for another machine
     if not isinstance(error, exc.DBAPIError) or not error.statement:
         return False  # there was no connection
     is_lost = error.connection_invalidated and not is_demoted(error)
