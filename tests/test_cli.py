@@ -1444,6 +1444,28 @@ def test_root_is_told_what_the_server_could_not_use(tmp_path: Path) -> None:
     assert warnings_of(app)["SESSION_FILESYSTEM_PATH"].startswith(hint)
 
 
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root"
+)
+def test_the_server_can_use_the_sqlite_file_that_root_has_created(
+    public_folder: Path,
+) -> None:
+    os.chown(public_folder, 65534, 65534)
+    file = public_folder / "sessions.db"
+
+    def make() -> Flask:
+        return make_app(
+            SESSION_BACKEND="sqlalchemy", SESSION_SQLALCHEMY_URL=f"sqlite:///{file}"
+        )
+
+    root = make()
+    printed(root, "init")
+    # While root has it open, too.
+    assert {entry.stat().st_uid for entry in public_folder.iterdir()} == {65534}
+    with without_privileges():
+        printed(make(), "check")
+
+
 # info
 
 

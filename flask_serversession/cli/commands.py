@@ -103,8 +103,8 @@ def init() -> None:
     That is the table and its indexes for 'sqlalchemy', and the folder for
     'filesystem'. What is there already is left alone, so it does no harm to run
     this at each deployment. Without it, both are created when they are first
-    needed, unless SESSION_SQLALCHEMY_CREATE_TABLE is False. A folder that root
-    creates is given to the owner of the folder above it.
+    needed, unless SESSION_SQLALCHEMY_CREATE_TABLE is False. A folder, or a file of
+    SQLite's, that root creates is given to the owner of the folder above it.
 
     Afterwards the backend is tried out, as 'flask sessions check' does.
 

@@ -14,6 +14,8 @@ from ...errors import RecordError
 from ...forks import unique_number
 from ...hiding import HiddenBytes
 from ...record import size_with_user
+from ..owners import give_away
+from ..owners import is_root
 
 # 0 where the system has no such flag. O_NONBLOCK so that opening a pipe that
 # somebody put there returns at once; for a file it means nothing. Python adds
@@ -143,29 +145,14 @@ def make_folder(path: str, access: Access) -> None:
         return
     # Whoever removes empty folders may have been here already.
     with contextlib.suppress(FileNotFoundError):
-        if _is_root():
+        if is_root():
             descriptor = os.open(path, os.O_DIRECTORY | _FLAGS)
             try:
-                _give_away(descriptor, path)
+                give_away(descriptor, path)
             finally:
                 os.close(descriptor)
         # The umask took away from the mode that was asked for.
         os.chmod(path, access.folder_mode)
-
-
-def _is_root() -> bool:
-    return sys.platform != "win32" and os.geteuid() == 0
-
-
-def _give_away(descriptor: int, path: str) -> None:
-    """Give what root has made to the owner of the folder that it is in.
-
-    Commands may be run by root, but the server could not use what is root's.
-    """
-    if sys.platform != "win32":
-        parent = os.stat(os.path.dirname(path))
-        if parent.st_uid != 0:
-            os.fchown(descriptor, parent.st_uid, parent.st_gid)
 
 
 def open_file(path: str, flags: int) -> tuple[int | None, int]:
@@ -238,8 +225,7 @@ def create_file(path: str, access: Access, flags: int = os.O_WRONLY) -> int:
     descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | _FLAGS, mode)
     try:
         if sys.platform != "win32":
-            if os.geteuid() == 0:
-                _give_away(descriptor, path)
+            give_away(descriptor, path)
             # The umask took away from the mode that was asked for.
             os.fchmod(descriptor, mode)
     except BaseException:

@@ -19,6 +19,7 @@ from sqlalchemy import event
 from sqlalchemy import exc
 
 from ...hiding import hide
+from ..owners import give_away
 from .codes import is_demoted
 from .codes import was_too_large
 
@@ -325,14 +326,18 @@ def _create_private_file(
 ) -> None:
     """Create a missing database for its owner alone; SQLite would let others read it.
 
-    Its WAL and shared-memory files get the same mode.
+    Its WAL and shared-memory files get the same mode and owner.
     """
     path = arguments[0]
     if options.get("uri") or path in ("", ":memory:"):
         return
     # An existing file keeps its mode; SQLite reports whatever else is wrong.
     with contextlib.suppress(OSError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            give_away(descriptor, path)
+        finally:
+            os.close(descriptor)
 
 
 def _use_wal(dbapi_connection: t.Any, _: t.Any) -> None:
