@@ -6,6 +6,7 @@ Functions on :class:`AppState`; :class:`.ServerSession` and the command line cal
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import dataclasses
 import datetime as dt
 import re
