@@ -132,7 +132,9 @@ def _run_on_stored(
         unit.data.clear()
         unit.lose()
         unit.wish = max(unit.wish, Wish.SAVE)
-        return function()
+        result = function()
+        write(unit, run)  # tells of the loss, which a later reload() would forget
+        return result
     try:
         run(current)
         if unit.known is Known.STORED:  # and not ended by the function

@@ -9,6 +9,9 @@ import pytest
 
 from flask_serversession import BackendUnavailableError
 from flask_serversession import RecordError
+from flask_serversession import SessionLostError
+from flask_serversession import session
+from flask_serversession import session_lost
 from flask_serversession.atomic import run
 from flask_serversession.core import Core
 from flask_serversession.record import TOMBSTONE_DATA
@@ -259,7 +262,34 @@ def test_of_what_has_gone_the_function_sees_nothing() -> None:
         assert turn.seen == [{}]
         assert turn.unit.known is Known.GONE
         assert turn.unit.wish is Wish.SAVE  # so that the loss is told of
-        assert turn.written == []
+        assert turn.written == [{}]
+
+
+@pytest.mark.parametrize("policy", ["drop", "raise"])
+def test_that_a_session_has_gone_is_told_at_once(policy: str) -> None:
+    site = Site({"SESSION_BACKEND": "memory"}, SESSION_ON_LOST=policy)
+    browser = site.browser()
+    browser.set(n=1)
+    other, heard = browser.twin(), list[object]()
+
+    def hear(sender: object, **_: object) -> None:
+        heard.append(sender)
+
+    def count() -> None:
+        session["n"]
+        other.visit(lambda: session.destroy())
+        if policy == "raise":
+            with pytest.raises(SessionLostError):
+                session.atomic(lambda own: own.update(n=2))
+        else:
+            session.atomic(lambda own: own.update(n=2))
+        assert len(heard) == 1
+        session.reload()
+        assert session == {}
+
+    with session_lost.connected_to(hear, site.app):
+        assert browser.visit(count).status_code == 200
+    assert len(heard) == 1
 
 
 @pytest.mark.parametrize("is_log_out", [True, False])
