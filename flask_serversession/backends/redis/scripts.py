@@ -1,11 +1,12 @@
 """The scripts that run in the server, in plain Lua.
 
 Each works on ``KEYS[1]`` alone, so it runs on a Cluster, and in one step, so nothing
-comes in between. Where there is one server, two of them write to an index besides. ``ARGV[1]`` is the current time, because the server's clock may be
-another one; for the same reason expiry is always given as a duration. Not every server
-has Lua's ``bit`` and ``struct``, so neither is used. No script writes anything before
-it deletes: a full server refuses the rest of a script after a write that takes memory,
-but never a deletion.
+comes in between. Where there is one server, two of them write to an index besides.
+``ARGV[1]`` is the current time, because the server's clock may be another one; for the
+same reason expiry is always given as a duration. Not every server has Lua's ``bit`` and
+``struct``, so neither is used. No script writes anything before it deletes: a full
+server refuses the rest of a script after a write that takes memory, but never a
+deletion.
 """
 
 from __future__ import annotations
