@@ -9,7 +9,7 @@ import collections
 import contextlib
 import typing as t
 from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 from flask import session
@@ -48,7 +48,7 @@ def site(
 @contextlib.contextmanager
 def stopping(
     backend: CountingBackend, number: int, when: str, error: Callable[[], BaseException]
-) -> Iterator[list[str]]:
+) -> Generator[list[str], None, None]:
     """Raise at the step of that number; give what was stopped."""
     steps = collections.Counter[str]()
     stopped: list[str] = []

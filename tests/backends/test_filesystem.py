@@ -9,6 +9,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import stat
@@ -1551,3 +1552,20 @@ def test_messages_and_repr_name_the_folder(
     backend: FilesystemBackend, path: Path
 ) -> None:
     assert repr(backend) == f"<FilesystemBackend {str(path)!r}>"
+
+
+@pytest.mark.parametrize("operation", ["touch", "replace"])
+def test_a_marker_that_was_cleaned_away_is_there_again_at_the_next_use(
+    tmp_path: Path, operation: str
+) -> None:
+    backend = FilesystemBackend(tmp_path / "sessions")
+    key, now = key_of("id", "session:"), time.time()
+    record = Record(b"data", 1, now, now, now + 600, "ada")
+    assert backend.create(key, record)
+    shutil.rmtree(tmp_path / "sessions" / "users")
+    assert backend.keys_of_user("ada") == []
+    if operation == "touch":
+        assert backend.touch(key, now + 60, now + 660)
+    else:
+        assert backend.replace(key, record, 1) == Replaced(2)
+    assert backend.keys_of_user("ada") == [key]

@@ -222,8 +222,8 @@ class FilesystemBackend(Backend):
             if current.version != expected:
                 return Conflict(current)
             before, after = self._owner_of(current), self._owner_of(record)
-            if after != before:
-                self._users.add(after, file)
+            # Also if it has one, which a cleaner of temporary files may have removed.
+            self._users.add(after, file)
             if record.expires_at <= now:
                 files.unlink(file)
             else:
@@ -270,13 +270,14 @@ class FilesystemBackend(Backend):
                 if descriptor is None:
                     return False
                 try:
-                    header = os.read(descriptor, HEADER_SIZE)
+                    header = os.read(descriptor, files.START_SIZE)
                     _, lives_until = decode_times(header)
                     now = self._clock()
                     if lives_until <= now or header[FLAGS_OFFSET] & TOMBSTONE_FLAG:
                         return False
                     if expires_at > now:
                         expires_at = max(expires_at, lives_until)
+                        self._users.add(decode_user(header), file)
                     files.write_at(
                         descriptor,
                         encode_times(touched_at, expires_at),

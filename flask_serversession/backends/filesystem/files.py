@@ -39,7 +39,7 @@ _LOCK_NAME = ".lock"
 TEMPORARY_PREFIX = ".tmp-"
 DAMAGED_SUFFIX = ".damaged"
 # Enough for a header and for any user that the library allows.
-_START_SIZE = 2_048
+START_SIZE = 2_048
 # For how long, and how often, a file that is open is waited for; Windows only.
 _OPEN_DELAY = 0.005
 _OPEN_TRIES = 50
@@ -208,10 +208,10 @@ def read(path: str, size: int | None = None) -> bytes | None:
 
 def read_start(path: str) -> bytes | None:
     """Read the beginning of a file, at least its record's header and user."""
-    start = read(path, _START_SIZE)
-    if start is not None and len(start) == _START_SIZE:
+    start = read(path, START_SIZE)
+    if start is not None and len(start) == START_SIZE:
         size = size_with_user(start)
-        if size > _START_SIZE:
+        if size > START_SIZE:
             return read(path, size)
     return start
 

@@ -29,6 +29,7 @@ from .server import Server
 from .server import check_client
 from .server import has_code
 from .user_index import UserIndex
+from .user_index import least_listed
 from .user_index import listed_until
 
 
@@ -50,10 +51,11 @@ class RedisBackend(Backend):
 
     *Users.* The handles of a user's records are the members of a sorted set,
     ``<prefix>user:<user>:sessions``, with the user percent-encoded. It is written by
-    the :meth:`create` of a record that has a user, in the same round trip (on a
-    Cluster in one of its own), and then only when the record would outlive its place
-    in there, about twice in a lifetime; that :meth:`touch` or :meth:`replace` takes
-    three round trips, and so does a :meth:`replace` that changes the user. What is
+    each :meth:`create`, :meth:`replace` and :meth:`touch` of a record that has a user,
+    in the same round trip, so that an index which was evicted or lost is there again
+    as soon as a session is used. On a Cluster it is written by the :meth:`create`, in a
+    round trip of its own, and once a minute by a :meth:`touch` or :meth:`replace`,
+    which takes three then; so does a :meth:`replace` that changes the user. What is
     deleted or replaced by a tombstone stays until :meth:`keys_of_user` finds it gone,
     or until it would have expired; the set expires with the last of its members.
 
@@ -197,7 +199,7 @@ class RedisBackend(Backend):
     ) -> Replaced | Conflict | Gone:
         """Swap the record if it has the expected version. One ``EVALSHA``.
 
-        Three, if the index of its user does not list it yet for so long.
+        On a Cluster three, if its user's index was not written for a minute.
         """
         version = expected + 1
         if record.version != version:
@@ -214,10 +216,12 @@ class RedisBackend(Backend):
             lives or b"",
         )
         run = self._server.run
-        result = run("replace", scripts.REPLACE, name, *args, "1" if listed else "")
+        index = self._index.args_of("replace", name, listed) if listed else ()
+        least = repr(least_listed(listed)) if listed and not index else b""
+        result = run("replace", scripts.REPLACE, name, *args, least, *index)
         if result == scripts.NOT_LISTED and record.user is not None:
             self._index.add("replace", name, encode_user(record.user), listed)
-            result = run("replace", scripts.REPLACE, name, *args, "")
+            result = run("replace", scripts.REPLACE, name, *args, b"")
         if result == 1:
             return Replaced(version)
         if result == 0:
@@ -246,13 +250,17 @@ class RedisBackend(Backend):
     def touch(self, key: str, touched_at: float, expires_at: float) -> bool:
         """Move the times in the value and the key's expiry. One ``EVALSHA``.
 
-        Three, if the index of its user does not list it yet for so long; one more, if
-        it lives for longer already.
+        On a Cluster three, if its user's index was not written for a minute; one more
+        anywhere, if it lives for longer already.
         """
         name = values.encode_key(key)
         user = listed = b""
         while True:
             now = self._clock()
+            until = listed_until(touched_at, expires_at)
+            index = self._index.args_of("touch", name, until)
+            if index:
+                listed = values.LISTED.pack(until)
             result = self._server.run(
                 "touch",
                 scripts.TOUCH,
@@ -262,13 +270,15 @@ class RedisBackend(Backend):
                 values.milliseconds_until(expires_at, now) or b"",
                 listed,
                 user,
+                repr(least_listed(until)),
+                *index,
             )
             # Neither happens twice, unless another request comes in between.
             if isinstance(result, list):
                 (expires_at,) = values.LISTED.unpack(t.cast("list[bytes]", result)[0])
                 user = listed = b""
             elif isinstance(result, bytes):
-                user, until = result, listed_until(touched_at, expires_at)
+                user = result
                 self._index.add("touch", name, user, until)
                 listed = values.LISTED.pack(until)
             else:

@@ -1,11 +1,12 @@
 """The scripts that run in the server, in plain Lua.
 
 Each works on ``KEYS[1]`` alone, so it runs on a Cluster, and in one step, so nothing
-comes in between. ``ARGV[1]`` is the current time, because the server's clock may be
-another one; for the same reason expiry is always given as a duration. Not every server
-has Lua's ``bit`` and ``struct``, so neither is used. No script writes anything before
-it deletes: a full server refuses the rest of a script after a write that takes memory,
-but never a deletion.
+comes in between. Where there is one server, two of them write to an index besides.
+``ARGV[1]`` is the current time, because the server's clock may be another one; for the
+same reason expiry is always given as a duration. Not every server has Lua's ``bit`` and
+``struct``, so neither is used. No script writes anything before it deletes: a full
+server refuses the rest of a script after a write that takes memory, but never a
+deletion.
 """
 
 from __future__ import annotations
@@ -84,10 +85,31 @@ _GET_USER = f"""
   local listed = redis.call('GETRANGE', KEYS[1], -{TRAILER.size}, -{NONCE_SIZE + 1})
 """
 
+# Lists a record in the index of its user, where one server has both: the index is read
+# by nobody but who lists sessions, so a server that evicts throws it away first. Its
+# name is UserIndex._index_of(), and what is done is what INDEX does.
+_LIST = f"""
+local function list(user, prefix, member, listed, lives)
+  local name = string.gsub(user, '[^A-Za-z0-9_.@+-]', function(byte)
+    return string.format('%%%02x', string.byte(byte))
+  end)
+  local index = prefix .. 'user:' .. name .. ':sessions'
+  redis.call('ZREMRANGEBYSCORE', index, 0, tonumber(ARGV[1]) - {IN_FLIGHT})
+  local score = redis.call('ZSCORE', index, member)
+  if not score or tonumber(score) < tonumber(listed) then
+    redis.call('ZADD', index, listed, member)
+  end
+  if redis.call('PTTL', index) < tonumber(lives) then
+    redis.call('PEXPIRE', index, lives)
+  end
+end
+"""
+
 # ARGV: now, expected version, new value, how long it lives in ms ('' if not at all),
-# and '1' to write only if the index lists the new value already. Returns 1 for done, 0
+# the moment until which an index has to list the new value already ('' for any), and
+# what list() takes, if it is to be listed by the script. Returns 1 for done, 0
 # for gone, -1 for something foreign, -2 for not listed, else the current value.
-REPLACE = f"""{_PRELUDE}
+REPLACE = f"""{_PRELUDE}{_LIST}
 if is_foreign then return -1 end
 if header == '' or (is_known and not is_live) then return 0 end
 if not is_known
@@ -97,14 +119,18 @@ end
 if ARGV[4] == '' then
   redis.call('UNLINK', KEYS[1])
 elseif ARGV[5] == '' then
+  if ARGV[6] then
+    local size = short(ARGV[3], {USER_LENGTH_SLICE.start + 1})
+    local user = string.sub(ARGV[3], {HEADER_SIZE + 1}, {HEADER_SIZE} + size)
+    list(user, ARGV[6], ARGV[7], ARGV[8], ARGV[9])
+  end
   redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
 else
   {_GET_USER}
   local new_size = short(ARGV[3], {USER_LENGTH_SLICE.start + 1})
-  local new_expires_at = double(ARGV[3], {TIMES_SLICE.start + 9})
   if size ~= new_size
     or user ~= string.sub(ARGV[3], {HEADER_SIZE + 1}, {HEADER_SIZE} + size)
-    or double(listed, 1) < new_expires_at then
+    or double(listed, 1) < tonumber(ARGV[5]) then
     return {NOT_LISTED}
   end
   -- It is there: no time passes within a script, and the life is never over.
@@ -127,11 +153,12 @@ return number
 """
 
 # ARGV: now, the encoded times, how long it lives in ms ('' if not at all), until when
-# the index lists it now, and of which user ('' if the index was not asked). Returns 1
+# the index lists it now, and of which user ('' if the index was not asked), until when
+# it has to, and what list() takes, if it is to be listed by the script. Returns 1
 # for done and 0 for absent. Returns the user, a string, if the index has to list the
 # record for longer first; and a list with the encoded expiry if the record lives for
 # longer already, because a script cannot compute the checksum.
-TOUCH = f"""{_PRELUDE}
+TOUCH = f"""{_PRELUDE}{_LIST}
 if not is_live or is_tombstone then return 0 end
 if ARGV[3] == '' then
   return redis.call('UNLINK', KEYS[1])
@@ -142,7 +169,11 @@ if expires_at > new_expires_at then
 end
 if short(header, {USER_LENGTH_SLICE.start + 1}) ~= {NO_USER} then
   {_GET_USER}
-  if double(listed, 1) < new_expires_at then
+  if ARGV[7] then
+    list(user, ARGV[7], ARGV[8], ARGV[9], ARGV[10])
+    redis.call('SETRANGE', KEYS[1],
+      redis.call('STRLEN', KEYS[1]) - {TRAILER.size}, ARGV[4])
+  elseif double(listed, 1) < tonumber(ARGV[6]) then
     if ARGV[4] == '' or user ~= ARGV[5] then return user end
     redis.call('SETRANGE', KEYS[1],
       redis.call('STRLEN', KEYS[1]) - {TRAILER.size}, ARGV[4])

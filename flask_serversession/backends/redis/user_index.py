@@ -23,6 +23,10 @@ _REPAIRS_AT_ONCE = 1_000
 # size reaches a power of two.
 _SMALL_INDEX = 64
 
+# After how many seconds a record in use is listed again on a Cluster, where that takes
+# round trips of its own: a little less than SESSION_TOUCH_INTERVAL.
+_LISTED_AGAIN = 50.0
+
 # The member for a key of the library's, and how the member for any other key begins.
 _HANDLE = re.compile(rb"[0-9a-f]{64}")
 _WHOLE_KEY = b"="
@@ -36,6 +40,14 @@ def listed_until(touched_at: float, expires_at: float) -> float:
     Half a lifetime longer than it lives, so that not every touch writes to the index.
     """
     return expires_at + max(0.0, expires_at - touched_at) / 2
+
+
+def least_listed(listed: float) -> float:
+    """Return until when an index has to list a record, or be written again.
+
+    A minute less than if it was listed now, since it may have been evicted.
+    """
+    return listed - _LISTED_AGAIN
 
 
 class UserIndex:
@@ -89,6 +101,17 @@ class UserIndex:
             raise is_created
         self._limit(encoded, number)
         return bool(is_created)
+
+    def args_of(self, operation: str, name: bytes, listed: float) -> tuple[t.Any, ...]:
+        """Return what a script needs to list a key itself; nothing on a Cluster.
+
+        There the index is on another server, or in another slot.
+        """
+        with self._server.explaining(operation):
+            if is_cluster(self._server.connect()):
+                return ()
+        _, until, lives, member = self._args(name, listed)
+        return self._prefix, member, until, lives
 
     def add(self, operation: str, name: bytes, user: bytes, listed: float) -> None:
         """List a key until the moment, or for longer if it is already."""
