@@ -459,6 +459,8 @@ class Visit:
                 self.end_own()
             elif self.is_gone:
                 self.is_dropped |= is_changed and not is_unused(self.mine)
+            elif id == self.id and self.known_losses:
+                self.is_gone = True  # it still is, which is told once
             elif not is_unused(self.mine):
                 self.own(self.world.begin(self.mine, id), id)
         elif self.has_cleared and is_unused(self.mine):
