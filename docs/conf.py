@@ -51,6 +51,6 @@ nitpick_ignore_regex = [
         r"(cabc|collections|contextlib|datetime|markupsafe|os|pathlib|t|zoneinfo)\..*",
     ),
     ("py:.*", r"(cachelib|flask|sa|sqlalchemy)\..*"),
-    # A type variable, and the values of a t.Literal.
-    ("py:class", r"flask_serversession\.sessions\.T|'\w+'"),
+    # Type variables, and the values of a t.Literal.
+    ("py:class", r"flask_serversession\.(sessions|opened)\.T|P|'\w+'"),
 ]
