@@ -16,6 +16,8 @@ from .errors import RecordError
 from .ids import generate_id
 from .ids import key_of
 from .operator import AppState
+from .payload import Envelope
+from .payload import Sealer
 from .record import Record
 
 #: Whose the record is. Always the same, so that no index is left for each trial.
@@ -87,17 +89,22 @@ class _Trial:
         self._backend = state.backend
         self._key = key_of(generate_id(), state.config.key_prefix)
         self._now = now = state.interface.core.clock()
+        sealer = Sealer(state.config.encryption_key)
+
+        def sealed() -> bytes:
+            # As a session is: what moves sessions looks inside.
+            envelope = Envelope(secrets.token_bytes(16), b"m", None, now)
+            return sealer.seal(envelope, self._key, created_at=now, user=USER)
+
         self._record = Record(
-            data=secrets.token_bytes(16),
+            data=sealed(),
             version=1,
             created_at=now,
             touched_at=now,
             expires_at=now + _LIFE,
             user=USER,
         )
-        self._changed = dataclasses.replace(
-            self._record, data=secrets.token_bytes(16), version=2
-        )
+        self._changed = dataclasses.replace(self._record, data=sealed(), version=2)
 
     def attempts(
         self,
@@ -146,7 +153,7 @@ class _Trial:
         return "did not change a record that nobody else has changed"
 
     def _replace_too_late(self) -> str:
-        late = dataclasses.replace(self._record, data=b"late")
+        late = self._record
         if isinstance(self._backend.replace(self._key, late, 1), Conflict):
             return ""
         return "did not notice that another request has changed a record"

@@ -408,6 +408,9 @@ def interleave(
             assert step < MOST_STEPS, "It goes on for ever."
             choices.append(tuple(sorted(waiting)))
             number = turns[step] if step < len(turns) else min(waiting)
+            if number not in waiting:
+                # The order of keys, which chance decides, has made another way shorter.
+                number = min(waiting)
             taken.append(number)
             operations.append(waiting[number][1])
             backend.step = step

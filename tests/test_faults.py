@@ -981,7 +981,8 @@ def test_a_full_redis_can_be_read_and_logged_out_of(own_redis: ValkeyServer) -> 
             browser = browsers["read"]
             with failures_of(site) as failed:
                 assert browser.read()["n"] == 1
-            assert failed == ["touch"]
+            # A script that has freed something may write although nothing is left.
+            assert failed in ([], ["touch"])
             for name in ("write", "nested change", "change user", "log out"):
                 assert_unavailable(browser.visit(ACTIONS[name]), site)
             assert_unavailable(site.browser().visit(write), site)

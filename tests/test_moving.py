@@ -616,7 +616,7 @@ def test_what_is_still_to_come_can_be_counted(
     text = after.test_cli_runner().invoke(args=["sessions", "migrate", "--check"])
     assert next(iter(former)) in text.stdout
     info = after.test_cli_runner().invoke(args=["sessions", "info"])
-    assert info.exit_code == 0
+    assert info.exit_code == 0, info.output
     assert SECRET.hex() not in info.stdout
     assert "FormerSettings" in info.stdout
 

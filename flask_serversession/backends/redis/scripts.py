@@ -94,6 +94,9 @@ local function list(user, prefix, member, listed, lives)
     return string.format('%%%02x', string.byte(byte))
   end)
   local index = prefix .. 'user:' .. name .. ':sessions'
+  -- Changes nothing, and is refused by a server that is full. What comes after would
+  -- not be: a script that has removed something may go on to write.
+  redis.call('SETRANGE', KEYS[1], 0, '')
   redis.call('ZREMRANGEBYSCORE', index, 0, tonumber(ARGV[1]) - {IN_FLIGHT})
   local score = redis.call('ZSCORE', index, member)
   if not score or tonumber(score) < tonumber(listed) then
