@@ -435,3 +435,21 @@ def test_a_cookie_that_is_longer_than_the_application_allows_is_warned_of() -> N
     assert response.headers["Set-Cookie"].startswith("session=")
     app.config["MAX_COOKIE_SIZE"] = 0  # no limit
     assert "Set-Cookie" in app.test_client().get("/").headers
+
+
+# What leads on in the store
+
+
+def test_a_note_in_the_store_is_proved_by_any_of_the_secrets_and_by_nothing_else() -> (
+    None
+):
+    former, now = CookieSigner(["old"]), CookieSigner(["new", "old"])
+    note = "from a to b"
+    assert now.attests(note, former.attest(note))
+    assert now.attests(note, now.attest(note))
+    assert not former.attests(note, now.attest(note))
+    assert not now.attests("from a to c", now.attest(note))
+    for proof in ("", "yes", "é", "\udce9", now.attest(note)[:-1]):
+        assert not now.attests(note, proof)
+    # No id that follows from the same text is a proof of it.
+    assert not any(now.attests(note, id) for id in now.derive_ids(note.encode()))
