@@ -41,6 +41,21 @@ pytest.register_assert_rewrite("flask_serversession.testing")
 
 
 @pytest.fixture(autouse=True)
+def _clean_up_at_the_end_of_the_first_interval(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Delete no expired records at a random moment, which tests that count would see.
+
+    Tests of that moment are marked with ``random_cleanup``.
+    """
+    if request.node.get_closest_marker("random_cleanup") is None:
+        monkeypatch.setattr(
+            "flask_serversession.cleanup.random.SystemRandom.uniform",
+            lambda generator, low, high: high,
+        )
+
+
+@pytest.fixture(autouse=True)
 def _check_for_leaked_contexts() -> Iterator[None]:
     """Fail a test that leaves a context of Flask's active, and remove it."""
     yield

@@ -1992,6 +1992,7 @@ def test_a_cleanup_that_fails_is_logged_and_fails_no_request(
     assert sweeps(site, write, None) == 0
 
 
+@pytest.mark.random_cleanup
 def test_processes_do_not_clean_up_in_step(monotonic: Monotonic) -> None:
     backend = CountingBackend(MemoryBackend())
     backend.capabilities = Capability.PRUNE
@@ -2008,6 +2009,7 @@ def test_processes_do_not_clean_up_in_step(monotonic: Monotonic) -> None:
     assert all(number < 50 for number in done)
 
 
+@pytest.mark.random_cleanup
 def test_expired_records_stay_few_with_workers_that_live_for_a_minute() -> None:
     two_hours = 7_200
     found = simulate(two_hours, rate=10, workers=4, restart_after=60)
@@ -2023,6 +2025,7 @@ def test_expired_records_stay_few_with_workers_that_live_for_a_minute() -> None:
     assert simulate(1_200, cleanup_interval=0).left == 10 * (1_200 - 600)
 
 
+@pytest.mark.random_cleanup
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_neither_do_workers_that_were_forked_from_one(monotonic: Monotonic) -> None:
