@@ -245,6 +245,55 @@ def test_many_first_uses_at_once_move_it_once(setup: Setup) -> None:
     assert setup.now.calls["create"] == 1
 
 
+@pytest.mark.parametrize("moves", [1, 2, 3, 4])
+@pytest.mark.parametrize("operation", ["load", "touch", "delete"])
+def test_a_session_that_moves_between_the_looks_for_it_is_found(
+    setup: Setup, clock: FakeClock, operation: str, moves: int
+) -> None:
+    """Processes of both kinds use it at the same moment."""
+    now, former = setup.now.backend, setup.former.backend
+    here, back = (
+        make_moving(now, former, clock),
+        make_moving(former, now, clock, OLD, NEW),
+    )
+    moved: list[str] = []
+
+    def move(there: MovingBackend, key: str) -> None:
+        if len(moved) < moves:
+            moved.append(key)
+            assert there.load(key) is not None
+
+    setup.now.after["load"] = lambda: move(here, KEY)
+    setup.former.after["load"] = lambda: move(back, OLD_KEY)
+    if operation == "load":
+        assert setup.backend.load(KEY) is not None
+    elif operation == "touch":
+        assert setup.backend.touch(KEY, clock(), clock() + 900) is True
+    else:
+        assert setup.backend.delete(KEY) is True
+        assert here.load(KEY) is None
+    assert len(moved) == moves
+
+
+def test_a_session_that_moves_back_while_sessions_are_listed_is_listed(
+    setup: Setup, clock: FakeClock
+) -> None:
+    now, former = setup.now.backend, setup.former.backend
+    back = make_moving(former, now, clock, OLD, NEW)
+    for store, operation in (
+        (setup.former, "keys_of_user"),
+        (setup.former, "load_many"),
+    ):
+        assert setup.backend.load(KEY) is not None
+        store.after[operation] = lambda: back.load(OLD_KEY)
+        if operation == "load_many":
+            assert [*setup.backend.load_many([KEY])] == [KEY]
+        else:
+            assert setup.backend.keys_of_user("ada") == [KEY]
+        assert now.load(KEY) is None
+        del store.after[operation]
+
+
 class Kind(t.NamedTuple):
     """What a kind of process in a rolling deploy has."""
 

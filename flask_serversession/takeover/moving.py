@@ -8,7 +8,7 @@ whatever dies or runs at the same moment:
 
     load it here ──────── it is here ──▶ done
       │ it is not
-    load it there ─────── nor there ───▶ look here once more; absent
+    load it there ─────── nor there ───▶ look again in both, three times; absent
       │
     mark it there, by compare-and-swap ── another request was faster ──▶ from the start
       │
@@ -62,6 +62,9 @@ _AWAY, _ARRIVING = "away", "arriving"
 _PATIENCE = 2.0
 _PAUSE = 0.01
 _MAX_TRIES = 1000
+# How often a record must be found in neither place before it counts as absent. It can
+# move back and forth between two looks while both kinds of processes use it at once.
+_ABSENCES = 3
 
 _LISTING = Capability.USER_INDEX | Capability.ITERATE | Capability.COUNT
 _NEEDED = Capability.COMPARE_AND_SWAP | Capability.EXPIRES
@@ -282,17 +285,17 @@ class MovingBackend(Backend):
         :param record: What was found here just now.
         """
         patience = _Patience(self._patience)
-        is_absent = False
+        absences = 0
         for _ in range(_MAX_TRIES):
             if record is not None:
+                absences = 0
                 found = self._settle(key, record, patience)
-            elif is_absent or self.former is None:
+            elif absences == _ABSENCES or self.former is None:
                 return None
             else:
                 former = self.former
                 there = former.backend.load(self._former_key(key))
-                # It may have come here between the two looks.
-                is_absent = there is None
+                absences = absences + 1 if there is None else 0
                 found = there and self._take(key, there, former, patience)
             if found is not None:
                 return found
@@ -376,22 +379,32 @@ class MovingBackend(Backend):
 
     def load_many(self, keys: t.Sequence[str]) -> dict[str, Record]:
         """Load several records from both places. Moves nothing."""
-        found: dict[str, Record] = {}
-        if self.former is not None and not self.is_over:
-            names = {self._former_key(key): key for key in keys}
-            there = self.former.backend.load_many([*names])
-            found = {names[name]: _unmarked(there[name]) for name in there}
-        here = self._now.load_many(keys)
-        return found | {key: _unmarked(record) for key, record in here.items()}
+        there = self._load_there(keys)
+        found = there | self._now.load_many(keys)
+        missing = [key for key in keys if key not in found]
+        # What has moved back between the two looks.
+        found |= self._load_there(missing) if missing else {}
+        return {key: _unmarked(record) for key, record in found.items()}
+
+    def _load_there(self, keys: t.Sequence[str]) -> dict[str, Record]:
+        if self.former is None or self.is_over:
+            return {}
+        names = {self._former_key(key): key for key in keys}
+        there = self.former.backend.load_many([*names])
+        return {names[name]: record for name, record in there.items()}
 
     def keys_of_user(self, user: str) -> list[str]:
         """Return the keys of a user's records in both places."""
-        # First there: what moves between the two looks is found twice.
-        there: list[str] = []
-        if self.former is not None and not self.is_over:
-            keys = self.former.backend.keys_of_user(user)
-            there = [own for key in keys if (own := self._own_key(key))]
-        return [*dict.fromkeys([*there, *self._now.keys_of_user(user)])]
+        # What moves between two looks, in either direction, is found twice.
+        there = self._keys_there(user)
+        here = self._now.keys_of_user(user)
+        return [*dict.fromkeys([*there, *here, *self._keys_there(user)])]
+
+    def _keys_there(self, user: str) -> list[str]:
+        if self.former is None or self.is_over:
+            return []
+        keys = self.former.backend.keys_of_user(user)
+        return [own for key in keys if (own := self._own_key(key))]
 
     def _own_key(self, former_key: str) -> str:
         """Return the key that a record gets here; empty if it is another's."""

@@ -1865,6 +1865,8 @@ def switch_over(proxy: LossyProxy, successor: ValkeyServer) -> None:
         redis.Redis.from_url(before.url, socket_timeout=60) as old,
         redis.Redis.from_url(successor.url, socket_timeout=60) as new,
     ):
+        # WAIT looks no further than the last write of the connection that asks.
+        old.set("switch over", 1)
         assert old.execute_command("WAIT", 1, 10_000) == 1
         new.replicaof("NO", "ONE")
         old.replicaof(successor.host, successor.port)
