@@ -130,7 +130,7 @@ class Core:
             if not unit.is_outside:  # where no request failed
                 self.report_failure(unit, key, operation, error)
             raise
-        if self.leftovers:
+        if self.leftovers.keys:
             self.leftovers.remove()
         return result
 
@@ -197,7 +197,10 @@ class Core:
 
     def user_of(self, data: cabc.Mapping[str, t.Any]) -> str | None:
         """Return whom a session's content belongs to, as its record has it."""
-        user = self.user_text_of(data)
+        user_key = self.config.user_key
+        # Nearly always keys: each request that looks at its session pays for this.
+        is_function = callable(user_key)
+        user = self.user_text_of(data) if is_function else find_user(data, user_key)
         return None if user is None else stored_name(user)
 
     def user_text_of(self, data: cabc.Mapping[str, t.Any]) -> str | None:
@@ -215,9 +218,11 @@ class Core:
         user_key = self.config.user_key
         return not callable(user_key) and key in user_key
 
-    def is_log_in(self, unit: Unit) -> bool:
-        """Whether the user who is in the session was not in it before this request."""
-        user = self.user_of(unit.data)
+    def is_log_in(self, unit: Unit, user: str | None) -> bool:
+        """Whether a user was not in the session before this request.
+
+        :param user: Who is in it now, as :meth:`user_of` returns it.
+        """
         if user is None:
             return False
         if unit.known is Known.NEW or unit.is_restarted:
@@ -235,16 +240,21 @@ class Core:
         """Whether nothing in the content says that the log-in is not fresh."""
         return unit.data.get(_FRESH) is not False
 
-    def authenticated_at(self, unit: Unit, now: float) -> float | None:
-        """Return when the user logged in; ``None`` if nobody did, or nobody knows."""
-        if self.is_log_in(unit):
+    def authenticated_at(
+        self, unit: Unit, user: str | None, now: float
+    ) -> float | None:
+        """Return when the user logged in; ``None`` if nobody did, or nobody knows.
+
+        :param user: Who is in the session now, as :meth:`user_of` returns it.
+        """
+        if self.is_log_in(unit, user):
             return now if self.is_proven(unit) else None
-        if unit.stored is None or self.user_of(unit.data) is None:
+        if unit.stored is None or user is None:
             return None
-        if unit.stored.authenticated_at is None and _is_confirmed(unit):
-            return now
-        moments = (unit.stored.authenticated_at, unit.confirmed_at)
-        return max((moment for moment in moments if moment is not None), default=None)
+        before, confirmed = unit.stored.authenticated_at, unit.confirmed_at
+        if before is None:
+            return now if _is_confirmed(unit) else confirmed
+        return before if confirmed is None else max(before, confirmed)
 
     def handle(self, unit: Unit) -> str:
         """Return the public form of the session's key."""
@@ -385,7 +395,7 @@ class Core:
         """
         user = self.user_of(unit.data)
         touched_at, stored = now, unit.stored
-        authenticated_at = self.authenticated_at(unit, now)
+        authenticated_at = self.authenticated_at(unit, user, now)
         if user is None and unit.stored_user is not None:
             # What a log-out leaves, a message for one, is a visitor's session. Counted
             # from before the log-in, it could have reached its absolute timeout.

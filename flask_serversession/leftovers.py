@@ -21,24 +21,21 @@ class Leftovers:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        # A dict serves as a set that remembers the order of insertion.
-        self._keys: dict[str, None] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._keys)
+        #: Which they are. A dict serves as a set that remembers the order of insertion.
+        self.keys: dict[str, None] = {}
 
     def add(self, key: str) -> None:
         """Remember a key."""
-        if len(self._keys) < _MAX_KEPT:
-            self._keys[key] = None
+        if len(self.keys) < _MAX_KEPT:
+            self.keys[key] = None
 
     def remove(self) -> None:
         """Delete some. What cannot be deleted now is left for the next call."""
-        for key in [*self._keys][:_AT_ONCE]:
-            if key not in self._keys:
+        for key in [*self.keys][:_AT_ONCE]:
+            if key not in self.keys:
                 continue  # another thread does it
             is_left = True
-            self._keys.pop(key, None)
+            self.keys.pop(key, None)
             try:
                 self._backend.delete(key)
                 is_left = False
@@ -48,4 +45,4 @@ class Leftovers:
                 return
             finally:
                 if is_left:
-                    self._keys[key] = None
+                    self.keys[key] = None

@@ -95,7 +95,10 @@ class Loader:
             record = core.breaker.ask(core.backend.load, identity.key)
             if len(presented.values) > 1 and (record is None or record.is_tombstone):
                 record = self._load_next(unit, identity, record)
-            record = self._settle_id(unit, record)
+            if record is not None and (record.is_tombstone or unit.is_unsettled):
+                record = self._settle_id(unit, record)
+            if core.leftovers.keys:
+                core.leftovers.remove()
         except BackendUnavailableError as error:
             if unit.known is not Known.UNSEEN:
                 return
@@ -148,15 +151,11 @@ class Loader:
                 return found
         return record
 
-    def _settle_id(self, unit: Unit, record: Record | None) -> Record | None:
+    def _settle_id(self, unit: Unit, record: Record) -> Record:
         """Bring a change of the id to its end, also one that has failed."""
-        core = self.core
-        if record is not None and record.is_tombstone:
-            record = follow_renewal(core, unit, record, self._ask) or record
-        elif record is not None and unit.is_unsettled:
-            bury_predecessor(core, unit, record)
-        if core.leftovers:
-            core.leftovers.remove()
+        if record.is_tombstone:
+            return follow_renewal(self.core, unit, record, self._ask) or record
+        bury_predecessor(self.core, unit, record)
         return record
 
     def _ask(self, key: str) -> Record | None:
@@ -182,11 +181,11 @@ class Loader:
         core = self.core
         if record is None:
             self.begin_instead(unit, self.why_absent(unit))
-        elif not record.is_tombstone and core.is_too_old(record):
-            self.begin_instead(unit, "expired")
         elif record.is_tombstone:
             unit.lose()
             self.reject(unit, "rotated")
+        elif core.is_too_old(record):
+            self.begin_instead(unit, "expired")
         else:
             try:
                 if not core.adopt(unit, record, is_first_look=True):

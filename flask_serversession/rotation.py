@@ -62,9 +62,17 @@ def find_reason(core: Core, unit: Unit, is_changed: bool) -> str:
     """
     config, stored = core.config, unit.stored
     assert stored is not None  # noqa: S101 - for type checkers
-    if config.regenerate_on_login and _has_other_user(core, unit, is_changed):
-        is_found = core.user_of(unit.data) is not None and not core.is_log_in(unit)
-        return _FOUND if is_found else _CHANGED
+    if config.regenerate_on_login:
+        before = stored.record.user
+        try:
+            user = core.user_of(unit.data)
+        except SerializationError:
+            if is_changed:
+                raise
+            user = before  # it was stored under other settings, and is only read
+        if user != before:
+            is_found = user is not None and not core.is_log_in(unit, user)
+            return _FOUND if is_found else _CHANGED
     if (
         config.renewal_interval is not None
         # The browser is not told, or cannot be any more; the next request will do.
@@ -75,15 +83,6 @@ def find_reason(core: Core, unit: Unit, is_changed: bool) -> str:
     ):
         return RENEWAL
     return ""
-
-
-def _has_other_user(core: Core, unit: Unit, is_changed: bool) -> bool:
-    try:
-        return core.user_of(unit.data) != unit.stored_user
-    except SerializationError:
-        if is_changed:
-            raise
-        return False  # it was stored under other settings, and is only read
 
 
 def predecessor_of(record: Record, prefix: str) -> str | None:

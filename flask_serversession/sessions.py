@@ -374,9 +374,9 @@ class ServerSideSession(SessionMixin):
         taken over or is one of version 0.1, it is :attr:`created_at`.
         """
         unit, core = self._loaded(), self._lifecycle.core
-        if core.user_of(unit.data) is None:
+        if (user := core.user_of(unit.data)) is None:
             return None
-        moment = core.authenticated_at(unit, core.clock())
+        moment = core.authenticated_at(unit, user, core.clock())
         return _utc(core.times(unit)[0] if moment is None else moment)
 
     def is_fresh(self, max_age: dt.timedelta | float) -> bool:
@@ -401,7 +401,7 @@ class ServerSideSession(SessionMixin):
             )
         unit, core = self._loaded(), self._lifecycle.core
         now = core.clock()
-        moment = core.authenticated_at(unit, now)
+        moment = core.authenticated_at(unit, core.user_of(unit.data), now)
         return core.is_proven(unit) and moment is not None and now - moment <= age
 
     # What it can do

@@ -254,7 +254,7 @@ def test_what_is_left_over_is_deleted_once_the_engine_answers(site: Site) -> Non
     leftovers.add(key)
     with site.backend.failing("delete"):
         leftovers.remove()
-    assert leftovers
+    assert leftovers.keys
     leftovers.remove()
-    assert not leftovers
+    assert not leftovers.keys
     assert live(site) == 0

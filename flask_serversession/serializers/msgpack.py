@@ -141,7 +141,7 @@ class MsgpackSerializer:
             value: dict[str, t.Any] = _read(data)
         except Exception as error:  # noqa: BLE001 - hostile bytes raise many things
             raise unreadable(self.name, error) from None
-        return checked_dict(self.name, value)
+        return value if type(value) is dict else checked_dict(self.name, value)
 
 
 _MARK = 1
