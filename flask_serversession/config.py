@@ -6,7 +6,6 @@ import collections.abc as cabc
 import contextlib
 import dataclasses
 import datetime as dt
-import difflib
 import inspect
 import math
 import os
@@ -16,6 +15,7 @@ import typing as t
 from .encryption import parse_encryption_key
 from .errors import ConfigurationError
 from .serializers.code_runners import refuse_code_runner
+from .suggestions import suggest
 from .users import UserKey
 
 if t.TYPE_CHECKING:
@@ -485,9 +485,3 @@ def _is_in_force(
         return now is value or bool(now == value)
     except Exception:  # noqa: BLE001 - refused, or an object with a == of its own
         return False
-
-
-def suggest(value: object, allowed: cabc.Iterable[str], end: str = ".") -> str:
-    """Return the end of a sentence about a wrong value, with a suggestion if any."""
-    matches = difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=0.75)
-    return f". Did you mean {matches[0]!r}?" if matches else end

@@ -11,10 +11,10 @@ import os
 import typing as t
 
 from ..config import SessionConfig
-from ..config import suggest
 from ..errors import ConfigurationError
 from ..hiding import forget_frames
 from ..hiding import hide
+from ..suggestions import suggest
 from .base import Backend
 
 if t.TYPE_CHECKING:

@@ -1,0 +1,136 @@
+"""What was probably meant: settings by the names that they have elsewhere.
+
+Misspelt names are found by their letters. Names that other libraries, or common sense,
+give to the same thing are found by tables.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import difflib
+import re
+
+_PREFIX = "SESSION_"
+_LIFETIME = "PERMANENT_SESSION_LIFETIME"
+# What a key begins with: perhaps a misspelt "SESSION", perhaps with more before it.
+_HEAD = re.compile("(?:FLASK_|SERVER_?)?(?P<head>S[A-Z]+?)_(?P<rest>.+)")
+# Whether what was written is so near that no other word can be meant.
+_NEAR = 0.8
+# More keys than that are no suggestion.
+_MOST = 3
+
+#: What follows "SESSION_" in keys that there are not, and the keys that are meant.
+_MEANT: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("STORE|STORAGE|ENGINE|KIND|DRIVER|INTERFACE|PROVIDER", ("SESSION_BACKEND",)),
+    (
+        "(COOKIE_|PERMANENT_)?(MAX_?)?(AGE|LIFE_?TIME|TTL|EXPIRE[SD]?|EXPIRY|EXPIRATION"
+        "|DURATION)(_(SECONDS|MINUTES|TIME))?",
+        (_LIFETIME,),
+    ),
+    (
+        "TIMEOUT|(SESSION_)?TIMEOUT_(SECONDS|MINUTES)",
+        ("SESSION_IDLE_TIMEOUT", "SESSION_ABSOLUTE_TIMEOUT"),
+    ),
+    ("COOKIE", ("SESSION_COOKIE_NAME",)),
+    ("(REDIS_|VALKEY_)?(KEY_)?(PREFIX|NAMESPACE)", ("SESSION_KEY_PREFIX",)),
+    ("REDIS_(CLIENT|CONNECTION|INSTANCE)", ("SESSION_REDIS",)),
+    (r"REDIS_[A-Z]\w*|VALKEY(_\w+)?|SENTINELS?(_\w+)?", ("SESSION_REDIS_URL",)),
+    ("(DATABASE_|DB_|SQL_)?TABLE(_?NAME)?", ("SESSION_SQLALCHEMY_TABLE",)),
+    ("SQLALCHEMY_(DB|ENGINE|INSTANCE)", ("SESSION_SQLALCHEMY",)),
+    (
+        r"(SQLALCHEMY_|SQL_)?(DATABASE|DB|DSN|URI|POSTGRES|POSTGRESQL|MYSQL|SQLITE)"
+        r"(_\w+)?",
+        ("SESSION_SQLALCHEMY_URL",),
+    ),
+    (r"(MEM)?CACHED?(_\w+)?", ("SESSION_CACHELIB",)),
+    (
+        "(FILE|FILES|FILESYSTEM|SAVE)?_?(DIR|DIRECTORY|FOLDER)|FILES?_PATH",
+        ("SESSION_FILESYSTEM_PATH",),
+    ),
+    ("((SECRET|SIGNING|COOKIE)_)?KEY|COOKIE_SECRET", ("SECRET_KEY", "SESSION_SECRET")),
+    (
+        r"ENCRYPT(ED|ION)?(_\w+)?|FERNET(_KEY)?|CIPHER(_KEY)?",
+        ("SESSION_ENCRYPTION_KEY",),
+    ),
+    ("ROLLING|SLIDING|REFRESH", ("SESSION_REFRESH_EACH_REQUEST",)),
+    ("SAVE_(EVERY|EACH)_REQUEST|ALWAYS_SAVE", ("SESSION_RESAVE",)),
+    ("EXPIRE_AT_BROWSER_CLOSE", ("SESSION_PERMANENT",)),
+    (
+        r"MAX_(SESSIONS|DEVICES|CONCURRENT)(_\w+)?|(CONCURRENT|USER)_LIMIT",
+        ("SESSION_MAX_PER_USER",),
+    ),
+    ("USER(_?ID)?(_KEY)?|USER_FIELD", ("SESSION_USER_KEY",)),
+    ("MAX_(BYTES|LENGTH)|SIZE(_LIMIT)?", ("SESSION_MAX_SIZE",)),
+    (r"(ID|SID|KEY)_(BITS|BYTES|LENGTH|FACTORY)|GENID", ("SESSION_ID_GENERATOR",)),
+    (r"(ROTAT|REGENERAT)(E|ION)_(EVERY|INTERVAL)", ("SESSION_RENEWAL_INTERVAL",)),
+    ("ON_ERROR|FAIL_OPEN|IGNORE_ERRORS", ("SESSION_ON_BACKEND_ERROR",)),
+    ("TRACK_(IP|ADDRESS|DEVICES?)|LOG_IP", ("SESSION_TRACK",)),
+)
+_EXAMPLES = {
+    "SESSION_REDIS_URL": "redis://user:password@localhost:6379/0",
+    "SESSION_SQLALCHEMY_URL": "postgresql+psycopg://user:password@localhost/database",
+}
+
+
+def suggest(value: object, allowed: cabc.Iterable[str], end: str = ".") -> str:
+    """Return the end of a sentence about a wrong value, with a suggestion if any."""
+    names = {name.casefold(): name for name in allowed}
+    given = str(value).strip().casefold()
+    matches = difflib.get_close_matches(given, names, n=1, cutoff=0.75)
+    return f". Did you mean {names[matches[0]]!r}?" if matches else end
+
+
+def suggest_keys(key: str, known: cabc.Collection[str]) -> str | None:
+    """Return the keys that are meant by one that there is not, in words.
+
+    :param known: The keys that begin with "SESSION_".
+    :return: ``None`` if it looks like a key of something else.
+    """
+    name = key.upper().replace("-", "_")
+    if _is_near(name, _LIFETIME) or name.startswith("PERMANENT_SESSION_"):
+        found: cabc.Sequence[str] = (_LIFETIME,)
+    elif name.startswith(_PREFIX):
+        found = _meant_by(name, known)
+    else:
+        found = _with_another_beginning(name, known)
+    if not found or len(found) > _MOST:
+        return None
+    text = " or ".join(map(repr, found))
+    example = _EXAMPLES.get(found[0])
+    return text if example is None else f"{text}, such as {example!r}"
+
+
+def _meant_by(name: str, known: cabc.Collection[str]) -> cabc.Sequence[str]:
+    if name in known:
+        return (name,)
+    rest = name.removeprefix(_PREFIX)
+    for pattern, keys in _MEANT:
+        if re.fullmatch(pattern, rest):
+            return keys
+    parts = [
+        key
+        for key in known
+        if key.endswith(f"_{rest}") or key.startswith(f"{_PREFIX}{rest}_")
+    ]
+    # What is taken over is nobody's first thought.
+    parts = [key for key in parts if "_MIGRATE_" not in key]
+    if rest and parts:
+        return parts
+    rests = [key.removeprefix(_PREFIX) for key in known]
+    near = difflib.get_close_matches(rest, rests, n=1, cutoff=0.75)
+    return [f"{_PREFIX}{found}" for found in near]
+
+
+def _with_another_beginning(
+    name: str, known: cabc.Collection[str]
+) -> cabc.Sequence[str]:
+    match = _HEAD.fullmatch(name)
+    if match is None or not _is_near(match["head"], "SESSION"):
+        return ()
+    # Only what is ours without a doubt: an application may have "SESSIONS_PER_PAGE".
+    name = f"{_PREFIX}{match['rest']}"
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+
+
+def _is_near(word: str, other: str) -> bool:
+    return difflib.SequenceMatcher(None, word, other).ratio() >= _NEAR
