@@ -15,6 +15,7 @@ import typing as t
 from .encryption import parse_encryption_key
 from .errors import ConfigurationError
 from .serializers.code_runners import refuse_code_runner
+from .serializers.wording import described
 from .suggestions import suggest
 from .users import UserKey
 
@@ -44,7 +45,7 @@ class InvalidValueError(Exception):
 def shown(key: str, value: object) -> str:
     """Return a value for a message, unless it could be a secret."""
     if any(word in key for word in ("SECRET", "ENCRYPTION", "URL")):
-        return f"a {type(value).__name__} that is not shown"
+        return f"{described(value)} that is not shown"
     if isinstance(value, cabc.Mapping):
         return "a former configuration that is not shown"
     text = repr(value)
@@ -209,7 +210,9 @@ def _user_key(value: t.Any) -> UserKey:
     if isinstance(keys, (list, tuple)):
         if keys and all(isinstance(key, str) and key for key in keys):
             return tuple(keys)
-    elif callable(value) and not inspect.iscoroutinefunction(value):
+    elif callable(value) and not (
+        isinstance(value, type) or inspect.iscoroutinefunction(value)
+    ):
         return t.cast(UserKey, value)
     raise InvalidValueError(
         "a key of the session, a list of keys, or a function that is not async and"

@@ -71,6 +71,47 @@ _EXAMPLES = {
     "SESSION_SQLALCHEMY_URL": "postgresql+psycopg://user:password@localhost/database",
 }
 
+_REDIS = ("redis", "SESSION_REDIS_URL")
+_SQL = ("sqlalchemy", "SESSION_SQLALCHEMY_URL")
+_CACHELIB = ("cachelib", "SESSION_CACHELIB")
+#: What a kind of backend is called elsewhere; the kind, the key that it needs, and an
+#: example of a value for it.
+_KINDS_MEANT: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    (".*valkey.*", _REDIS, "'valkey://localhost:6379/0'"),
+    (".*redis.*|keydb|dragonfly(db)?", _REDIS, "'redis://localhost:6379/0'"),
+    (
+        "postgres.*|psql|psycopg2?|pg|sql|db|database|orm|flask.sqlalchemy",
+        _SQL,
+        "'postgresql+psycopg://user@host/database'",
+    ),
+    (".*(mysql|mariadb).*", _SQL, "'mysql+pymysql://user@host/database'"),
+    (".*sqlite.*", _SQL, "'sqlite:///sessions.db'"),
+    (".*memcache.*", _CACHELIB, "cachelib.MemcachedCache(['localhost'])"),
+    (".*mongo.*", _CACHELIB, "cachelib.MongoDbCache(...)"),
+    (".*dynamo.*", _CACHELIB, "cachelib.DynamoDbCache(...)"),
+    ("uwsgi", _CACHELIB, "cachelib.UWSGICache()"),
+    ("simple.*|.*caching", _CACHELIB, "cachelib.FileSystemCache(path, threshold=0)"),
+    ("files?|fs|disk|folder|dir(ectory)?|local|default", ("filesystem",), ""),
+    ("dict|ram|in.memory|mem|process", ("memory",), ""),
+)
+_OWNERS = {
+    **dict.fromkeys(("redis", "valkey", "fakeredis"), ("redis", "SESSION_REDIS")),
+    **dict.fromkeys(
+        ("sqlalchemy", "flask_sqlalchemy", "flask_sqlalchemy_lite"),
+        ("sqlalchemy", "SESSION_SQLALCHEMY"),
+    ),
+    "cachelib": ("cachelib", "SESSION_CACHELIB"),
+}
+#: The packages of database drivers whose modules are called otherwise.
+_PACKAGES = {
+    "MySQLdb": "mysqlclient",
+    "mysql": "mysql-connector-python",
+    "psycopg": '"psycopg[binary]"',
+    "psycopg2": "psycopg2-binary",
+}
+#: Drivers that need nothing but Python or come as wheels, to name in a URL instead.
+_EASIER = {"MySQLdb": "pymysql", "psycopg2": "psycopg"}
+
 
 def suggest(value: object, allowed: cabc.Iterable[str], end: str = ".") -> str:
     """Return the end of a sentence about a wrong value, with a suggestion if any."""
@@ -78,6 +119,45 @@ def suggest(value: object, allowed: cabc.Iterable[str], end: str = ".") -> str:
     given = str(value).strip().casefold()
     matches = difflib.get_close_matches(given, names, n=1, cutoff=0.75)
     return f". Did you mean {names[matches[0]]!r}?" if matches else end
+
+
+def suggest_kind(value: object, kinds: cabc.Iterable[str]) -> str:
+    """Return the end of a sentence about a wrong kind of backend."""
+    if not value:
+        return ". Leave the key out for 'filesystem'."
+    if (found := suggest(value, kinds, end="")) or not isinstance(value, str):
+        return found or "."
+    for pattern, (kind, *key), example in _KINDS_MEANT:
+        if re.fullmatch(pattern, value.strip(), re.IGNORECASE):
+            end = f" with {key[0]!r}, such as {example}" if key else ""
+            return f". Use {kind!r}{end}."
+    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
+        return f". Did you mean {':'.join(value.rsplit('.', 1))!r}?"
+    return "."
+
+
+def suggest_place(value: object) -> tuple[str, str] | None:
+    """Return the kind of backend that an object is for, and the key it belongs into."""
+    if isinstance(value, str):
+        is_redis = re.match("redis|valkey|unix", value) is not None
+        return _REDIS if is_redis else _SQL
+    kind = value if isinstance(value, type) else type(value)
+    tops = (base.__module__.partition(".")[0] for base in kind.__mro__)
+    return next((_OWNERS[top] for top in tops if top in _OWNERS), None)
+
+
+def suggest_driver(module: str, scheme: str) -> str:
+    """Return how to get a database driver that is not installed.
+
+    :param module: The module that could not be imported.
+    :param scheme: What the URL begins with.
+    """
+    top = module.partition(".")[0]
+    text = f"Install it with 'pip install {_PACKAGES.get(top, top)}'"
+    if (easier := _EASIER.get(top)) is not None:
+        dialect = scheme.partition("+")[0]
+        text += f", or name another one in the URL, such as '{dialect}+{easier}://…'"
+    return f"{text}."
 
 
 def suggest_keys(key: str, known: cabc.Collection[str]) -> str | None:
