@@ -9,6 +9,9 @@ from __future__ import annotations
 import collections.abc as cabc
 import difflib
 import re
+import typing as t
+
+T = t.TypeVar("T")
 
 _PREFIX = "SESSION_"
 _LIFETIME = "PERMANENT_SESSION_LIFETIME"
@@ -111,6 +114,70 @@ _PACKAGES = {
 }
 #: Drivers that need nothing but Python or come as wheels, to name in a URL instead.
 _EASIER = {"MySQLdb": "pymysql", "psycopg2": "psycopg"}
+
+#: What members of a session are called elsewhere.
+_MEMBERS: dict[str, str] = {
+    **dict.fromkeys(
+        ("invalidate", "delete", "logout", "log_out", "flush", "abandon", "end"),
+        "destroy()",
+    ),
+    **dict.fromkeys(
+        ("cycle_key", "rotate", "regenerate_id", "renew", "migrate"), "regenerate()"
+    ),
+    **dict.fromkeys(("session_id", "session_key"), "handle"),
+    **dict.fromkeys(("max_age", "timeout", "set_expiry"), "lifetime"),
+    **dict.fromkeys(("expires", "expiry", "expiration"), "expires_at"),
+    **dict.fromkeys(("commit", "persist"), "save()"),
+    **dict.fromkeys(("user_id", "username"), "user"),
+    "created": "created_at",
+    "metadata": "meta",
+    "refresh": "reload()",
+}
+_NEW_ID = "Call session.regenerate() for a new one."
+#: Members of a session that cannot be set, and what to do instead.
+_READ_ONLY: dict[str, str] = {
+    "user": (
+        "It is what 'SESSION_USER_KEY' finds in the session. To log somebody in, set"
+        " that key: session['_user_id'] = …."
+    ),
+    "id": _NEW_ID,
+    "handle": _NEW_ID,
+    "sid": _NEW_ID,
+    "meta": "Set names in it: session.meta['device'] = '…'.",
+    "expires_at": "Set session.lifetime.",
+    "time_left": "Set session.lifetime.",
+    "created_at": "Call session.regenerate(keep_data=False) to start over.",
+    "authenticated_at": "Call session.mark_authenticated().",
+}
+
+
+def explain_members(cls: type[T]) -> type[T]:
+    """Decorate a class of sessions: what is missing or cannot be set says what to do.
+
+    With properties, because ``__getattr__`` would make each access slower by a fifth.
+    Type checkers do not see them, and go on to report both.
+    """
+    for name, remedy in _READ_ONLY.items():
+        setattr(cls, name, _with_setter(getattr(cls, name), name, remedy))
+    for name, meant in _MEMBERS.items():
+        setattr(cls, name, _missing(name, meant))
+    return cls
+
+
+def _with_setter(member: property, name: str, remedy: str) -> property:
+    def refuse(session: object, value: object) -> t.NoReturn:
+        raise AttributeError(f"session.{name} cannot be set. {remedy}")
+
+    return member.setter(refuse)
+
+
+def _missing(name: str, meant: str) -> property:
+    def refuse(session: object, *value: object) -> t.NoReturn:
+        raise AttributeError(
+            f"session has no attribute {name!r}. Did you mean session.{meant}?"
+        )
+
+    return property(refuse, refuse)
 
 
 def suggest(value: object, allowed: cabc.Iterable[str], end: str = ".") -> str:
