@@ -6,7 +6,6 @@ import collections.abc as cabc
 import contextlib
 import dataclasses
 import datetime as dt
-import difflib
 import inspect
 import math
 import os
@@ -16,6 +15,8 @@ import typing as t
 from .encryption import parse_encryption_key
 from .errors import ConfigurationError
 from .serializers.code_runners import refuse_code_runner
+from .serializers.wording import described
+from .suggestions import suggest
 from .users import UserKey
 
 if t.TYPE_CHECKING:
@@ -44,7 +45,7 @@ class InvalidValueError(Exception):
 def shown(key: str, value: object) -> str:
     """Return a value for a message, unless it could be a secret."""
     if any(word in key for word in ("SECRET", "ENCRYPTION", "URL")):
-        return f"a {type(value).__name__} that is not shown"
+        return f"{described(value)} that is not shown"
     if isinstance(value, cabc.Mapping):
         return "a former configuration that is not shown"
     text = repr(value)
@@ -209,7 +210,9 @@ def _user_key(value: t.Any) -> UserKey:
     if isinstance(keys, (list, tuple)):
         if keys and all(isinstance(key, str) and key for key in keys):
             return tuple(keys)
-    elif callable(value) and not inspect.iscoroutinefunction(value):
+    elif callable(value) and not (
+        isinstance(value, type) or inspect.iscoroutinefunction(value)
+    ):
         return t.cast(UserKey, value)
     raise InvalidValueError(
         "a key of the session, a list of keys, or a function that is not async and"
@@ -485,9 +488,3 @@ def _is_in_force(
         return now is value or bool(now == value)
     except Exception:  # noqa: BLE001 - refused, or an object with a == of its own
         return False
-
-
-def suggest(value: object, allowed: cabc.Iterable[str], end: str = ".") -> str:
-    """Return the end of a sentence about a wrong value, with a suggestion if any."""
-    matches = difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=0.75)
-    return f". Did you mean {matches[0]!r}?" if matches else end

@@ -8,6 +8,8 @@ import re
 import typing as t
 import warnings
 
+from flask import Flask
+
 from .config import KEYS
 from .config import ConfigurationWarning
 from .config import InvalidValueError
@@ -15,7 +17,7 @@ from .config import Problems
 from .config import parse_duration
 from .config import parse_sources
 from .config import shown
-from .config import suggest
+from .suggestions import suggest_keys
 
 #: Flask's own keys about sessions.
 FLASK_KEYS = (
@@ -29,21 +31,35 @@ FLASK_KEYS = (
     "SESSION_COOKIE_PARTITIONED",
 )
 #: Keys of other extensions, which are not spelling mistakes.
-FOREIGN_KEYS = frozenset(
-    {
-        "SESSION_PROTECTION",  # of Flask-Login; the others are of Flask-Session
-        *("SESSION_TYPE", "SESSION_USE_SIGNER", "SESSION_ID_LENGTH"),
-        *("SESSION_SID_LENGTH", "SESSION_SERIALIZATION_FORMAT"),
-        *("SESSION_CLEANUP_N_REQUESTS", "SESSION_FILE_DIR", "SESSION_FILE_MODE"),
-        *("SESSION_FILE_THRESHOLD", "SESSION_MEMCACHED", "SESSION_MONGODB"),
-        *("SESSION_MONGODB_DB", "SESSION_MONGODB_COLLECT", "SESSION_DYNAMODB"),
-        *("SESSION_DYNAMODB_TABLE", "SESSION_DYNAMODB_TABLE_NAME"),
-        *("SESSION_DYNAMODB_KEY_ID", "SESSION_DYNAMODB_SECRET"),
-        *("SESSION_DYNAMODB_REGION", "SESSION_DYNAMODB_ENDPOINT_URL"),
-        *("SESSION_DYNAMODB_TABLE_EXISTS", "SESSION_SQLALCHEMY_SEQUENCE"),
-        "SESSION_PEEWEE_TABLE",
-    }
-)
+_FOREIGN_KEYS = frozenset({"SESSION_PROTECTION"})  # of Flask-Login
+# Keys of Flask-Session, and those that stand in their place.
+_REPLACED_KEYS = {
+    "SESSION_TYPE": "SESSION_BACKEND",
+    "SESSION_ID_LENGTH": "SESSION_ID_GENERATOR",
+    "SESSION_SID_LENGTH": "SESSION_ID_GENERATOR",
+    "SESSION_SERIALIZATION_FORMAT": "SESSION_SERIALIZER",
+    "SESSION_CLEANUP_N_REQUESTS": "SESSION_CLEANUP_INTERVAL",
+    "SESSION_FILE_DIR": "SESSION_FILESYSTEM_PATH",
+    "SESSION_FILE_MODE": "SESSION_FILESYSTEM_GROUP_ACCESS",
+    "SESSION_PEEWEE_TABLE": "SESSION_SQLALCHEMY_TABLE",
+    "SESSION_MEMCACHED": "SESSION_CACHELIB",
+    **dict.fromkeys(
+        (
+            *("SESSION_MONGODB", "SESSION_MONGODB_DB", "SESSION_MONGODB_COLLECT"),
+            *("SESSION_DYNAMODB", "SESSION_DYNAMODB_TABLE"),
+            *("SESSION_DYNAMODB_TABLE_NAME", "SESSION_DYNAMODB_TABLE_EXISTS"),
+            *("SESSION_DYNAMODB_KEY_ID", "SESSION_DYNAMODB_SECRET"),
+            *("SESSION_DYNAMODB_REGION", "SESSION_DYNAMODB_ENDPOINT_URL"),
+        ),
+        "SESSION_CACHELIB",
+    ),
+}
+# Keys of Flask-Session that nothing stands in place of, and why.
+_REMOVED_KEYS = {
+    "SESSION_USE_SIGNER": "cookies are always signed",
+    "SESSION_FILE_THRESHOLD": "no session is ever evicted",
+    "SESSION_SQLALCHEMY_SEQUENCE": "the table has no sequence",
+}
 # Setting one of these without SESSION_BACKEND has no effect.
 _BACKEND_OF_KEY = {
     "SESSION_REDIS": "redis",
@@ -259,7 +275,6 @@ def _check_cookie_prefix(given: cabc.Mapping[str, t.Any], problems: Problems) ->
 
 
 def _misspellings(given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:
-    known = {*KEYS, *FLASK_KEYS}
     has_backend = "SESSION_BACKEND" in given
     for key, backend in _BACKEND_OF_KEY.items():
         if given.get(key) is not None and not has_backend:
@@ -267,16 +282,29 @@ def _misspellings(given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:
                 f"{key!r} has no effect, because 'SESSION_BACKEND' is not set and"
                 f" therefore 'filesystem'. Set it to {backend!r}."
             )
+    known = [*KEYS, *FLASK_KEYS]
+    flasks = {*Flask.default_config, *FLASK_KEYS}
     for key in given:
-        if not key.startswith("SESSION_") or key in known:
+        if key in KEYS or key in flasks or key in _FOREIGN_KEYS:
             continue
-        if key == "SESSION_TYPE" and not has_backend:
+        if key in _REPLACED_KEYS or key in _REMOVED_KEYS:
+            yield from _advice_on_former(key, given)
+        elif (meant := suggest_keys(key, known)) is not None:
             yield (
-                "'SESSION_TYPE' is a key of Flask-Session and has no effect here. Use"
-                " 'SESSION_BACKEND' instead, which is 'filesystem' when not set."
+                f"{key!r} is not a configuration key of Flask or flask_serversession."
+                f" Did you mean {meant}?"
             )
-        elif key not in FOREIGN_KEYS and (hint := suggest(key, known, end="")):
-            yield (f"{key!r} is no configuration key{hint}")
+
+
+def _advice_on_former(key: str, given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:
+    """Give what to do about a key of Flask-Session, if that is not done yet."""
+    text = f"{key!r} is a key of Flask-Session and has no effect here."
+    if (reason := _REMOVED_KEYS.get(key)) is not None:
+        # The ids that are taken over may be signed.
+        if "flask-session" not in _takes_over(given.get("SESSION_MIGRATE_FROM")):
+            yield f"{text} Remove it: {reason}."
+    elif (new := _REPLACED_KEYS[key]) not in given:
+        yield f"{text} Use {new!r} instead."
 
 
 def _unlikely_durations(given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:

@@ -117,12 +117,23 @@ class BackendUnavailableError(BackendError, ServiceUnavailable):
         return f"<{type(self).__name__} {self.args[0]!r}>"
 
 
+# What an operation that a backend may lack is for.
+_OPTIONAL = {
+    "keys_of_user": "list the sessions of a user",
+    "iterate": "list all sessions",
+    "count": "count sessions",
+    "prune": "delete expired sessions on demand",
+}
+
+
 class NotSupportedError(BackendError):
     """The backend has no such operation; its capabilities say which it has."""
 
     def __init__(self, backend: str, operation: str) -> None:
+        what = _OPTIONAL.get(operation, operation)
         super().__init__(
-            f"The {backend!r} backend does not support {operation!r}.",
+            f"The {backend!r} backend cannot {what} ({operation!r}). Choose another"
+            " 'SESSION_BACKEND' if you need it.",
             backend=backend,
             operation=operation,
         )

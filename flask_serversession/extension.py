@@ -9,6 +9,7 @@ import time
 import typing as t
 import warnings
 
+from flask import Blueprint
 from flask import Flask
 from flask import current_app
 
@@ -32,6 +33,7 @@ from .logouts import LogOuts
 from .opened import accessed_unit
 from .operator import AppState
 from .operator import SessionInfo as SessionInfo
+from .serializers.wording import described
 from .sessions import ServerSideSession
 from .takeover import make_takeover
 from .takeover.moving import with_former
@@ -43,6 +45,7 @@ logger = logging.getLogger("flask_serversession")
 
 _KEY = "serversession"
 _COMMAND = "sessions"
+_ASYNC_FRAMEWORKS = ("quart", "fastapi", "starlette", "sanic", "litestar", "aiohttp")
 
 
 def _now() -> float:
@@ -79,7 +82,7 @@ class ServerSession:
 
         :raises ConfigurationError: if any setting is wrong; names all of them.
         """
-        _check_application(app)
+        app = _check_application(app)
         problems = Problems()
         config = read_config(app, problems)
         check_config(app.config, problems)
@@ -303,19 +306,34 @@ def _current_state() -> AppState:
     return state
 
 
-def _check_application(app: t.Any) -> None:
+def _check_application(app: t.Any) -> Flask:
+    """Return the application itself.
+
+    :raises ConfigurationError: if it is none, or has sessions already.
+    """
+    if app and hasattr(app, "_get_current_object"):  # current_app
+        app = app._get_current_object()
     if not isinstance(app, Flask):
-        cls = t.cast("type[object]", type(app))
         raise ConfigurationError(
-            "ServerSession serves Flask applications, not a"
-            f" {cls.__module__}.{cls.__qualname__}. Async views work with Flask, too:"
-            ' pip install "flask[async]"'
+            f"ServerSession takes a Flask application, not {described(app)}."
+            f" {_remedy_for(app)}"
         )
     if _KEY in app.extensions:
         raise ConfigurationError(
             "ServerSession was already initialized for this application. Call either"
             " ServerSession(app) or init_app(app), once."
         )
+    return app
+
+
+def _remedy_for(value: object) -> str:
+    if type(value).__module__.partition(".")[0] in _ASYNC_FRAMEWORKS:
+        return 'Async views work with Flask, too: pip install "flask[async]"'
+    if isinstance(value, Blueprint):
+        return "Pass the application that it is registered with."
+    if hasattr(value, "_get_current_object"):
+        return "Pass the application itself."
+    return "Make one with Flask(__name__), and pass it."
 
 
 def _warn_of_backend(app: Flask, backend: Backend) -> None:
@@ -359,10 +377,13 @@ def _engine_finder(
         with app.app_context():
             engines = value.engines
         if bind_key not in engines:
-            names = ", ".join(repr(name) for name in engines)
-            raise ValueError(
-                f"'SESSION_SQLALCHEMY_BIND_KEY' is {bind_key!r}; the keys of"
-                f" 'SQLALCHEMY_BINDS' and the default are {names}."
+            names = ", ".join(sorted(repr(name) for name in engines if name))
+            raise ConfigurationError(
+                f"'SESSION_SQLALCHEMY_BIND_KEY' is {bind_key!r}, which"
+                " 'SQLALCHEMY_BINDS' does not have; it"
+                f" {f'has {names}' if names else 'is empty'}. Add it there, or leave"
+                " the key out for the application's own database.",
+                "SESSION_SQLALCHEMY_BIND_KEY",
             )
         # Flask-SQLAlchemy-Lite has no metadata: the application's models have.
         return engines[bind_key], None if is_lite else value.metadatas[bind_key]

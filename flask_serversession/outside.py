@@ -17,6 +17,7 @@ from .atomic import undone_if_raised
 from .errors import RecordError
 from .errors import SessionLostError
 from .opened import opened_session
+from .operator import LEAST_DIGITS
 from .operator import AppState
 from .operator import find_key
 from .operator import is_handle
@@ -43,11 +44,16 @@ def opened(
 ) -> cabc.Generator[ServerSideSession, None, None]:
     """Open a session, and save what the block has changed."""
     session = _open(state, find_key(state, handle))
-    if session is None:
-        shown = repr(handle[:_SHOWN_DIGITS]) if is_handle(handle) else "of that name"
+    if not is_handle(handle):  # nor is it shown: it may be an id
         raise SessionLostError(
-            f"There is no session {shown}. It may have ended, or have a new handle, as"
-            " it gets when somebody logs in or out."
+            "This is not a handle: it has 64 hexadecimal digits, of which the first"
+            f" {LEAST_DIGITS} or more are enough. session.handle and sessions_of() give"
+            " it; the id in the cookie is something else."
+        )
+    if session is None:
+        raise SessionLostError(
+            f"There is no session {handle[:_SHOWN_DIGITS]!r}. It may have ended, or"
+            " have a new handle, as it gets when somebody logs in or out."
         )
     unit = unit_of(session)
     if unit.is_outside:

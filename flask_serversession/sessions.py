@@ -19,6 +19,7 @@ from .meta import Meta
 from .record import NO_META
 from .serializers.lazy import LazyMap
 from .serializers.plain import IMMUTABLE
+from .suggestions import explain_members
 from .unit import PERMANENT_KEY
 from .unit import Known
 from .unit import Unit
@@ -26,7 +27,11 @@ from .unit import Wish
 
 T = t.TypeVar("T")
 
+# Raises Flask's error that there is no secret.
+_REFUSE: t.Any = NullSession.clear
 
+
+@explain_members
 class ServerSideSession(SessionMixin):
     """A session whose content stays on the server. What :data:`flask.session` is.
 
@@ -503,6 +508,8 @@ class NullServerSession(NullSession):
 
     regenerate = destroy = reload = save = touch = atomic = NullSession.clear
     mark_authenticated = NullSession.clear
+    id = handle = sid = property(_REFUSE, _REFUSE)
+    user = meta = created_at = expires_at = lifetime = id
     #: No session is left, and none has ended.
     time_left = dt.timedelta()
     ended_because = None

@@ -11,6 +11,7 @@ import typing as t
 
 import flask
 
+from .sessions import NullServerSession
 from .sessions import ServerSideSession
 from .sessions import unit_of
 
@@ -51,6 +52,8 @@ class TemplateSession:
             raise AttributeError(name)
         session: t.Any = flask.session
         found: object = session._get_current_object()
+        if isinstance(found, NullServerSession) and name in _OURS | {"id", "meta"}:
+            raise AttributeError(name)  # there is no secret: the key, as with Flask
         if name in _FLASKS or not isinstance(found, ServerSideSession):
             return getattr(session, name)
         if _is_added(name, type(found)):

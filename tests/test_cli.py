@@ -298,8 +298,8 @@ def test_count_prints_a_number(site_anywhere: Site) -> None:
     site = site_anywhere
     if Capability.COUNT not in site.backend.capabilities:
         assert failed(site.app, "count", code=3) == (
-            "The 'cachelib' backend does not support 'count'. Choose another"
-            " 'SESSION_BACKEND' if you need it."
+            "The 'cachelib' backend cannot count sessions ('count'). Choose"
+            " another 'SESSION_BACKEND' if you need it."
         )
         return
     assert printed(site.app, "count") == "0\n"
@@ -378,8 +378,8 @@ def test_list_begins_with_what_was_seen_last(site_anywhere: Site) -> None:
     site = site_anywhere
     if Capability.ITERATE not in site.backend.capabilities:
         assert failed(site.app, "list", code=3) == (
-            "The 'cachelib' backend does not support 'iterate'. Choose another"
-            " 'SESSION_BACKEND' if you need it."
+            "The 'cachelib' backend cannot list all sessions ('iterate'). Choose"
+            " another 'SESSION_BACKEND' if you need it."
         )
         return
     browsers = []
@@ -406,8 +406,8 @@ def test_list_shows_the_sessions_of_one_user(site_anywhere: Site) -> None:
     site = site_anywhere
     if Capability.USER_INDEX not in site.backend.capabilities:
         assert failed(site.app, "list", "--user", "ada", code=3) == (
-            "The 'cachelib' backend does not support 'keys_of_user'. Choose another"
-            " 'SESSION_BACKEND' if you need it."
+            "The 'cachelib' backend cannot list the sessions of a user"
+            " ('keys_of_user'). Choose another 'SESSION_BACKEND' if you need it."
         )
         return
     browsers = [log_in(site), log_in(site)]
@@ -636,7 +636,7 @@ def test_revoke_ends_all_sessions_of_a_user(site_anywhere: Site) -> None:
     if Capability.USER_INDEX not in site.backend.capabilities:
         for option in ([], ["--yes"]):
             text = failed(site.app, "revoke", "--user", "ada", *option, code=3)
-            assert "does not support 'keys_of_user'" in text
+            assert "cannot list the sessions of a user ('keys_of_user')" in text
         return
     browsers = [log_in(site) for _ in range(3)]
     other = log_in(site, "bob")
@@ -684,7 +684,7 @@ def test_revoke_ends_all_sessions(site_anywhere: Site) -> None:
     site = site_anywhere
     if Capability.ITERATE not in site.backend.capabilities:
         text = failed(site.app, "revoke", "--all", "--yes", code=3)
-        assert "does not support 'iterate'" in text
+        assert "cannot list all sessions ('iterate')" in text
         return
     browsers = [log_in(site), log_in(site), log_in(site, "bob")]
     result = run(site.app, "revoke", "--all", input="n\n")
@@ -782,8 +782,8 @@ def test_a_backend_that_can_neither_prune_nor_expire_is_reported() -> None:
     backend.capabilities = Capability.NONE  # type: ignore[misc]
     site = make_site({"SESSION_BACKEND": backend})
     assert failed(site.app, "prune", code=3) == (
-        "The 'memory' backend does not support 'prune'. Choose another"
-        " 'SESSION_BACKEND' if you need it."
+        "The 'memory' backend cannot delete expired sessions on demand ('prune')."
+        " Choose another 'SESSION_BACKEND' if you need it."
     )
 
 

@@ -95,8 +95,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         ),
         (
             {"SESSION_BACKEND": "redis://:password@host/0"},
-            "'SESSION_BACKEND' is a URL, which belongs into 'SESSION_REDIS_URL' or"
-            " 'SESSION_SQLALCHEMY_URL'; 'SESSION_BACKEND' names the kind of backend.",
+            "'SESSION_BACKEND' is a URL. Set it to 'redis', and 'SESSION_REDIS_URL' to"
+            " the URL.",
         ),
         (
             {"SESSION_MAX_SIZE": 0},
@@ -119,7 +119,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         ),
         (
             {"SECRET_KEY": 12345},
-            "'SECRET_KEY' is a int that is not shown; expected a str or bytes.",
+            "'SECRET_KEY' is an int that is not shown; expected a str or bytes.",
         ),
         (
             {"SESSION_COOKIE_SECURE": "yes"},
@@ -675,7 +675,7 @@ def test_an_application_that_is_not_flasks_is_refused() -> None:
     class Quart:
         extensions: t.ClassVar[dict[str, t.Any]] = {}
 
-    with pytest.raises(ConfigurationError, match="serves Flask applications, not a"):
+    with pytest.raises(ConfigurationError, match="takes a Flask application, not a"):
         ServerSession(t.cast("Flask", Quart()))
 
 

@@ -7,11 +7,14 @@ import typing as t
 import warnings
 
 import pytest
+from cachelib import SimpleCache
 from flask import Flask
 
 from flask_serversession import ConfigurationWarning
 from flask_serversession import ServerSession
+from flask_serversession import config_checks
 from flask_serversession.config import KEYS
+from flask_serversession.config import Problems
 from flask_serversession.config import SessionConfig
 
 from .test_config import configured
@@ -64,7 +67,7 @@ from .test_config import refused
         {"SECRET_KEY_FALLBACKS": []},
         {"SECRET_KEY_FALLBACKS": None},
         {"PERMANENT_SESSION_LIFETIME": 60},
-        {"SESSION_USE_SIGNER": "whatever", "SESSION_TYPE": "redis"},
+        {"SESSION_TYPE": "redis"},
     ],
     ids=repr,
 )
@@ -129,15 +132,6 @@ def test_a_name_with_a_prefix_needs_what_browsers_ask_for(
     assert re.findall(r"'SESSION_COOKIE_(\w+)' to be", str(error)) == needs
 
 
-def test_a_misspelt_key_is_warned_of_with_the_nearest_one() -> None:
-    with pytest.warns(ConfigurationWarning) as caught:
-        configured(SESSION_SAVE_UNINITIALISED=True)
-    assert [str(warning.message) for warning in caught] == [
-        "'SESSION_SAVE_UNINITIALISED' is no configuration key. Did you mean"
-        " 'SESSION_SAVE_UNINITIALIZED'?"
-    ]
-
-
 def warnings_of(**settings: t.Any) -> list[str]:
     """Make an application, and check that the warnings point to the line that did."""
     app = Flask("site")
@@ -150,43 +144,181 @@ def warnings_of(**settings: t.Any) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-def test_session_type_gets_a_hint() -> None:
-    assert warnings_of(SESSION_TYPE="redis") == [
-        "'SESSION_TYPE' is a key of Flask-Session and has no effect here. Use"
-        " 'SESSION_BACKEND' instead, which is 'filesystem' when not set."
-    ]
-    assert warnings_of(SESSION_TYPE="redis", SESSION_BACKEND="memory") == []
+UNKNOWN = (
+    "{!r} is not a configuration key of Flask or flask_serversession. Did you mean "
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        # by letters
+        ("SESSION_SAVE_UNINITIALISED", "'SESSION_SAVE_UNINITIALIZED'?"),
+        ("SESSION_BACKND", "'SESSION_BACKEND'?"),
+        ("SESSION_COOKIE_HTTP_ONLY", "'SESSION_COOKIE_HTTPONLY'?"),
+        ("SESSION_COOKIE_SAME_SITE", "'SESSION_COOKIE_SAMESITE'?"),
+        # the beginning
+        ("SESION_BACKEND", "'SESSION_BACKEND'?"),
+        ("SESION_BACKND", "'SESSION_BACKEND'?"),
+        ("SESSIONS_BACKEND", "'SESSION_BACKEND'?"),
+        ("SERVER_SESSION_BACKEND", "'SESSION_BACKEND'?"),
+        ("SERVERSESSION_BACKEND", "'SESSION_BACKEND'?"),
+        ("FLASK_SESSION_BACKEND", "'SESSION_BACKEND'?"),
+        ("SESSION-BACKEND", "'SESSION_BACKEND'?"),
+        ("session_backend", "'SESSION_BACKEND'?"),
+        ("PERMANENT_SESSION_LIFETIMES", "'PERMANENT_SESSION_LIFETIME'?"),
+        ("PERMANENT_SESSION_MAX_AGE", "'PERMANENT_SESSION_LIFETIME'?"),
+        ("PERMANENT_SESION_LIFETIME", "'PERMANENT_SESSION_LIFETIME'?"),
+        ("PERMANANT_SESSION_LIFETIME", "'PERMANENT_SESSION_LIFETIME'?"),
+        # by meaning
+        ("SESSION_STORE", "'SESSION_BACKEND'?"),
+        ("SESSION_STORAGE", "'SESSION_BACKEND'?"),
+        ("SESSION_ENGINE", "'SESSION_BACKEND'?"),
+        ("SESSION_MAX_AGE", "'PERMANENT_SESSION_LIFETIME'?"),
+        ("SESSION_COOKIE_MAX_AGE", "'PERMANENT_SESSION_LIFETIME'?"),
+        ("SESSION_COOKIE_AGE", "'PERMANENT_SESSION_LIFETIME'?"),
+        ("SESSION_LIFETIME", "'PERMANENT_SESSION_LIFETIME'?"),
+        ("SESSION_TTL", "'PERMANENT_SESSION_LIFETIME'?"),
+        ("SESSION_EXPIRES", "'PERMANENT_SESSION_LIFETIME'?"),
+        ("SESSION_PERMANENT_LIFETIME", "'PERMANENT_SESSION_LIFETIME'?"),
+        ("SESSION_TIMEOUT", "'SESSION_IDLE_TIMEOUT' or 'SESSION_ABSOLUTE_TIMEOUT'?"),
+        ("SESSION_SECRET_KEY", "'SECRET_KEY' or 'SESSION_SECRET'?"),
+        ("SESSION_KEY", "'SECRET_KEY' or 'SESSION_SECRET'?"),
+        ("SESSION_COOKIE", "'SESSION_COOKIE_NAME'?"),
+        ("SESSION_TABLE", "'SESSION_SQLALCHEMY_TABLE'?"),
+        ("SESSION_SCHEMA", "'SESSION_SQLALCHEMY_SCHEMA'?"),
+        ("SESSION_PREFIX", "'SESSION_KEY_PREFIX'?"),
+        ("SESSION_REDIS_PREFIX", "'SESSION_KEY_PREFIX'?"),
+        ("SESSION_CACHE", "'SESSION_CACHELIB'?"),
+        ("SESSION_MEMCACHE_SERVERS", "'SESSION_CACHELIB'?"),
+        ("SESSION_DIR", "'SESSION_FILESYSTEM_PATH'?"),
+        ("SESSION_FOLDER", "'SESSION_FILESYSTEM_PATH'?"),
+        ("SESSION_FILE_PATH", "'SESSION_FILESYSTEM_PATH'?"),
+        ("SESSION_ROLLING", "'SESSION_REFRESH_EACH_REQUEST'?"),
+        ("SESSION_SAVE_EVERY_REQUEST", "'SESSION_RESAVE'?"),
+        ("SESSION_EXPIRE_AT_BROWSER_CLOSE", "'SESSION_PERMANENT'?"),
+        ("SESSION_MAX_SESSIONS", "'SESSION_MAX_PER_USER'?"),
+        ("SESSION_USER_ID_KEY", "'SESSION_USER_KEY'?"),
+        ("SESSION_FERNET_KEY", "'SESSION_ENCRYPTION_KEY'?"),
+        ("SESSION_ENCRYPT", "'SESSION_ENCRYPTION_KEY'?"),
+        ("SESSION_SIZE", "'SESSION_MAX_SIZE'?"),
+        # by a part of the name
+        ("SESSION_SECURE", "'SESSION_COOKIE_SECURE'?"),
+        ("SESSION_SAMESITE", "'SESSION_COOKIE_SAMESITE'?"),
+        ("SESSION_NAME", "'SESSION_COOKIE_NAME'?"),
+        ("SESSION_PATH", "'SESSION_FILESYSTEM_PATH' or 'SESSION_COOKIE_PATH'?"),
+        ("SESSION_CLEANUP", "'SESSION_CLEANUP_INTERVAL' or 'SESSION_CLEANUP_BATCH'?"),
+        *(
+            (
+                f"SESSION_{name}",
+                "'SESSION_REDIS_URL', such as"
+                " 'redis://user:password@localhost:6379/0'?",
+            )
+            for name in ("REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD")
+        ),
+        *(
+            (
+                f"SESSION_{name}",
+                "'SESSION_SQLALCHEMY_URL', such as"
+                " 'postgresql+psycopg://user:password@localhost/database'?",
+            )
+            for name in (
+                "DATABASE_URL",
+                "DB_URL",
+                "SQLALCHEMY_DATABASE_URI",
+                "DATABASE",
+            )
+        ),
+    ],
+)
+def test_a_wrong_key_is_warned_of_with_the_one_that_is_meant(
+    key: str, meant: str
+) -> None:
+    assert warnings_of(**{key: "hunter2"}) == [UNKNOWN.format(key) + meant]
+
+
+FORMER = "'{}' is a key of Flask-Session and has no effect here. {}"
+
+
+@pytest.mark.parametrize(
+    ("key", "new"),
+    [
+        ("SESSION_TYPE", "SESSION_BACKEND"),
+        ("SESSION_SID_LENGTH", "SESSION_ID_GENERATOR"),
+        ("SESSION_ID_LENGTH", "SESSION_ID_GENERATOR"),
+        ("SESSION_SERIALIZATION_FORMAT", "SESSION_SERIALIZER"),
+        ("SESSION_CLEANUP_N_REQUESTS", "SESSION_CLEANUP_INTERVAL"),
+        ("SESSION_FILE_DIR", "SESSION_FILESYSTEM_PATH"),
+        ("SESSION_FILE_MODE", "SESSION_FILESYSTEM_GROUP_ACCESS"),
+        ("SESSION_MEMCACHED", "SESSION_CACHELIB"),
+        ("SESSION_MONGODB", "SESSION_CACHELIB"),
+        ("SESSION_MONGODB_DB", "SESSION_CACHELIB"),
+        ("SESSION_MONGODB_COLLECT", "SESSION_CACHELIB"),
+        ("SESSION_DYNAMODB", "SESSION_CACHELIB"),
+        ("SESSION_DYNAMODB_TABLE", "SESSION_CACHELIB"),
+        ("SESSION_DYNAMODB_TABLE_NAME", "SESSION_CACHELIB"),
+        ("SESSION_DYNAMODB_KEY_ID", "SESSION_CACHELIB"),
+        ("SESSION_DYNAMODB_SECRET", "SESSION_CACHELIB"),
+        ("SESSION_DYNAMODB_REGION", "SESSION_CACHELIB"),
+        ("SESSION_DYNAMODB_ENDPOINT_URL", "SESSION_CACHELIB"),
+        ("SESSION_DYNAMODB_TABLE_EXISTS", "SESSION_CACHELIB"),
+        ("SESSION_PEEWEE_TABLE", "SESSION_SQLALCHEMY_TABLE"),
+    ],
+)
+def test_a_key_of_flask_session_gets_the_name_of_ours_unless_that_is_set(
+    key: str, new: str
+) -> None:
+    text = FORMER.format(key, f"Use '{new}' instead.")
+    assert warnings_of(**{key: "hunter2"}) == [text]
+    app = Flask("site")
+    app.config.update({"SECRET_KEY": "a secret", key: "x", new: None})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config_checks.check_config(app.config, Problems())
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("SESSION_USE_SIGNER", "Remove it: cookies are always signed."),
+        ("SESSION_FILE_THRESHOLD", "Remove it: no session is ever evicted."),
+        ("SESSION_SQLALCHEMY_SEQUENCE", "Remove it: the table has no sequence."),
+    ],
+)
+def test_a_key_of_flask_session_that_nothing_replaces_can_be_removed(
+    key: str, why: str
+) -> None:
+    assert warnings_of(**{key: "whatever"}) == [FORMER.format(key, why)]
+
+
+def test_a_key_of_flask_session_that_tells_of_its_ids_is_needed_to_take_them_over() -> (
+    None
+):
+    config = configured(
+        SESSION_MIGRATE_FROM="flask-session",
+        SESSION_MIGRATE_UNTIL="2099-12-31",
+        SESSION_MIGRATE_STORE=SimpleCache(threshold=0),
+        SESSION_USE_SIGNER=True,
+    )
+    assert config.migrate_from == ("flask-session",)
 
 
 @pytest.mark.parametrize(
     "key",
     [
         "SESSION_PROTECTION",
-        "SESSION_USE_SIGNER",
-        "SESSION_ID_LENGTH",
-        "SESSION_SID_LENGTH",
-        "SESSION_SERIALIZATION_FORMAT",
-        "SESSION_CLEANUP_N_REQUESTS",
-        "SESSION_FILE_DIR",
-        "SESSION_FILE_MODE",
-        "SESSION_FILE_THRESHOLD",
-        "SESSION_MEMCACHED",
-        "SESSION_MONGODB",
-        "SESSION_MONGODB_DB",
-        "SESSION_MONGODB_COLLECT",
-        "SESSION_DYNAMODB",
-        "SESSION_DYNAMODB_TABLE",
-        "SESSION_DYNAMODB_TABLE_NAME",
-        "SESSION_DYNAMODB_KEY_ID",
-        "SESSION_DYNAMODB_SECRET",
-        "SESSION_DYNAMODB_REGION",
-        "SESSION_DYNAMODB_ENDPOINT_URL",
-        "SESSION_DYNAMODB_TABLE_EXISTS",
-        "SESSION_SQLALCHEMY_SEQUENCE",
-        "SESSION_PEEWEE_TABLE",
         "SESSION_COOKIE_NAME",
         "SESSION_OF_PARLIAMENT",
-        "SESION_SECRET",
+        "SESSIONS_PER_PAGE",
+        "SECTION_BACKEND",
+        "SESSION",
+        "SESSION_",
+        "SERVER_NAME",
+        "PERMANENT_ADDRESS",
+        "TABLE",
+        "STORE",
+        "MAX_AGE",
+        "REDIS_URL",
     ],
 )
 def test_keys_of_flask_and_of_other_extensions_are_not_warned_of(key: str) -> None:
@@ -196,10 +328,10 @@ def test_keys_of_flask_and_of_other_extensions_are_not_warned_of(key: str) -> No
 def test_every_key_of_ours_and_of_flasks_is_near_to_a_misspelt_one() -> None:
     flasks = [key for key in Flask("site").config if key.startswith("SESSION_")]
     assert len(flasks) == 8
-    for key in [*KEYS, *flasks]:
-        assert warnings_of(**{f"{key}_": "x"}) == [
-            f"'{key}_' is no configuration key. Did you mean '{key}'?"
-        ]
+    for key in [*KEYS, *flasks, "PERMANENT_SESSION_LIFETIME"]:
+        for wrong in (f"{key}_", key.replace("SESSION_", "SESSON_"), key.lower()):
+            (text,) = warnings_of(**{wrong: "x"})
+            assert text.startswith(f"{UNKNOWN.format(wrong)}'{key}'")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from werkzeug.datastructures import CombinedMultiDict
 from werkzeug.datastructures import FileMultiDict
 from werkzeug.datastructures import ImmutableMultiDict
 from werkzeug.datastructures import MultiDict
+from werkzeug.local import LocalProxy
 
 from flask_serversession.errors import ConfigurationError
 from flask_serversession.errors import RecordError
@@ -813,6 +814,12 @@ class HashableList(list[t.Any]):
         (Opaque, "a type", "Keep its name."),
         (User, "a type", "Keep its name."),
         (Markup, "a type", "Keep its name."),
+        (
+            LocalProxy(lambda: User),
+            "a werkzeug.local.LocalProxy",
+            "It stands for another object: keep the id of that one, such as"
+            " current_user.get_id().",
+        ),
         (1j, "a complex", "plain data"),
         (iter([]), "a list_iterator", "plain data"),
         (types.MappingProxyType({}), "a mappingproxy", "plain data"),

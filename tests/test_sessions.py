@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 from flask import Flask
 from flask import Response
+from flask import render_template_string
 from flask import session
 from flask import stream_with_context
 from flask.sessions import NullSession
@@ -484,6 +485,84 @@ def test_without_a_secret_a_session_refuses_as_flasks_does(name: str) -> None:
         assert dict(session) == {}
         with pytest.raises(RuntimeError, match="no secret key was set"):
             getattr(session, name)()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("id", "handle", "sid", "user", "meta"),
+        *("created_at", "expires_at", "lifetime"),
+    ],
+)
+def test_without_a_secret_what_a_session_is_says_what_is_missing(name: str) -> None:
+    app = Flask("site")
+    app.config["SESSION_BACKEND"] = "memory"
+    ServerSession(app)
+    with app.test_request_context():
+        with pytest.raises(RuntimeError, match="no secret key was set"):
+            getattr(session, name)
+        with pytest.raises(RuntimeError, match="no secret key was set"):
+            setattr(session, name, None)
+        # A key of that name is what a template means, as with Flask's.
+        assert render_template_string("<{{ session." + name + " }}>") == "<>"
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        (
+            "user",
+            "It is what 'SESSION_USER_KEY' finds in the session. To log somebody in,"
+            " set that key: session['_user_id'] = ….",
+        ),
+        ("id", "Call session.regenerate() for a new one."),
+        ("handle", "Call session.regenerate() for a new one."),
+        ("sid", "Call session.regenerate() for a new one."),
+        ("meta", "Set names in it: session.meta['device'] = '…'."),
+        ("expires_at", "Set session.lifetime."),
+        ("time_left", "Set session.lifetime."),
+        ("created_at", "Call session.regenerate(keep_data=False) to start over."),
+        ("authenticated_at", "Call session.mark_authenticated()."),
+    ],
+)
+def test_what_cannot_be_set_says_what_to_do(
+    browser: Browser, name: str, remedy: str
+) -> None:
+    def view() -> None:
+        with pytest.raises(AttributeError) as caught:
+            setattr(session, name, "hunter2")
+        assert str(caught.value) == f"session.{name} cannot be set. {remedy}"
+
+    browser.visit(view)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *((name, "destroy()") for name in ("invalidate", "delete", "logout", "flush")),
+        *((name, "regenerate()") for name in ("cycle_key", "rotate", "regenerate_id")),
+        *((name, "handle") for name in ("session_id", "session_key")),
+        ("user_id", "user"),
+        ("max_age", "lifetime"),
+        ("expires", "expires_at"),
+        ("commit", "save()"),
+    ],
+)
+def test_a_member_by_another_name_says_what_it_is_called_here(
+    browser: Browser, name: str, meant: str
+) -> None:
+    def view() -> None:
+        assert not hasattr(session, name)
+        for use in (lambda: getattr(session, name), lambda: setattr(session, name, 1)):
+            with pytest.raises(AttributeError) as caught:
+                use()
+            assert str(caught.value) == (
+                f"session has no attribute {name!r}. Did you mean session.{meant}?"
+            )
+        # The wish to have it is no access.
+        assert render_template_string("<{{ session." + name + " }}>") == "<>"
+
+    browser.visit(view)
 
 
 def test_a_session_that_is_not_stored_has_no_record(site: Site) -> None:

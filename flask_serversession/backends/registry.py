@@ -7,14 +7,18 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
+import inspect
 import os
 import typing as t
 
 from ..config import SessionConfig
-from ..config import suggest
 from ..errors import ConfigurationError
 from ..hiding import forget_frames
 from ..hiding import hide
+from ..serializers.wording import described
+from ..suggestions import suggest_driver
+from ..suggestions import suggest_kind
+from ..suggestions import suggest_place
 from .base import Backend
 
 if t.TYPE_CHECKING:
@@ -49,18 +53,11 @@ def build_backend(settings: BackendSettings) -> tuple[Backend, str | None]:
     chosen = hide(settings.config.backend)  # perhaps a URL
     if isinstance(chosen, Backend):
         return chosen, None
-    if not isinstance(chosen, str):
-        raise _unknown(chosen)
+    if not isinstance(chosen, str) or "://" in chosen:
+        raise _misplaced(chosen)
     if (kind := _KINDS.get(chosen)) is not None:
         backend = kind.build(settings)
         return backend, kind.warn(settings.config, backend) if kind.warn else None
-    if "://" in chosen:
-        # Not shown: it may have a password.
-        raise ConfigurationError(
-            "'SESSION_BACKEND' is a URL, which belongs into 'SESSION_REDIS_URL' or"
-            " 'SESSION_SQLALCHEMY_URL'; 'SESSION_BACKEND' names the kind of backend.",
-            "SESSION_BACKEND",
-        )
     return _third_party(str(chosen), settings), None
 
 
@@ -167,12 +164,18 @@ def _build_sqlalchemy(settings: BackendSettings) -> Backend:
         "prefix": config.key_prefix,
         "clock": settings.clock,
     }
-    with _explained(key, lambda error: _no_driver(key, error)):
-        if config.sqlalchemy is None:
+    source, bind_key = config.sqlalchemy, config.sqlalchemy_bind_key
+    with _explained(key, lambda error: _no_driver(key, error, config.sqlalchemy_url)):
+        engine, its_metadata = settings.sqlalchemy_engine(hide(source), bind_key)
+        if bind_key is not None and engine is source:
+            raise ConfigurationError(
+                f"'SESSION_SQLALCHEMY_BIND_KEY' is {bind_key!r}, which has no effect"
+                " without a Flask-SQLAlchemy object in 'SESSION_SQLALCHEMY'. Leave it"
+                " out, or pass that object.",
+                "SESSION_SQLALCHEMY_BIND_KEY",
+            )
+        if source is None:
             return backend_class.from_url(config.sqlalchemy_url, **options)
-        engine, its_metadata = settings.sqlalchemy_engine(
-            hide(config.sqlalchemy), config.sqlalchemy_bind_key
-        )
         if metadata is None:
             options["metadata"] = its_metadata
         return backend_class(engine, **options)
@@ -187,7 +190,7 @@ def _build_cachelib(settings: BackendSettings) -> Backend:
     config = settings.config
     if not isinstance(config.cachelib, BaseCache):
         raise ConfigurationError(
-            f"'SESSION_CACHELIB' is a {type(config.cachelib).__name__}; expected an"
+            f"'SESSION_CACHELIB' is {described(config.cachelib)}; expected an"
             " instance of a cachelib cache, such as"
             " cachelib.FileSystemCache(path, threshold=0), because 'SESSION_BACKEND' is"
             " 'cachelib'.",
@@ -261,15 +264,38 @@ def _explained(
     except ImportError as error:
         raise not_installed(error) from forget_frames(error)
     except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigurationError) and repr(error.option) in str(error):
+            raise  # it names its key itself
         raise ConfigurationError(f"{key!r}: {error}", key) from forget_frames(error)
 
 
 def _unknown(value: object) -> ConfigurationError:
     names = ", ".join(repr(name) for name in sorted(_KINDS))
+    shown = repr(value) if isinstance(value, str) else described(value)
     return ConfigurationError(
-        f"'SESSION_BACKEND' is {value!r}; expected {names}, an entry point's name,"
-        f" 'package.module:Name' or a Backend object{suggest(value, _KINDS)}",
+        f"'SESSION_BACKEND' is {shown}; expected {names}, an entry point's name,"
+        f" 'package.module:Name' or a Backend object{suggest_kind(value, _KINDS)}",
         "SESSION_BACKEND",
+    )
+
+
+def _misplaced(value: t.Any) -> ConfigurationError:
+    """Return the error about what is not the name of a kind; never shows a URL."""
+    if isinstance(value, str):
+        shown, what = "a URL", "the URL"
+    else:
+        shown, what = described(value), "this object"
+    place = suggest_place(value)
+    if inspect.isclass(value):
+        what = "an instance of this class"
+    if inspect.isclass(value) and issubclass(value, Backend):
+        remedy = "Make an instance of it."
+    elif place is None:
+        return _unknown(value)
+    else:
+        remedy = f"Set it to {place[0]!r}, and {place[1]!r} to {what}."
+    return ConfigurationError(
+        f"'SESSION_BACKEND' is {shown}. {remedy}", "SESSION_BACKEND"
     )
 
 
@@ -281,9 +307,16 @@ def _not_installed(kind: str) -> ConfigurationError:
     )
 
 
-def _no_driver(key: str, error: ImportError) -> ConfigurationError:
+def _no_driver(key: str, error: ImportError, url: object) -> ConfigurationError:
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        scheme = str(url).partition("://")[0]
+        return ConfigurationError(
+            f"{key!r} needs the database driver {error.name!r}, which is not installed."
+            f" {suggest_driver(error.name, scheme)}",
+            key,
+        )
     return ConfigurationError(
-        f"{key!r} needs a database driver that is not installed: {error}. Install"
-        " it, or name another one in the URL.",
+        f"{key!r} needs a database driver that cannot be imported: {error}. Install"
+        " what it needs, or name another one in the URL.",
         key,
     )

@@ -47,7 +47,7 @@ class Unavailable(Failure):
 def failure_of(error: BackendError | RecordError) -> Failure:
     """Return the failure of a command for an exception, with what to do about it."""
     if isinstance(error, NotSupportedError):
-        return Unsupported(f"{error} Choose another 'SESSION_BACKEND' if you need it.")
+        return Unsupported(str(error))
     if isinstance(error, BackendUnavailableError) and not error.refused:
         return Unavailable(
             f"{error} Is it running, and is its address right? See: flask sessions info"

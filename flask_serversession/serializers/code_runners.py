@@ -7,9 +7,7 @@ import types
 import typing as t
 
 from ..errors import ConfigurationError
-from .wording import qualified
-from .wording import type_name
-from .wording import with_article
+from .wording import described
 
 # The documentation of each warns against reading untrusted data with it.
 _MODULES = frozenset({"cloudpickle", "dill", "marshal", "pickle", "shelve"})
@@ -32,7 +30,7 @@ def refuse_code_runner(serializer: object) -> None:
     for part in parts:
         if (name := code_runner_of(part)) is not None:
             raise ConfigurationError(
-                f"'SESSION_SERIALIZER' is {_described(serializer)}; {name!r} is"
+                f"'SESSION_SERIALIZER' is {_shown(serializer)}; {name!r} is"
                 " refused, because whoever can write to the store could run code in"
                 " the application with it. Use 'msgpack' or 'json', and make plain"
                 " data of other objects before you store them.",
@@ -78,11 +76,5 @@ def _name_in(modules: list[object]) -> str | None:
     return None
 
 
-def _described(serializer: object) -> str:
-    if isinstance(serializer, str):
-        return repr(serializer)
-    if isinstance(serializer, types.ModuleType):
-        return f"the module {serializer.__name__}"
-    if isinstance(serializer, type):
-        return f"the class {qualified(serializer)}"
-    return with_article(type_name(serializer))
+def _shown(serializer: object) -> str:
+    return repr(serializer) if isinstance(serializer, str) else described(serializer)

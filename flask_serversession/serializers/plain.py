@@ -17,6 +17,7 @@ from markupsafe import Markup
 from werkzeug.datastructures import CombinedMultiDict
 from werkzeug.datastructures import ImmutableMultiDict
 from werkzeug.datastructures import MultiDict
+from werkzeug.local import LocalProxy
 
 from ..errors import SerializationError
 from .datetimes import RefusedError
@@ -381,7 +382,12 @@ def _show_key(key: t.Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:58]}…{shown[-1]}"
 
 
-def _remedy(value: object) -> str:
+def _remedy(value: t.Any) -> str:
+    if isinstance(value, LocalProxy):  # which claims to be of its object's class
+        return (
+            "It stands for another object: keep the id of that one, such as"
+            " current_user.get_id()."
+        )
     if isinstance(value, enum.Enum):
         return "Keep its value."
     if isinstance(value, (type, types.ModuleType)) or callable(value):

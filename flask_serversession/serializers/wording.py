@@ -1,7 +1,8 @@
-"""What the messages of all serializers are worded with."""
+"""What messages about objects are worded with."""
 
 from __future__ import annotations
 
+import types
 import typing as t
 
 from ..errors import RecordError
@@ -22,6 +23,17 @@ def qualified(kind: type) -> str:
 def with_article(noun: str) -> str:
     """Return a noun with its indefinite article."""
     return f"an {noun}" if noun[0] in "AEIOaeio" else f"a {noun}"
+
+
+def described(value: object) -> str:
+    """Return what an object is, without its ``repr``, which may show a secret."""
+    if value is None:
+        return "None"
+    if isinstance(value, types.ModuleType):
+        return f"the module {value.__name__}"
+    if isinstance(value, type):
+        return f"the class {qualified(value)}"
+    return with_article(type_name(value))
 
 
 def unreadable(name: str, error: Exception) -> RecordError:

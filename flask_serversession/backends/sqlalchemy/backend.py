@@ -15,6 +15,7 @@ from ...hiding import forget_frames
 from ...hiding import hide
 from ...record import Record
 from ...record import check_format
+from ...serializers.wording import described
 from ..base import Backend
 from ..base import Capability
 from ..base import Conflict
@@ -119,8 +120,8 @@ class SQLAlchemyBackend(Backend):
     ) -> None:
         if not isinstance(t.cast("object", engine), sa.Engine):
             raise TypeError(
-                f"expected a sqlalchemy.Engine or a Flask-SQLAlchemy object, not a"
-                f" {type(engine).__name__}; use 'SESSION_SQLALCHEMY_URL'."
+                "expected a sqlalchemy.Engine or a Flask-SQLAlchemy object, not"
+                f" {described(engine)}.{_hint(engine)}"
             )
         if prefix is not None and len(prefix) > _PREFIX_LENGTH:
             raise ValueError(
@@ -370,3 +371,17 @@ class SQLAlchemyBackend(Backend):
         if self._is_mysql and column.rstrip("\x7f").endswith(" "):
             return column[:-1]
         return column
+
+
+def _hint(value: object) -> str:
+    """Return what to pass instead of something that is no engine; it may be empty."""
+    kind = type(value)
+    if isinstance(value, type):
+        return " Make an instance of it."
+    if isinstance(value, (str, sa.URL)):
+        return " A URL belongs into 'SESSION_SQLALCHEMY_URL'."
+    if kind.__module__.startswith("sqlalchemy.ext.asyncio"):
+        return " Make one without asyncio."
+    if kind.__module__.startswith("sqlalchemy."):  # a Session, a Connection
+        return " Pass the engine that it works with."
+    return ""
