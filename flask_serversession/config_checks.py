@@ -31,9 +31,9 @@ FLASK_KEYS = (
     "SESSION_COOKIE_PARTITIONED",
 )
 #: Keys of other extensions, which are not spelling mistakes.
-_FOREIGN_KEYS = frozenset({"SESSION_PROTECTION"})  # of Flask-Login
-# Keys of Flask-Session, and those that stand in their place.
-_REPLACED_KEYS = {
+FOREIGN_KEYS = frozenset({"SESSION_PROTECTION"})  # of Flask-Login
+#: Keys of Flask-Session, and those that stand in their place.
+REPLACED_KEYS = {
     "SESSION_TYPE": "SESSION_BACKEND",
     "SESSION_ID_LENGTH": "SESSION_ID_GENERATOR",
     "SESSION_SID_LENGTH": "SESSION_ID_GENERATOR",
@@ -54,8 +54,8 @@ _REPLACED_KEYS = {
         "SESSION_CACHELIB",
     ),
 }
-# Keys of Flask-Session that nothing stands in place of, and why.
-_REMOVED_KEYS = {
+#: Keys of Flask-Session that nothing stands in place of, and why.
+REMOVED_KEYS = {
     "SESSION_USE_SIGNER": "cookies are always signed",
     "SESSION_FILE_THRESHOLD": "no session is ever evicted",
     "SESSION_SQLALCHEMY_SEQUENCE": "the table has no sequence",
@@ -285,9 +285,9 @@ def _misspellings(given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:
     known = [*KEYS, *FLASK_KEYS]
     flasks = {*Flask.default_config, *FLASK_KEYS}
     for key in given:
-        if key in KEYS or key in flasks or key in _FOREIGN_KEYS:
+        if key in KEYS or key in flasks or key in FOREIGN_KEYS:
             continue
-        if key in _REPLACED_KEYS or key in _REMOVED_KEYS:
+        if key in REPLACED_KEYS or key in REMOVED_KEYS:
             yield from _advice_on_former(key, given)
         elif (meant := suggest_keys(key, known)) is not None:
             yield (
@@ -299,11 +299,11 @@ def _misspellings(given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:
 def _advice_on_former(key: str, given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:
     """Give what to do about a key of Flask-Session, if that is not done yet."""
     text = f"{key!r} is a key of Flask-Session and has no effect here."
-    if (reason := _REMOVED_KEYS.get(key)) is not None:
+    if (reason := REMOVED_KEYS.get(key)) is not None:
         # The ids that are taken over may be signed.
         if "flask-session" not in _takes_over(given.get("SESSION_MIGRATE_FROM")):
             yield f"{text} Remove it: {reason}."
-    elif (new := _REPLACED_KEYS[key]) not in given:
+    elif (new := REPLACED_KEYS[key]) not in given:
         yield f"{text} Use {new!r} instead."
 
 

@@ -942,6 +942,7 @@ def default_in_docs(key: str) -> t.Any:
 
 def test_no_page_names_a_key_that_there_is_not() -> None:
     known = {*KEYS, *FLASK_KEYS, *config_checks.FOREIGN_KEYS}
+    known |= {*config_checks.REPLACED_KEYS, *config_checks.REMOVED_KEYS}
     known.add("SESSION_SAVE_UNINITIALISED")  # as an example of a misspelt one
     for page in READ:
         for key in re.findall(r"\bSESSION_[A-Z_]+\b", page.read_text("utf-8")):
