@@ -15,16 +15,24 @@ that a ``.. literalinclude::`` shows. Comments, which nobody sees on the pages, 
     ``.. config: unserved`` leaves out the requests, for what needs servers of its own.
 ``.. skip: REASON``, ``.. fails: REASON``
     before a listing: it is not run, or it does not work as yet.
-``.. check``
-    after a listing: Python that is run in its namespace.
-``.. raises``, ``.. warns``, ``.. logs``, ``.. prints``
-    after a ``.. code-block::`` of another language: Python that has to raise, warn
-    of, log or print exactly that text, whatever its spaces are.
-``.. shows``
-    after a ``.. code-block:: console``, if need be: Python that prepares its ``app``.
+``.. raises: NAME``, ``.. warns: NAME``, ``.. logs: NAME``, ``.. prints: NAME``
+    after a ``.. code-block::`` of another language: what the test files have under that
+    name has to raise, warn of, log or print exactly that text, whatever its spaces are.
+``.. shows: NAME``
+    after a ``.. code-block:: console``, if need be: what prepares its ``app``.
     Each ``$ flask`` of such a block is run, without it on :func:`make_shop`, and has to
     print what follows, whatever the spaces are; a line of ``…`` stands for anything.
     ``$ echo $?`` is the exit code of the one before.
+
+What only tests need is not in the pages. For each page there may be a file below
+``tests/listings`` with the same path, in which Python follows these comments:
+
+``.. check: NAME``
+    run in the namespace of the listings of that name, after the last of them; with a
+    number after the name, after the first, the second, and so on.
+``.. raises: NAME`` and so on
+    what the comment of that name in the page means. Without a name, and after a
+    ``.. code-block:: text``: a message that is not quoted on the page in full.
 
 A listing that defines tests is handed to pytest, with those that have its name.
 The addresses of :data:`SERVERS` are those of running servers. There are no blocks
@@ -91,6 +99,7 @@ from .test_third_party_suites import SUITES
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = ROOT / "README.rst"
+LISTINGS = ROOT / "tests" / "listings"
 
 #: What a listing says, and the fixture of the server that it means.
 SERVERS = {
@@ -158,6 +167,8 @@ _START = re.compile(
 
 def read_blocks(page: Path) -> list[Block]:
     """Give the directives and comments of a page that this module knows."""
+    if not page.exists():
+        return []
     lines = page.read_text(encoding="utf-8").splitlines()
     blocks: list[Block] = []
     for number, line in enumerate(lines):
@@ -213,6 +224,7 @@ def read_page(page: Path) -> tuple[list[Listing], list[Message]]:
     messages: list[Message] = []
     before: list[Block] = []
     last: Block | None = None
+    hidden = read_hidden(page)
     for block in read_blocks(page):
         if block.kind in _BEFORE:
             before.append(block)
@@ -230,15 +242,49 @@ def read_page(page: Path) -> tuple[list[Listing], list[Message]]:
                     )
                 listings.append(listing)
                 before = []
-        elif block.kind == "check":
-            listings[-1].checks.append(block)
         else:
             assert last is not None, block.place
             assert last.argument != "python", block.place
-            messages.append(Message(last, block))
+            how = hidden.pop(f"{block.kind}: {block.argument}", None)
+            assert how is not None, f"{block.place} has no {block.argument}"
+            messages.append(Message(last, how))
         assert not before, f"{before[0].place} is not before a listing"
     assert not before, f"{before[0].place} is not before a listing"
+    for place, block in hidden.items():
+        assert block.kind == "check", f"{page.name} has nothing for {place}"
+        name, _, number = block.argument.partition(" ")
+        named = [listing for listing in listings if listing.name == name]
+        assert named, f"{block.place} is of no listing"
+        named[int(number or 0) - 1].checks.append(block)
     return listings, messages
+
+
+def read_hidden(page: Path) -> dict[str, Block]:
+    """Give what the test files have for a page, by kind and name."""
+    hidden: dict[str, Block] = {}
+    for block in read_blocks(listings_of(page)):
+        if block.kind != "code-block" and block.argument:
+            key = f"{block.kind}: {block.argument}"
+            assert key not in hidden, f"{block.place} is there twice"
+            hidden[key] = block
+    return hidden
+
+
+def listings_of(page: Path) -> Path:
+    return LISTINGS / (page.relative_to(DOCS) if DOCS in page.parents else page.name)
+
+
+def read_quotes() -> list[Message]:
+    """Give the messages that the page of errors does not quote in full."""
+    messages: list[Message] = []
+    last: Block | None = None
+    for block in read_blocks(listings_of(DOCS / "errors.rst")):
+        if block.kind == "code-block":
+            last = block
+        elif not block.argument:
+            assert last is not None, block.place
+            messages.append(Message(last, block))
+    return messages
 
 
 PAGES = [README, *sorted(DOCS.rglob("*.rst"))]
@@ -449,7 +495,7 @@ def test_no_listing_hides_in_a_block_without_a_language(page: Path) -> None:
 
 MESSAGES = [
     message
-    for _, messages in READ.values()
+    for messages in [*(messages for _, messages in READ.values()), read_quotes()]
     for message in messages
     if message.how.kind != "shows"
 ]
