@@ -75,9 +75,7 @@ def test_a_log_out_in_another_tab_is_final(client, backend):
         del backend.before["replace"]
         other_tab.post("/log-out")
 
-    backend.before["replace"] = (
-        log_out_elsewhere  # just before it is stored
-    )
+    backend.before["replace"] = log_out_elsewhere  # just before it is stored
     client.post("/cart/ink")
     assert client.get("/cart").json == []
 
