@@ -98,6 +98,7 @@ from .benchmarks.apps import KINDS
 from .benchmarks.engines import ENGINES
 from .servers import PostgresServer
 from .servers import ValkeyServer
+from .test_scale_connections import RIGHTS
 from .test_third_party_suites import SUITES
 
 ROOT = Path(__file__).parent.parent
@@ -890,6 +891,11 @@ def test_the_table_of_capabilities_says_what_the_backends_declare() -> None:
         for name, cell in zip(names, row[1:], strict=True):
             is_yes = cell.startswith("yes")
             assert is_yes is (capability in BACKENDS[name].capabilities), row
+
+
+def test_the_documented_rights_of_a_user_of_redis_are_those_that_are_tried() -> None:
+    text = " ".join((DOCS / "backends/redis.rst").read_text("utf-8").split())
+    assert RIGHTS.format("session:") in text
 
 
 # -- the configuration
