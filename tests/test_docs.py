@@ -925,6 +925,13 @@ def test_every_key_is_documented_and_no_other() -> None:
     assert set(documented_keys()) == {*KEYS, *FLASK_KEYS}
 
 
+def test_the_table_of_all_keys_has_each_of_them_once() -> None:
+    text = (DOCS / "config.rst").read_text(encoding="utf-8")
+    table = text.partition(".. list-table:: All keys")[2].partition("Set these keys")[0]
+    found = re.findall(r":data:`(\w+)`", table)
+    assert sorted(found) == sorted({*KEYS, *FLASK_KEYS})
+
+
 @pytest.mark.parametrize("key", sorted(KEYS))
 def test_the_documented_default_is_the_codes(key: str) -> None:
     (field,) = [f for f in dataclasses.fields(SessionConfig) if f.name == KEYS[key]]
