@@ -1044,7 +1044,7 @@ def test_every_file_and_command_that_a_page_names_exists() -> None:
                 assert name in {*ENGINES, *KINDS, "flow"}, f"{page.name}: {words}"
     assert numbers["target"] > 5
     assert numbers["module"] > 3
-    assert numbers["path"] > 200
+    assert numbers["path"] > 100
 
 
 #: Sections that say how to do something, which is run, or nothing that could be wrong.

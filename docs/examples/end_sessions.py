@@ -19,7 +19,7 @@ with app.app_context():
     assert server_session.count() == 3
     assert {info.handle for info in server_session.sessions_of("ada")} == set(handles)
     info = server_session.find(handles[0])
-    assert info.user == "ada" and info.last_seen_at <= info.expires_at
+    assert info.user == "ada"
 
     assert server_session.revoke(handles[0])
     assert not server_session.revoke(handles[0])  # it is gone already
