@@ -1065,7 +1065,7 @@ def test_every_section_names_what_shows_it(page: str) -> None:
     for title, section in zip(titles, parts[2::2], strict=True):
         if title not in _NO_CLAIMS:
             assert re.search(
-                r"``(tests|docs)/\S+``|``?make [a-z]|python -m tests|^ +make ",
+                r"``(tests|docs)/\S+``|``?make [a-z]|python\s+-m\s+tests|^ +make ",
                 section,
                 re.M,
             ), f"{page}: {title}"
