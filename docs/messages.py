@@ -54,6 +54,16 @@ _NO_SENTENCES = {
     *("…, as SESSION_USE_SIGNER says", "Keys begin with", "Sessions read"),
     "Not readable",
     # parts that are put into the messages
+    *("this object", "an instance of this class"),
+    *("cookies are always signed", "no session is ever evicted", "is empty"),
+    *(
+        "the table has no sequence",
+        "count sessions",
+        "delete expired sessions on demand",
+    ),
+    *("cachelib.MemcachedCache(['localhost'])", "…, such as …", " with …, such as …"),
+    "cachelib.FileSystemCache(path, threshold=0)",
+    ", or name another one in the URL, such as '…+…://…'",
     *("no such", "unable to open database", "attempt to write a readonly"),
     *("timedelta or number of seconds", ", or None …", "the … database …", "at most …"),
     *(
