@@ -1121,6 +1121,27 @@ def source_of(name: str) -> str:
     return (ROOT / "tests" / name).read_text(encoding="utf-8")
 
 
+#: What people search for, in their own words.
+SYMPTOMS = (
+    "my session is empty on every request",
+    "logged out at random",
+    "503",
+    "works on my machine and not behind nginx",
+    "how do I log everybody out",
+    "how long do sessions live",
+    "sessions are per browser, not per user",
+)
+
+
+@pytest.mark.parametrize("symptom", SYMPTOMS)
+def test_the_search_leads_from_a_symptom_to_its_answer(symptom: str) -> None:
+    text = (DOCS / "faq.rst").read_text(encoding="utf-8")
+    # The search puts entries of the index that are marked as main ones first.
+    assert re.search(
+        rf"^\.\. index:: ! single: {re.escape(symptom)}\n\n\S.*\n~~~", text, re.M
+    )
+
+
 # -- the merge rules
 
 
