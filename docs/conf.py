@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 # Read from the sources, whether the package is installed or not.
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 project = "flask-serversession"
 author = "The flask-serversession maintainers"
@@ -15,7 +15,7 @@ copyright = "2026, the flask-serversession maintainers"
 release = re.search(r'(?m)^version = "(.+)"', (ROOT / "pyproject.toml").read_text())[1]
 version = ".".join(release.split(".")[:2])
 
-extensions = ["sphinx.ext.autodoc", "pallets_sphinx_themes"]
+extensions = ["sphinx.ext.autodoc", "messages"]
 exclude_patterns = ["_build"]
 default_role = "code"
 
@@ -24,16 +24,12 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 
-html_theme = "flask"
+html_theme = "furo"
 html_title = f"flask-serversession {release}"
-html_theme_options = {"index_sidebar_logo": False}
-html_sidebars = {
-    "index": ["localtoc.html", "searchbox.html"],
-    "**": ["localtoc.html", "relations.html", "searchbox.html"],
-}
+html_theme_options = {"top_of_page_buttons": []}
 html_show_sourcelink = False
 html_static_path = ["_static"]
-html_css_files = ["narrow.css"]
+html_css_files = ["custom.css"]
 
 # Links into the documentation of Flask and Python need their inventories, which are on
 # the network. Without them those names are left as text.

@@ -15,16 +15,27 @@ that a ``.. literalinclude::`` shows. Comments, which nobody sees on the pages, 
     ``.. config: unserved`` leaves out the requests, for what needs servers of its own.
 ``.. skip: REASON``, ``.. fails: REASON``
     before a listing: it is not run, or it does not work as yet.
-``.. check``
-    after a listing: Python that is run in its namespace.
-``.. raises``, ``.. warns``, ``.. logs``, ``.. prints``
-    after a ``.. code-block::`` of another language: Python that has to raise, warn
-    of, log or print exactly that text, whatever its spaces are.
-``.. shows``
-    after a ``.. code-block:: console``, if need be: Python that prepares its ``app``.
+``.. raises: NAME``, ``.. warns: NAME``, ``.. logs: NAME``, ``.. prints: NAME``
+    after a ``.. code-block::`` of another language: what the test files have under that
+    name has to raise, warn of, log or print exactly that text, whatever its spaces are.
+``.. shows: NAME``
+    after a ``.. code-block:: console``, if need be: what prepares its ``app``.
     Each ``$ flask`` of such a block is run, without it on :func:`make_shop`, and has to
     print what follows, whatever the spaces are; a line of ``…`` stands for anything.
     ``$ echo $?`` is the exit code of the one before.
+
+What only tests need is not in the pages. For each page there may be a file below
+``tests/listings`` with the same path, in which Python follows these comments:
+
+``.. before: NAME``
+    run in the namespace of the listings of that name, before the first of them: the
+    set-up that an excerpt leaves out.
+``.. check: NAME``
+    run in the namespace of the listings of that name, after the last of them; with a
+    number after the name, after the first, the second, and so on.
+``.. raises: NAME`` and so on
+    what the comment of that name in the page means. Without a name, and after a
+    ``.. code-block:: text``: a message that is not quoted on the page in full.
 
 A listing that defines tests is handed to pytest, with those that have its name.
 The addresses of :data:`SERVERS` are those of running servers. There are no blocks
@@ -37,6 +48,7 @@ import ast
 import collections
 import dataclasses
 import datetime as dt
+import functools
 import gc
 import importlib
 import importlib.util
@@ -86,11 +98,13 @@ from .benchmarks.apps import KINDS
 from .benchmarks.engines import ENGINES
 from .servers import PostgresServer
 from .servers import ValkeyServer
+from .test_scale_connections import RIGHTS
 from .test_third_party_suites import SUITES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = ROOT / "README.rst"
+LISTINGS = ROOT / "tests" / "listings"
 
 #: What a listing says, and the fixture of the server that it means.
 SERVERS = {
@@ -147,8 +161,8 @@ class Block:
 
 
 _BEFORE = ("listing", "file", "config", "skip", "fails")
-_AFTER = ("check", "raises", "warns", "logs", "prints", "shows")
-_LANGUAGES = {".py": "python", ".toml": "toml"}
+_AFTER = ("before", "check", "raises", "warns", "logs", "prints", "shows")
+_LANGUAGES = {".py": "python", ".toml": "toml", ".js": "javascript"}
 _START = re.compile(
     r"(?P<indent> *)\.\. (?P<kind>code-block(?=::)|literalinclude(?=::)|"
     rf"{'|'.join(_BEFORE + _AFTER)})"
@@ -158,6 +172,8 @@ _START = re.compile(
 
 def read_blocks(page: Path) -> list[Block]:
     """Give the directives and comments of a page that this module knows."""
+    if not page.exists():
+        return []
     lines = page.read_text(encoding="utf-8").splitlines()
     blocks: list[Block] = []
     for number, line in enumerate(lines):
@@ -197,6 +213,7 @@ class Listing:
     config: str | None = None
     skip: str = ""
     fails: str = ""
+    before: Block | None = None
     checks: list[Block] = dataclasses.field(default_factory=list[Block])
 
 
@@ -213,6 +230,7 @@ def read_page(page: Path) -> tuple[list[Listing], list[Message]]:
     messages: list[Message] = []
     before: list[Block] = []
     last: Block | None = None
+    hidden = read_hidden(page)
     for block in read_blocks(page):
         if block.kind in _BEFORE:
             before.append(block)
@@ -230,15 +248,52 @@ def read_page(page: Path) -> tuple[list[Listing], list[Message]]:
                     )
                 listings.append(listing)
                 before = []
-        elif block.kind == "check":
-            listings[-1].checks.append(block)
         else:
             assert last is not None, block.place
             assert last.argument != "python", block.place
-            messages.append(Message(last, block))
+            how = hidden.pop(f"{block.kind}: {block.argument}", None)
+            assert how is not None, f"{block.place} has no {block.argument}"
+            messages.append(Message(last, how))
         assert not before, f"{before[0].place} is not before a listing"
     assert not before, f"{before[0].place} is not before a listing"
+    for place, block in hidden.items():
+        assert block.kind in ("before", "check"), f"{page.name} has no {place}"
+        name, _, number = block.argument.partition(" ")
+        named = [listing for listing in listings if listing.name == name]
+        assert named, f"{block.place} is of no listing"
+        if block.kind == "before":
+            named[0].before = block
+        else:
+            named[int(number or 0) - 1].checks.append(block)
     return listings, messages
+
+
+def read_hidden(page: Path) -> dict[str, Block]:
+    """Give what the test files have for a page, by kind and name."""
+    hidden: dict[str, Block] = {}
+    for block in read_blocks(listings_of(page)):
+        if block.kind != "code-block" and block.argument:
+            key = f"{block.kind}: {block.argument}"
+            assert key not in hidden, f"{block.place} is there twice"
+            hidden[key] = block
+    return hidden
+
+
+def listings_of(page: Path) -> Path:
+    return LISTINGS / (page.relative_to(DOCS) if DOCS in page.parents else page.name)
+
+
+def read_quotes() -> list[Message]:
+    """Give the messages that the page of errors does not quote in full."""
+    messages: list[Message] = []
+    last: Block | None = None
+    for block in read_blocks(listings_of(DOCS / "errors.rst")):
+        if block.kind == "code-block":
+            last = block
+        elif not block.argument:
+            assert last is not None, block.place
+            messages.append(Message(last, block))
+    return messages
 
 
 PAGES = [README, *sorted(DOCS.rglob("*.rst"))]
@@ -318,6 +373,10 @@ def run(
             if listing.config is not None:
                 namespace["app"] = Flask("listing")
                 namespace["app"].secret_key = "a secret"
+            if listing.before is not None:
+                exec(
+                    listing.before.compiled(localize(listing.before.source)), namespace
+                )
             if listing.file:
                 module = importlib.import_module(listing.file.removesuffix(".py"))
                 namespace = vars(module)
@@ -449,7 +508,7 @@ def test_no_listing_hides_in_a_block_without_a_language(page: Path) -> None:
 
 MESSAGES = [
     message
-    for _, messages in READ.values()
+    for messages in [*(messages for _, messages in READ.values()), read_quotes()]
     for message in messages
     if message.how.kind != "shows"
 ]
@@ -504,6 +563,9 @@ def test_a_message_is_quoted_exactly(
     for value in namespace.values():
         if isinstance(value, Flask) and "serversession" in value.extensions:
             value.extensions["serversession"].backend.close()
+    if message.text.page == listings_of(DOCS / "errors.rst"):
+        documented = [*documented_messages(), "The session is unavailable because"]
+        assert any(re.search(pattern_of(text), expected) for text in documented)
     # A handle is random; the pages have one for all.
     found = [re.sub(r"\b[0-9a-f]{64}\b", "5f2b…", text) for text in found]
     assert expected in [" ".join(text.split()) for text in found]
@@ -548,119 +610,55 @@ HELPERS: Namespace = {
 # -- every message
 
 
-#: Calls with texts that are no messages, or are documented elsewhere: what each key
-#: accepts is in config.rst; help and what is printed when all goes well, in cli.rst.
-_NO_MESSAGES = {
-    *("InvalidValueError", "_duration_or", "_duration_or_none"),
-    *("AppGroup", "Hidden", "write_line", "progress_bar", "option"),
-    *("cast", "compile", "execute", "search", "startswith", "text"),
-    *("AssertionError", "OperationalError", "RuntimeError"),  # handled inside
-}
-#: The same for what is no argument of a call.
-_NO_SENTENCES = {
-    # handled inside, or looked for in what drivers say
-    *("a marker outside of its place", "a named offset without the offset"),
-    *("not an HTTP date", "not a string", "not a dict of lists", "… cannot be written"),
-    *("already exists", "is locked", "timed out", "timeout expired"),
-    *("unknown database", "Too many connections", "No connection available."),
-    # for who debugs the reading of pickles: all of them end in one message
-    *(
-        "There is no end.",
-        "… is not for plain data.",
-        "That is no ….",
-        "The stack is empty.",
-    ),
-    *("That is not one of the types.", "Only a UUID gets its content afterwards."),
-    *("A type is no plain data.", "There is too much in it."),
-    *("A key is too deep or too large.", "There is too much text in it."),
-    # in a table that is printed
-    *("compare and swap", "count them", "delete expired ones by itself"),
-    *("delete expired ones on demand", "list all sessions", "no answer", "It can"),
-    *("User agent", "Last seen", "Logged in", "<… (not loaded)>"),
-    *("Flask's signature", "Flask's age", "Ids in cookies", "not signed"),
-    *("…, as SESSION_USE_SIGNER says", "Keys begin with", "Sessions read"),
-    "Not readable",
-}
-_PLACEHOLDER = "\N{HORIZONTAL ELLIPSIS}"
+def pattern_of(message: str) -> str:
+    pieces = message.split(load_messages().PLACEHOLDER)
+    return ".{0,999}?".join(re.escape(piece) for piece in pieces)
 
 
-def read_messages() -> dict[str, str]:
-    """Give the texts of the package, with … for what differs, and where they are."""
-    found: dict[str, str] = {}
-    for path in sorted(Path(flask_serversession.__file__).parent.rglob("*.py")):
-        if path.parent.name != "testing":
-            finder = Messages()
-            finder.visit(ast.parse(path.read_text(encoding="utf-8")))
-            for text, line in finder.found.items():
-                found.setdefault(text, f"{path.name}:{line}")
+@functools.cache
+def load_messages() -> types.ModuleType:
+    """Import what the page of errors is made with."""
+    spec = importlib.util.spec_from_file_location("messages", DOCS / "messages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def documented_messages() -> list[str]:
+    """Give the messages that the page of errors lists, in its order."""
+    module = load_messages()
+    messages = module.read_messages()
+    text = (DOCS / "errors.rst").read_text(encoding="utf-8")
+    found: list[str] = []
+    for body in re.findall(r"^\.\. messages::\n((?:(?: .*)?\n)+)", text, re.MULTILINE):
+        for beginning, _ in module.read_entries(textwrap.dedent(body).splitlines()):
+            found.append(module.message_of(beginning, messages))
     return found
 
 
-class Messages(ast.NodeVisitor):
-    """Finds the strings of a module that are sentences, or parts of sentences."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, int] = {}
-
-    def visit_Expr(self, node: ast.Expr) -> None:
-        if not isinstance(node.value, ast.Constant):  # a docstring
-            self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-        if name not in _NO_MESSAGES:
-            self.generic_visit(node)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        if node.value is not None:
-            self.visit(node.value)
-
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        texts: list[str] = []
-        for value in node.values:
-            if isinstance(value, ast.Constant):
-                texts.append(re.sub(r"%[sdr]", _PLACEHOLDER, value.value))
-            else:
-                texts.append(_PLACEHOLDER)
-                self.visit(value)  # a text in an expression
-        self.add("".join(texts), node.lineno)
-
-    def visit_Constant(self, node: ast.Constant) -> None:
-        if isinstance(node.value, str):
-            text = re.sub(r"%[sdr]|\{\w*\}", _PLACEHOLDER, node.value)
-            self.add(text, node.lineno)
-
-    def add(self, text: str, line: int) -> None:
-        if "\n" in text or text in _NO_SENTENCES:  # a script, or no message
-            return
-        text = " ".join(text.split())
-        if len(re.findall(r"(?<![^ '(])[A-Za-z][a-z]+(?![^ '.,;:)])", text)) >= 2:
-            self.found.setdefault(text, line)
-
-
-def pattern_of(message: str) -> str:
-    pieces = message.split(_PLACEHOLDER)
-    return ".{1,99}?".join(re.escape(piece) for piece in pieces)
-
-
-def test_every_message_warning_and_line_of_the_log_is_documented() -> None:
-    page = " ".join((DOCS / "errors.rst").read_text(encoding="utf-8").split())
-    messages = read_messages()
+def test_every_message_warning_and_line_of_the_log_is_documented_once() -> None:
+    messages = load_messages().read_messages()
     assert len(messages) > 150
-    missing = [
-        f"{place}: {text}"
-        for text, place in messages.items()
-        if not re.search(pattern_of(text), page)
-    ]
+    documented = collections.Counter(documented_messages())
+    missing = [f"{place}: {t}" for t, place in messages.items() if t not in documented]
     assert not missing, "\n".join(missing)
+    assert [text for text, number in documented.items() if number > 1] == []
 
 
-def test_no_message_is_documented_that_there_is_not() -> None:
-    page = (DOCS / "errors.rst").read_text(encoding="utf-8")
-    cells = re.findall(r"^    \* - ``((?:.|\n {8})*?)``$", page, re.MULTILINE)
-    texts = {" ".join(cell.split()) for cell in cells}
-    assert len(texts) > 100
-    assert texts - set(read_messages()) == set()
+def test_every_message_has_an_anchor_of_its_own() -> None:
+    anchors = collections.Counter(map(load_messages().anchor_of, documented_messages()))
+    assert [anchor for anchor, number in anchors.items() if number > 1] == []
+
+
+def test_a_message_that_is_not_there_is_not_documented() -> None:
+    module = load_messages()
+    with pytest.raises(ValueError, match="0 messages begin with"):
+        module.message_of("The session backend sings", module.read_messages())
+    with pytest.raises(ValueError, match=r"[2-9] messages begin with"):
+        module.message_of("The session backend", module.read_messages())
 
 
 # -- the command line
@@ -895,6 +893,11 @@ def test_the_table_of_capabilities_says_what_the_backends_declare() -> None:
             assert is_yes is (capability in BACKENDS[name].capabilities), row
 
 
+def test_the_documented_rights_of_a_user_of_redis_are_those_that_are_tried() -> None:
+    text = " ".join((DOCS / "backends/redis.rst").read_text("utf-8").split())
+    assert RIGHTS.format("session:") in text
+
+
 # -- the configuration
 
 
@@ -920,6 +923,13 @@ def documented_keys() -> dict[str, Documented]:
 
 def test_every_key_is_documented_and_no_other() -> None:
     assert set(documented_keys()) == {*KEYS, *FLASK_KEYS}
+
+
+def test_the_table_of_all_keys_has_each_of_them_once() -> None:
+    text = (DOCS / "config.rst").read_text(encoding="utf-8")
+    table = text.partition(".. list-table:: All keys")[2].partition("Set these keys")[0]
+    found = re.findall(r":data:`(\w+)`", table)
+    assert sorted(found) == sorted({*KEYS, *FLASK_KEYS})
 
 
 @pytest.mark.parametrize("key", sorted(KEYS))
@@ -1034,7 +1044,7 @@ def test_every_file_and_command_that_a_page_names_exists() -> None:
                 assert name in {*ENGINES, *KINDS, "flow"}, f"{page.name}: {words}"
     assert numbers["target"] > 5
     assert numbers["module"] > 3
-    assert numbers["path"] > 200
+    assert numbers["path"] > 100
 
 
 #: Sections that say how to do something, which is run, or nothing that could be wrong.
@@ -1055,7 +1065,7 @@ def test_every_section_names_what_shows_it(page: str) -> None:
     for title, section in zip(titles, parts[2::2], strict=True):
         if title not in _NO_CLAIMS:
             assert re.search(
-                r"``(tests|docs)/\S+``|``?make [a-z]|python -m tests|^ +make ",
+                r"``(tests|docs)/\S+``|``?make [a-z]|python\s+-m\s+tests|^ +make ",
                 section,
                 re.M,
             ), f"{page}: {title}"
@@ -1109,6 +1119,27 @@ def test_the_suites_of_others_have_the_figures_that_they_are_held_to() -> None:
 
 def source_of(name: str) -> str:
     return (ROOT / "tests" / name).read_text(encoding="utf-8")
+
+
+#: What people search for, in their own words.
+SYMPTOMS = (
+    "my session is empty on every request",
+    "logged out at random",
+    "503",
+    "works on my machine and not behind nginx",
+    "how do I log everybody out",
+    "how long do sessions live",
+    "sessions are per browser, not per user",
+)
+
+
+@pytest.mark.parametrize("symptom", SYMPTOMS)
+def test_the_search_leads_from_a_symptom_to_its_answer(symptom: str) -> None:
+    text = (DOCS / "faq.rst").read_text(encoding="utf-8")
+    # The search puts entries of the index that are marked as main ones first.
+    assert re.search(
+        rf"^\.\. index:: ! single: {re.escape(symptom)}\n\n\S.*\n~~~", text, re.M
+    )
 
 
 # -- the merge rules

@@ -1,0 +1,20 @@
+from flask import Flask
+from flask_serversession import ServerSession, session
+
+app = Flask(__name__)
+app.config.update(
+    SECRET_KEY="change me",
+    SESSION_BACKEND="redis",
+    SESSION_REDIS_URL="redis://localhost:6379/0",
+    SESSION_MIGRATE_FROM={
+        "SESSION_BACKEND": "filesystem",
+        "SESSION_FILESYSTEM_PATH": "var/sessions",
+    },
+    SESSION_MIGRATE_UNTIL="2099-12-31",  # the switch, and a PERMANENT_SESSION_LIFETIME
+)
+ServerSession(app)
+
+
+@app.get("/")
+def index():
+    return f"Hello, {session.user}."
