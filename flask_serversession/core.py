@@ -62,6 +62,9 @@ logger = logging.getLogger("flask_serversession")
 # its remember cookie.
 _FRESH = "_fresh"
 
+# Looked up once: see :class:`.Known`.
+_UNSEEN, _NEW, _RESTART = Known.UNSEEN, Known.NEW, Wish.RESTART
+
 
 class Core:
     """What one application's sessions are made with. Thread-safe.
@@ -81,7 +84,8 @@ class Core:
         # A strong reference would keep an application alive that nobody uses any more,
         # until the garbage collector finds the cycle.
         self._app = weakref.ref(app)
-        self._app_config: dict[str, t.Any] = app.config
+        #: The application's own settings, some of which are read at each request.
+        self.app_config: dict[str, t.Any] = app.config
         self.config = config
         self.backend = backend
         self.clock = clock
@@ -225,7 +229,7 @@ class Core:
         """
         if user is None:
             return False
-        if unit.known is Known.NEW or unit.is_restarted:
+        if unit.known is _NEW or unit.is_restarted:
             return True
         stored = unit.stored
         if stored is None or user == stored.record.user:
@@ -282,27 +286,30 @@ class Core:
     @property
     def is_refreshed(self) -> bool:
         """``SESSION_REFRESH_EACH_REQUEST``: whether use renews a permanent session."""
-        return bool(self._app_config["SESSION_REFRESH_EACH_REQUEST"])
+        return bool(self.app_config["SESSION_REFRESH_EACH_REQUEST"])
 
     def is_permanent(self, unit: Unit) -> bool:
         """Whether the session outlives the browser."""
         known = unit.known
-        if known is Known.UNSEEN:
+        if known is _UNSEEN:
             cookie = unit.presented.cookie
             return cookie is not None and cookie.is_permanent
         if PERMANENT_KEY in unit.data:
             return bool(unit.data[PERMANENT_KEY])
         if not self.config.permanent:
             return False
-        return known is Known.NEW or unit.wish >= Wish.RESTART  # it begins
+        return known is _NEW or unit.wish >= _RESTART  # it begins
 
     def idle_timeout(self, is_permanent: bool) -> float:
         """Return the app's idle timeout, in seconds."""
         timeout = self.config.idle_timeout
         if not is_permanent and timeout is not None:
             return timeout
+        return self._permanent_lifetime()
+
+    def _permanent_lifetime(self) -> float:
         # What app.permanent_session_lifetime reads, in half the time.
-        lifetime = self._app_config["PERMANENT_SESSION_LIFETIME"]
+        lifetime = self.app_config["PERMANENT_SESSION_LIFETIME"]
         if isinstance(lifetime, dt.timedelta):
             return lifetime.total_seconds()
         return float(lifetime)
@@ -311,9 +318,11 @@ class Core:
         """Return for how long the session lives without being used, in seconds."""
         if unit.lifetime:
             return unit.lifetime
+        timeout = self.config.idle_timeout
         # Most applications have one timeout for both.
-        is_one = self.config.idle_timeout is None
-        return self.idle_timeout(is_one or self.is_permanent(unit))
+        if timeout is None or self.is_permanent(unit):
+            return self._permanent_lifetime()
+        return timeout
 
     def limit(self, expires_at: float, counts_from: float) -> float:
         """Return when a session expires that would, at the latest, at a moment.
@@ -464,8 +473,11 @@ class Core:
         :return: Whether it was adopted.
         :raises RecordError: if it cannot be read.
         """
+        key = unit.key
         try:
-            envelope = self._open(unit.key, record)
+            envelope = self._sealer.open(
+                record.data, key, created_at=record.created_at, user=record.user
+            )
             payload, serializer = envelope.payload, self.serializer
             if envelope.serializer != serializer.code:
                 serializer = _former_serializer(envelope.serializer)
@@ -484,18 +496,15 @@ class Core:
 
     def is_changed(self, unit: Unit, current: Record) -> bool:
         """Whether a record holds something else than the one that was loaded."""
+        stored = unit.stored
         try:
-            envelope = self._open(unit.key, current)
+            envelope = self._sealer.open(
+                current.data, unit.key, created_at=current.created_at, user=current.user
+            )
         except RecordError:
             return True
-        stored = unit.stored
         return stored is None or (
             (envelope.payload, envelope.lifetime) != (stored.payload, stored.lifetime)
-        )
-
-    def _open(self, key: str, record: Record) -> Envelope:
-        return self._sealer.open(
-            record.data, key, created_at=record.created_at, user=record.user
         )
 
 
