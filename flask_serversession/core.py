@@ -46,6 +46,7 @@ from .unit import Stored
 from .unit import Unit
 from .unit import Wish
 from .unit import is_unused
+from .users import ask_function
 from .users import find_user
 from .users import stored_name
 
@@ -87,6 +88,8 @@ class Core:
         #: The application's own settings, some of which are read at each request.
         self.app_config: dict[str, t.Any] = app.config
         self.config = config
+        # Empty if a function tells whose a session is.
+        self._user_keys = () if callable(config.user_key) else config.user_key
         self.backend = backend
         self.clock = clock
         self.serializer = serializer_for(config.serializer)
@@ -156,6 +159,11 @@ class Core:
             error=error,
         )
 
+    def log_saved(self, unit: Unit, reason: str) -> None:
+        """Log why a session was stored."""
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("Session %s saved: %s", self.handle_of(unit.key), reason)
+
     def _report_recovery(self) -> None:
         self.send(signals.backend_recovered, "", None)
 
@@ -201,10 +209,8 @@ class Core:
 
     def user_of(self, data: cabc.Mapping[str, t.Any]) -> str | None:
         """Return whom a session's content belongs to, as its record has it."""
-        user_key = self.config.user_key
-        # Nearly always keys: each request that looks at its session pays for this.
-        is_function = callable(user_key)
-        user = self.user_text_of(data) if is_function else find_user(data, user_key)
+        keys = self._user_keys
+        user = find_user(data, keys) if keys else self.user_text_of(data)
         return None if user is None else stored_name(user)
 
     def user_text_of(self, data: cabc.Mapping[str, t.Any]) -> str | None:
@@ -212,15 +218,15 @@ class Core:
 
         :raises SerializationError: if that cannot be told.
         """
-        user_key = self.config.user_key
-        if callable(user_key) and is_unused(data):
-            return None  # a function cannot keep anybody from logging out
-        return find_user(data, user_key)
+        function = self.config.user_key
+        if not callable(function):
+            return find_user(data, function)
+        # A function cannot keep anybody from logging out.
+        return None if is_unused(data) else ask_function(data, function)
 
     def is_user_key(self, key: object) -> bool:
         """Whether a session's content says under a key whom it belongs to."""
-        user_key = self.config.user_key
-        return not callable(user_key) and key in user_key
+        return key in self._user_keys
 
     def is_log_in(self, unit: Unit, user: str | None) -> bool:
         """Whether a user was not in the session before this request.
@@ -305,9 +311,6 @@ class Core:
         timeout = self.config.idle_timeout
         if not is_permanent and timeout is not None:
             return timeout
-        return self._permanent_lifetime()
-
-    def _permanent_lifetime(self) -> float:
         # What app.permanent_session_lifetime reads, in half the time.
         lifetime = self.app_config["PERMANENT_SESSION_LIFETIME"]
         if isinstance(lifetime, dt.timedelta):
@@ -318,11 +321,9 @@ class Core:
         """Return for how long the session lives without being used, in seconds."""
         if unit.lifetime:
             return unit.lifetime
-        timeout = self.config.idle_timeout
         # Most applications have one timeout for both.
-        if timeout is None or self.is_permanent(unit):
-            return self._permanent_lifetime()
-        return timeout
+        is_one = self.config.idle_timeout is None
+        return self.idle_timeout(is_one or self.is_permanent(unit))
 
     def limit(self, expires_at: float, counts_from: float) -> float:
         """Return when a session expires that would, at the latest, at a moment.
@@ -346,7 +347,8 @@ class Core:
         Never later than a twentieth of the lifetime, so that a short one is not
         missed by much.
         """
-        return now - touched_at >= min(self.config.touch_interval, lifetime / 20)
+        age = now - touched_at
+        return age >= self.config.touch_interval or age >= lifetime / 20
 
     def is_too_old(self, record: Record) -> bool:
         """Whether a session has reached its absolute timeout."""

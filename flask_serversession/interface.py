@@ -273,15 +273,13 @@ class ServerSessionInterface(SessionInterface):
         before the table is.
         """
         function = getattr(self.should_set_cookie, "__func__", None)
-        kind: t.Any = type(session)
-        if function is SessionInterface.should_set_cookie and (
-            kind is ServerSideSession
-            or (
+        if function is SessionInterface.should_set_cookie:
+            kind: t.Any = type(session)
+            if kind is ServerSideSession or (
                 kind.modified is ServerSideSession.modified
                 and kind.permanent is ServerSideSession.permanent
-            )
-        ):
-            return None
+            ):
+                return None
         if unit.known is not _NEW and not unit.presented.values:
             return None  # there is nobody to be sent a cookie
         # What it looks at, the view has not looked at: no page depends on it.

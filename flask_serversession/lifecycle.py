@@ -220,7 +220,7 @@ class Lifecycle:
         unit.identity, record = made
         unit.owed = Cookie.SET
         core.keep(unit, record, payload, now)
-        logger.debug("Session %s saved: new", core.handle_of(unit.key))
+        core.log_saved(unit, "new")
         tell_stored(core, unit, signals.session_created, None)
         # Others may have logged in at the same moment, and be the last ones.
         return _LOST if moment.is_ended_here(unit) else _DONE
@@ -232,14 +232,12 @@ class Lifecycle:
             if found is None:
                 return self._give_up(unit, attempts)
             return self._conflict(unit, found, attempts)
-        core, before = self.core, unit.stored
-        assert before is not None  # noqa: S101 - for type checkers
-        stored, issued_at = before.record, before.issued_at
+        core, before, identity = self.core, unit.stored, unit.identity
+        assert before is not None and identity is not None  # noqa: PT018, S101 - for type checkers
+        stored, issued_at, key = before.record, before.issued_at, identity.key
         payload = core.dumps(unit, attempts.encoded)
         version = stored.version + 1
         now = core.clock()
-        identity = unit.identity
-        assert identity is not None  # noqa: S101 - for type checkers
         record = core.make_record(
             unit,
             identity,
@@ -254,7 +252,7 @@ class Lifecycle:
             record = dataclasses.replace(record, expires_at=now)
         try:
             result = core.ask(
-                unit, "replace", core.backend.replace, unit.key, record, stored.version
+                unit, "replace", core.backend.replace, key, record, stored.version
             )
         except RecordError as error:
             return self._give_up(unit, attempts, error)
@@ -269,8 +267,7 @@ class Lifecycle:
             if result.version != version:
                 record = dataclasses.replace(record, version=result.version)
             core.keep(unit, record, payload, issued_at)
-            reason = attempts.reason or "resave"
-            logger.debug("Session %s saved: %s", core.handle_of(unit.key), reason)
+            core.log_saved(unit, attempts.reason or "resave")
             tell_stored(core, unit, signals.session_saved, stored.user)
             # Another request of this process may have ended it in the same moment.
             return _LOST if moment.is_ended_here(unit) else _DONE

@@ -199,10 +199,14 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
             or moment.differs_from_cookie(unit, is_permanent)
         )
     is_owed = unit.owed is _SET
-    # The browser has the cookie already, and whoever shares the cache must not get it.
-    is_due = is_due and unit.failure is None and (is_owed or not moment.is_public)
-    # It has the newer id, or is about to get it.
-    is_due = is_due and not unit.is_renewed
+    if is_due:
+        is_due = (
+            unit.failure is None
+            # The browser has it already, and whoever shares the cache must not get it.
+            and (is_owed or not moment.is_public)
+            # It has the newer id, or is about to get it.
+            and not unit.is_renewed
+        )
     cookie = _SET if is_due or is_owed else _NONE
     if wish >= _SAVE or moment.rotation or (moment.resave and not unit.is_saved):
         # Who changes a session from outside is not its user.

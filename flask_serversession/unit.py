@@ -18,6 +18,7 @@ and :meth:`Unit.fail` set :attr:`Unit.known`.
 from __future__ import annotations
 
 import collections.abc as cabc
+import dataclasses
 import enum
 import typing as t
 
@@ -114,8 +115,12 @@ class Identity(t.NamedTuple):
         return "<Identity>"  # error reporters record the repr of local variables
 
 
-class Stored(t.NamedTuple):
-    """A record as this request last saw it: what changes are compared with."""
+@dataclasses.dataclass(slots=True, repr=False)
+class Stored:
+    """A record as this request last saw it: what changes are compared with.
+
+    Never changed once it is made.
+    """
 
     record: Record
     #: The serialized content of the record.

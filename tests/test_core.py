@@ -423,7 +423,7 @@ def test_what_the_application_tells_is_kept_beside_what_is_recorded() -> None:
     record = dataclasses.replace(loaded(core).record, meta=unit.own_meta)
     unit = loaded(core)
     assert unit.stored is not None
-    unit.stored = unit.stored._replace(record=record)
+    unit.stored = dataclasses.replace(unit.stored, record=record)
     assert meta_of(unit) == record.meta
 
 

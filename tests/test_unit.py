@@ -334,7 +334,7 @@ def test_the_meta_is_what_is_stored_until_something_else_is_told() -> None:
     found = stored({"n": 1})
     meta = {"device": "phone", "user_agent": "a browser"}
     record = dataclasses.replace(found.record, meta=meta)
-    unit.adopt(found._replace(record=record), {"n": 1})
+    unit.adopt(dataclasses.replace(found, record=record), {"n": 1})
     assert unit.own_meta is None
     assert unit.current_meta == {"device": "phone"}
     unit.change_meta({})
