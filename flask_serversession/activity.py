@@ -71,7 +71,7 @@ def look_again(core: Core, unit: Unit) -> Record | t.Literal[True] | None:
         return None
     if record.is_tombstone or record.version != stored.record.version:
         return record
-    unit.stored = stored._replace(record=record)
+    unit.stored = dataclasses.replace(stored, record=record)
     return True
 
 
@@ -91,7 +91,7 @@ def touch_stored(core: Core, unit: Unit, renews: bool) -> bool:
     is_alive = _ask(core, unit, now, expires_at)
     if is_alive and unit.stored is not None:
         record = dataclasses.replace(record, touched_at=now, expires_at=expires_at)
-        unit.stored = unit.stored._replace(record=record)
+        unit.stored = dataclasses.replace(unit.stored, record=record)
     return is_alive is not False
 
 
@@ -173,8 +173,8 @@ def _write_track(core: Core, unit: Unit) -> bool:
         return False
     handle = core.handle_of(identity.key)
     logger.debug("Session %s touched, with another address or browser", handle)
-    unit.stored = stored._replace(
-        record=record, payload=payload, serializer=core.serializer
+    unit.stored = dataclasses.replace(
+        stored, record=record, payload=payload, serializer=core.serializer
     )
     return True
 

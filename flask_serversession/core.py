@@ -46,6 +46,7 @@ from .unit import Stored
 from .unit import Unit
 from .unit import Wish
 from .unit import is_unused
+from .users import ask_function
 from .users import find_user
 from .users import stored_name
 
@@ -61,6 +62,9 @@ logger = logging.getLogger("flask_serversession")
 # Where Flask-Login keeps whether somebody has logged in, and has not merely come with
 # its remember cookie.
 _FRESH = "_fresh"
+
+# Looked up once: see :class:`.Known`.
+_UNSEEN, _NEW, _RESTART = Known.UNSEEN, Known.NEW, Wish.RESTART
 
 
 class Core:
@@ -81,8 +85,11 @@ class Core:
         # A strong reference would keep an application alive that nobody uses any more,
         # until the garbage collector finds the cycle.
         self._app = weakref.ref(app)
-        self._app_config: dict[str, t.Any] = app.config
+        #: The application's own settings, some of which are read at each request.
+        self.app_config: dict[str, t.Any] = app.config
         self.config = config
+        # Empty if a function tells whose a session is.
+        self._user_keys = () if callable(config.user_key) else config.user_key
         self.backend = backend
         self.clock = clock
         self.serializer = serializer_for(config.serializer)
@@ -152,6 +159,11 @@ class Core:
             error=error,
         )
 
+    def log_saved(self, unit: Unit, reason: str) -> None:
+        """Log why a session was stored."""
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("Session %s saved: %s", self.handle_of(unit.key), reason)
+
     def _report_recovery(self) -> None:
         self.send(signals.backend_recovered, "", None)
 
@@ -197,10 +209,8 @@ class Core:
 
     def user_of(self, data: cabc.Mapping[str, t.Any]) -> str | None:
         """Return whom a session's content belongs to, as its record has it."""
-        user_key = self.config.user_key
-        # Nearly always keys: each request that looks at its session pays for this.
-        is_function = callable(user_key)
-        user = self.user_text_of(data) if is_function else find_user(data, user_key)
+        keys = self._user_keys
+        user = find_user(data, keys) if keys else self.user_text_of(data)
         return None if user is None else stored_name(user)
 
     def user_text_of(self, data: cabc.Mapping[str, t.Any]) -> str | None:
@@ -208,15 +218,15 @@ class Core:
 
         :raises SerializationError: if that cannot be told.
         """
-        user_key = self.config.user_key
-        if callable(user_key) and is_unused(data):
-            return None  # a function cannot keep anybody from logging out
-        return find_user(data, user_key)
+        function = self.config.user_key
+        if not callable(function):
+            return find_user(data, function)
+        # A function cannot keep anybody from logging out.
+        return None if is_unused(data) else ask_function(data, function)
 
     def is_user_key(self, key: object) -> bool:
         """Whether a session's content says under a key whom it belongs to."""
-        user_key = self.config.user_key
-        return not callable(user_key) and key in user_key
+        return key in self._user_keys
 
     def is_log_in(self, unit: Unit, user: str | None) -> bool:
         """Whether a user was not in the session before this request.
@@ -225,7 +235,7 @@ class Core:
         """
         if user is None:
             return False
-        if unit.known is Known.NEW or unit.is_restarted:
+        if unit.known is _NEW or unit.is_restarted:
             return True
         stored = unit.stored
         if stored is None or user == stored.record.user:
@@ -282,19 +292,19 @@ class Core:
     @property
     def is_refreshed(self) -> bool:
         """``SESSION_REFRESH_EACH_REQUEST``: whether use renews a permanent session."""
-        return bool(self._app_config["SESSION_REFRESH_EACH_REQUEST"])
+        return bool(self.app_config["SESSION_REFRESH_EACH_REQUEST"])
 
     def is_permanent(self, unit: Unit) -> bool:
         """Whether the session outlives the browser."""
         known = unit.known
-        if known is Known.UNSEEN:
+        if known is _UNSEEN:
             cookie = unit.presented.cookie
             return cookie is not None and cookie.is_permanent
         if PERMANENT_KEY in unit.data:
             return bool(unit.data[PERMANENT_KEY])
         if not self.config.permanent:
             return False
-        return known is Known.NEW or unit.wish >= Wish.RESTART  # it begins
+        return known is _NEW or unit.wish >= _RESTART  # it begins
 
     def idle_timeout(self, is_permanent: bool) -> float:
         """Return the app's idle timeout, in seconds."""
@@ -302,7 +312,7 @@ class Core:
         if not is_permanent and timeout is not None:
             return timeout
         # What app.permanent_session_lifetime reads, in half the time.
-        lifetime = self._app_config["PERMANENT_SESSION_LIFETIME"]
+        lifetime = self.app_config["PERMANENT_SESSION_LIFETIME"]
         if isinstance(lifetime, dt.timedelta):
             return lifetime.total_seconds()
         return float(lifetime)
@@ -337,7 +347,8 @@ class Core:
         Never later than a twentieth of the lifetime, so that a short one is not
         missed by much.
         """
-        return now - touched_at >= min(self.config.touch_interval, lifetime / 20)
+        age = now - touched_at
+        return age >= self.config.touch_interval or age >= lifetime / 20
 
     def is_too_old(self, record: Record) -> bool:
         """Whether a session has reached its absolute timeout."""
@@ -464,8 +475,11 @@ class Core:
         :return: Whether it was adopted.
         :raises RecordError: if it cannot be read.
         """
+        key = unit.key
         try:
-            envelope = self._open(unit.key, record)
+            envelope = self._sealer.open(
+                record.data, key, created_at=record.created_at, user=record.user
+            )
             payload, serializer = envelope.payload, self.serializer
             if envelope.serializer != serializer.code:
                 serializer = _former_serializer(envelope.serializer)
@@ -484,18 +498,15 @@ class Core:
 
     def is_changed(self, unit: Unit, current: Record) -> bool:
         """Whether a record holds something else than the one that was loaded."""
+        stored = unit.stored
         try:
-            envelope = self._open(unit.key, current)
+            envelope = self._sealer.open(
+                current.data, unit.key, created_at=current.created_at, user=current.user
+            )
         except RecordError:
             return True
-        stored = unit.stored
         return stored is None or (
             (envelope.payload, envelope.lifetime) != (stored.payload, stored.lifetime)
-        )
-
-    def _open(self, key: str, record: Record) -> Envelope:
-        return self._sealer.open(
-            record.data, key, created_at=record.created_at, user=record.user
         )
 
 

@@ -30,7 +30,6 @@ from .config import find_late_keys
 from .cookie import CookieSigner
 from .cookie import CookieState
 from .cookie import delete_cookie
-from .cookie import find_values
 from .cookie import set_cookie
 from .errors import BackendUnavailableError
 from .hiding import HiddenTuple
@@ -51,6 +50,10 @@ from .unit import Presented
 from .unit import Unit
 
 logger = logging.getLogger("flask_serversession")
+
+# Looked up once: see Known.
+_NEW, _STORED, _CLOSED = Known.NEW, Known.STORED, Phase.CLOSED
+_NONE, _DELETE = Cookie.NONE, Cookie.DELETE
 
 # Longer user agents say nothing more, and are often an attack on whoever lists them.
 _MAX_META = 256
@@ -136,9 +139,11 @@ class ServerSessionInterface(SessionInterface):
         # Read at each request like Flask does, derived only when they change.
         secrets = self._secrets
         if not secrets:
-            if not app.secret_key:
+            secrets = HiddenTuple(
+                (app.secret_key, *(self.core.app_config["SECRET_KEY_FALLBACKS"] or ()))
+            )
+            if not secrets[0]:
                 return None
-            secrets = HiddenTuple((app.secret_key, *_fallbacks_of(app)))
         known = self._signer
         if known is None or known[0] != secrets:
             is_first = known is None
@@ -165,23 +170,16 @@ class ServerSessionInterface(SessionInterface):
         if (signer := self.get_signer(app)) is None:
             return None
         unit = Unit(signer)
-        if (presented := self._find_cookies(app, request)) is not None:
-            unit.presented = presented
-        if is_socket_event(app, request):
-            unit.phase = Phase.CLOSED
+        # No local variable: an error reporter could find the cookie in it.
+        if "HTTP_COOKIE" in request.environ:
+            name, now = self.get_cookie_name(app), self.core.clock()
+            unit.presented = Presented(request.environ["HTTP_COOKIE"], name, now)
+        if "socketio" in app.extensions and is_socket_event(app, request):
+            unit.phase = _CLOSED
         if self.config.track:
             unit.meta = self._meta(request)
         session = self.session_class(unit, self.lifecycle)
         return remember(session, request)
-
-    def _find_cookies(self, app: Flask, request: Request) -> Presented | None:
-        # A function of its own: what may fail is asked before there is a value that an
-        # error reporter could find in a local variable.
-        if "HTTP_COOKIE" not in request.environ:
-            return None
-        name, now = self.get_cookie_name(app), self.core.clock()
-        values = find_values(request.environ["HTTP_COOKIE"], name)
-        return Presented(values, now) if values else None
 
     def _meta(self, request: Request) -> dict[str, str]:
         values = {
@@ -228,7 +226,7 @@ class ServerSessionInterface(SessionInterface):
                 _answer_unavailable(app, response, failure)
                 return
             cookie = self._settle(app, session, unit, response)
-            if unit.is_new and unit.known is Known.STORED:
+            if unit.is_new and unit.known is _STORED:
                 self._cleanup()
         except BackendUnavailableError as error:
             unit.phase = Phase.CLOSED
@@ -243,7 +241,7 @@ class ServerSessionInterface(SessionInterface):
         except BaseException:
             unit.phase = Phase.ABANDONED
             raise
-        unit.phase = unit.phase or Phase.CLOSED
+        unit.phase = unit.phase or _CLOSED
         if unit.is_exposed and response.is_streamed:
             self.lifecycle.unsaved.watch()
         else:
@@ -257,18 +255,17 @@ class ServerSessionInterface(SessionInterface):
         self, app: Flask, session: SessionMixin, unit: Unit, response: Response
     ) -> Cookie:
         moment = EndOfRequest(self.core, response)
-        if not self.config.save_on_error:
-            moment.is_error_unsaved = response.status_code >= 500
-        if moment.is_error_unsaved:
+        if not self.config.save_on_error and response.status_code >= 500:
+            moment.is_error_unsaved = True
             unit.phase = Phase.ABANDONED
-        elif unit.presented.values or unit.known is Known.NEW:
-            moment.is_wanted = self._is_wanted(app, session)
+        else:
+            moment.is_wanted = self._is_wanted(app, session, unit)
         cookie = self.lifecycle.settle(unit, moment)
         if unit.failure is not None and not is_visitors(session):
             raise unit.failure  # whatever SESSION_ON_BACKEND_ERROR keeps from visitors
         return cookie
 
-    def _is_wanted(self, app: Flask, session: SessionMixin) -> bool | None:
+    def _is_wanted(self, app: Flask, session: SessionMixin, unit: Unit) -> bool | None:
         """Ask ``should_set_cookie()`` if an application has its own, else ``None``.
 
         Flask's would load the session, so the table has what it says as rows. An
@@ -276,17 +273,16 @@ class ServerSessionInterface(SessionInterface):
         before the table is.
         """
         function = getattr(self.should_set_cookie, "__func__", None)
-        kind: t.Any = type(session)
-        if function is SessionInterface.should_set_cookie and (
-            kind is ServerSideSession
-            or (
+        if function is SessionInterface.should_set_cookie:
+            kind: t.Any = type(session)
+            if kind is ServerSideSession or (
                 kind.modified is ServerSideSession.modified
                 and kind.permanent is ServerSideSession.permanent
-            )
-        ):
-            return None
+            ):
+                return None
+        if unit.known is not _NEW and not unit.presented.values:
+            return None  # there is nobody to be sent a cookie
         # What it looks at, the view has not looked at: no page depends on it.
-        unit = unit_of(t.cast("ServerSideSession", session))
         accessed, was_passive, was_glanced = (
             session.accessed,
             unit.is_passive,
@@ -322,12 +318,12 @@ class ServerSessionInterface(SessionInterface):
         cookie: Cookie,
     ) -> None:
         # One that is only sent again was left out of a public response before.
-        if (cookie is Cookie.DELETE or unit.owed) and is_public(response):
+        if (cookie is _DELETE or unit.owed) and is_public(response):
             self._make_private(response)
-        if cookie is Cookie.DELETE:
+        if cookie is _DELETE:
             delete_cookie(self, app, response)
             return
-        unit.owed = Cookie.NONE
+        unit.owed = _NONE
         expires = self.get_expiration_time(app, session)
         now = self.core.clock()
         if set_cookie(self, app, response, lambda: self._value(unit), expires, now):
@@ -407,11 +403,6 @@ class ServerSessionInterface(SessionInterface):
             not in ("", "public", "s-maxage", "private")
         ]
         response.headers["Cache-Control"] = ", ".join([*kept, "private"])
-
-
-def _fallbacks_of(app: Flask) -> cabc.Sequence[str | bytes]:
-    config = t.cast("dict[str, t.Any]", app.config)
-    return config["SECRET_KEY_FALLBACKS"] or ()
 
 
 def _vary_by_cookie(response: Response) -> None:

@@ -67,6 +67,10 @@ logger = logging.getLogger("flask_serversession")
 
 
 _UNCHANGED: tuple[str, bytes | None] = ("", None)
+# Looked up once: see :class:`.Known`.
+_STORED, _SAVE = Known.STORED, Wish.SAVE
+_NOTHING, _VERIFY, _LOAD = Step.NOTHING, Step.VERIFY, Step.LOAD
+_DONE, _LOST = Outcome.DONE, Outcome.LOST
 
 
 class Lifecycle:
@@ -117,15 +121,15 @@ class Lifecycle:
         while True:
             change = _UNCHANGED
             # What changed is looked for first, if anything is saved.
-            if unit.known is Known.STORED and not moment.is_error_unsaved:
+            if unit.known is _STORED and not moment.is_error_unsaved:
                 change = self._find_change(unit, moment, None)
             row = plan(unit, moment)
             step = row.step
-            if step is Step.NOTHING:
+            if step is _NOTHING:
                 return row.cookie
-            if step is Step.VERIFY:
+            if step is _VERIFY:
                 self.loader.verify(unit)
-            elif step is Step.LOAD:
+            elif step is _LOAD:
                 self.loader.load(unit)
             else:
                 return self._carry_out(unit, moment, row, change, resolve)
@@ -144,9 +148,9 @@ class Lifecycle:
             while True:
                 attempts.reason, attempts.encoded = change
                 outcome = self._act[row.step](unit, row, moment, attempts)
-                if outcome is Outcome.DONE:
+                if outcome is _DONE:
                     return row.cookie
-                if outcome is Outcome.LOST:
+                if outcome is _LOST:
                     return Cookie.NONE
                 change = self._find_change(unit, moment, attempts)
                 row = plan(unit, moment)
@@ -170,14 +174,10 @@ class Lifecycle:
         core, stored = self.core, unit.stored
         assert stored is not None  # noqa: S101 - for type checkers
         change = _UNCHANGED
-        if (
-            unit.wish >= Wish.SAVE
-            or unit.is_exposed
-            or unit.lifetime != stored.lifetime
-        ):
+        if unit.wish >= _SAVE or unit.is_exposed or unit.lifetime != stored.lifetime:
             change = unit.find_change(core.serializer)
-            if change[0] and unit.wish < Wish.SAVE:
-                unit.wish = Wish.SAVE
+            if change[0] and unit.wish < _SAVE:
+                unit.wish = _SAVE
         if unit.is_atomic:
             change = ("atomic() was called", change[1])
         moment.rotation = find_reason(core, unit, is_changed=bool(change[0]))
@@ -220,10 +220,10 @@ class Lifecycle:
         unit.identity, record = made
         unit.owed = Cookie.SET
         core.keep(unit, record, payload, now)
-        logger.debug("Session %s saved: new", core.handle_of(unit.key))
+        core.log_saved(unit, "new")
         tell_stored(core, unit, signals.session_created, None)
         # Others may have logged in at the same moment, and be the last ones.
-        return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
+        return _LOST if moment.is_ended_here(unit) else _DONE
 
     def _replace(
         self, unit: Unit, row: Plan, moment: Moment, attempts: Attempts
@@ -232,14 +232,12 @@ class Lifecycle:
             if found is None:
                 return self._give_up(unit, attempts)
             return self._conflict(unit, found, attempts)
-        core, before = self.core, unit.stored
-        assert before is not None  # noqa: S101 - for type checkers
-        stored, issued_at = before.record, before.issued_at
+        core, before, identity = self.core, unit.stored, unit.identity
+        assert before is not None and identity is not None  # noqa: PT018, S101 - for type checkers
+        stored, issued_at, key = before.record, before.issued_at, identity.key
         payload = core.dumps(unit, attempts.encoded)
         version = stored.version + 1
         now = core.clock()
-        identity = unit.identity
-        assert identity is not None  # noqa: S101 - for type checkers
         record = core.make_record(
             unit,
             identity,
@@ -254,7 +252,7 @@ class Lifecycle:
             record = dataclasses.replace(record, expires_at=now)
         try:
             result = core.ask(
-                unit, "replace", core.backend.replace, unit.key, record, stored.version
+                unit, "replace", core.backend.replace, key, record, stored.version
             )
         except RecordError as error:
             return self._give_up(unit, attempts, error)
@@ -269,11 +267,10 @@ class Lifecycle:
             if result.version != version:
                 record = dataclasses.replace(record, version=result.version)
             core.keep(unit, record, payload, issued_at)
-            reason = attempts.reason or "resave"
-            logger.debug("Session %s saved: %s", core.handle_of(unit.key), reason)
+            core.log_saved(unit, attempts.reason or "resave")
             tell_stored(core, unit, signals.session_saved, stored.user)
             # Another request of this process may have ended it in the same moment.
-            return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
+            return _LOST if moment.is_ended_here(unit) else _DONE
         if isinstance(result, Conflict):
             if not result.current.is_tombstone and not attempts.reason:
                 # SESSION_RESAVE writes again what was only read, and another request

@@ -26,6 +26,9 @@ if t.TYPE_CHECKING:
 
 logger = logging.getLogger("flask_serversession")
 
+# Looked up once: see :class:`.Known`.
+_UNSEEN, _GONE, _END = Known.UNSEEN, Known.GONE, Wish.END
+
 
 class Loader:
     """Makes known what a request did not know of its session yet. Thread-safe.
@@ -76,7 +79,7 @@ class Loader:
         try:
             self._load(unit)
         finally:
-            if unit.known >= Known.GONE:
+            if unit.known >= _GONE:
                 self._log_outs.watch()
 
     def _load(self, unit: Unit) -> None:
@@ -93,10 +96,8 @@ class Loader:
         opened_at, presented.seen_at = presented.seen_at, core.clock()
         try:
             record = core.breaker.ask(core.backend.load, identity.key)
-            if len(presented.values) > 1 and (record is None or record.is_tombstone):
-                record = self._load_next(unit, identity, record)
-            if record is not None and (record.is_tombstone or unit.is_unsettled):
-                record = self._settle_id(unit, record)
+            if record is None or record.is_tombstone or unit.is_unsettled:
+                record = self._look_further(unit, identity, record)
             if core.leftovers.keys:
                 core.leftovers.remove()
         except BackendUnavailableError as error:
@@ -112,7 +113,7 @@ class Loader:
             if unit.known is Known.UNSEEN:
                 self.take_unreadable(unit, error)
         else:
-            if unit.known is not Known.UNSEEN:
+            if unit.known is not _UNSEEN:
                 # Another thread or greenlet of this request has looked at the same
                 # time, and was faster. What it has found may be changed by now.
                 return
@@ -151,11 +152,16 @@ class Loader:
                 return found
         return record
 
-    def _settle_id(self, unit: Unit, record: Record) -> Record:
-        """Bring a change of the id to its end, also one that has failed."""
-        if record.is_tombstone:
+    def _look_further(
+        self, unit: Unit, identity: Identity, record: Record | None
+    ) -> Record | None:
+        """Look behind the other cookies, and bring a change of the id to its end."""
+        if len(unit.presented.values) > 1 and (record is None or record.is_tombstone):
+            record = self._load_next(unit, identity, record)
+        if record is not None and record.is_tombstone:
             return follow_renewal(self.core, unit, record, self._ask) or record
-        bury_predecessor(self.core, unit, record)
+        if record is not None and unit.is_unsettled:
+            bury_predecessor(self.core, unit, record)
         return record
 
     def _ask(self, key: str) -> Record | None:
@@ -195,7 +201,7 @@ class Loader:
                 return
             if core.is_idle(unit):
                 self.begin_instead(unit, "expired")
-            elif unit.wish is Wish.END:
+            elif unit.wish is _END:
                 unit.data.clear()
                 unit.lifetime = None
                 unit.own_meta = NO_META

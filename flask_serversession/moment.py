@@ -84,10 +84,10 @@ class Moment:
             return False
         core, stored = self._core, unit.stored
         if stored is not None:
-            lifetime, touched_at = core.lifetime_of(unit), stored.record.touched_at
+            touched_at, lifetime = stored.record.touched_at, core.lifetime_of(unit)
         elif (cookie := unit.presented.cookie) is not None:
-            lifetime = cookie.lifetime or core.idle_timeout(cookie.is_permanent)
             touched_at = cookie.touched_at
+            lifetime = cookie.lifetime or core.idle_timeout(cookie.is_permanent)
         else:
             return False
         return core.is_touch_due(core.clock(), touched_at, lifetime)

@@ -200,7 +200,7 @@ def _read(state: AppState, key: str, record: Record) -> ServerSideSession | None
         return None  # without a secret, there are no sessions
     unit = Unit(signer)
     unit.phase = Phase.OUTSIDE
-    unit.presented = Presented((), core.clock())
+    unit.presented = Presented("", "", core.clock())
     unit.identity = Identity("", key)
     core.adopt(unit, record)
     if core.is_idle(unit):

@@ -107,6 +107,10 @@ TOUCH_AND_SEND = Plan(Step.TOUCH, Cookie.SET)
 TRACK = Plan(Step.TRACK)
 TRACK_AND_SEND = Plan(Step.TRACK, Cookie.SET)
 
+# Looked up once: see Known.
+_SAVE, _NEW_ID, _RESTART, _END = Wish.SAVE, Wish.NEW_ID, Wish.RESTART, Wish.END
+_NONE, _SET, _DELETE = Cookie.NONE, Cookie.SET, Cookie.DELETE
+
 
 def plan(unit: Unit, moment: Moment) -> Plan:
     """Return the row of the table that applies."""
@@ -117,22 +121,22 @@ def plan(unit: Unit, moment: Moment) -> Plan:
 
 def _unseen(unit: Unit, moment: Moment) -> Plan:
     presented, wish = unit.presented, unit.wish
-    if wish is Wish.END:
+    if wish is _END:
         if not presented.is_verified:
             return VERIFY
         if presented.claim is not None or unit.is_unsettled:
             return LOAD
         return DELETE_BOTH if presented.cookie is not None else NOTHING
-    if wish >= Wish.SAVE:
+    if wish >= _SAVE:
         return LOAD
-    if not presented.values:
-        return LOAD if moment.save_uninitialized else NOTHING
+    if moment.save_uninitialized and not presented.values:
+        return LOAD
     if unit.is_passive:
         return NOTHING
     is_sent = moment.is_wanted
     if is_sent is None:
         is_sent = presented.claims_permanent and moment.is_refreshed
-    if not is_sent and wish is not Wish.TOUCH:
+    if not (is_sent or wish) or not presented.values:
         return NOTHING
     if not presented.is_verified:
         return VERIFY
@@ -161,10 +165,10 @@ def _unseen(unit: Unit, moment: Moment) -> Plan:
 
 def _new(unit: Unit, moment: Moment) -> Plan:
     is_empty = unit.is_empty
-    if unit.owed is Cookie.DELETE and is_empty:
+    if unit.owed is _DELETE and is_empty:
         return REMOVE
-    is_used = unit.wish >= Wish.SAVE and not is_empty
-    if not is_used and not (moment.save_uninitialized and unit.wish is not Wish.END):
+    is_used = unit.wish >= _SAVE and not is_empty
+    if not is_used and not (moment.save_uninitialized and unit.wish is not _END):
         return NOTHING
     if moment.is_wanted is False:
         return NOTHING  # nobody could ever find what would be stored
@@ -174,8 +178,8 @@ def _new(unit: Unit, moment: Moment) -> Plan:
 def _stored(unit: Unit, moment: Moment) -> Plan:
     wish, has_cookie = unit.wish, unit.presented.cookie is not None
     is_due = moment.is_wanted
-    is_changed = wish >= Wish.SAVE or unit.is_saved
-    is_wished = wish is not Wish.NOTHING
+    is_changed = wish >= _SAVE or unit.is_saved
+    is_wished = bool(wish)
     is_permanent = moment.is_permanent(unit)
     is_passive = unit.is_passive
     is_used = not is_passive and (is_wished or not is_permanent or moment.is_refreshed)
@@ -194,13 +198,17 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
             or (is_permanent and renews)
             or moment.differs_from_cookie(unit, is_permanent)
         )
-    is_owed = unit.owed is Cookie.SET
-    # The browser has the cookie already, and whoever shares the cache must not get it.
-    is_due = is_due and unit.failure is None and (is_owed or not moment.is_public)
-    # It has the newer id, or is about to get it.
-    is_due = is_due and not unit.is_renewed
-    cookie = Cookie.SET if is_due or is_owed else Cookie.NONE
-    if wish >= Wish.SAVE or moment.rotation or (moment.resave and not unit.is_saved):
+    is_owed = unit.owed is _SET
+    if is_due:
+        is_due = (
+            unit.failure is None
+            # The browser has it already, and whoever shares the cache must not get it.
+            and (is_owed or not moment.is_public)
+            # It has the newer id, or is about to get it.
+            and not unit.is_renewed
+        )
+    cookie = _SET if is_due or is_owed else _NONE
+    if wish >= _SAVE or moment.rotation or (moment.resave and not unit.is_saved):
         # Who changes a session from outside is not its user.
         return _written(unit, moment, cookie, not unit.is_outside and renews)
     if moment.is_ended_here(unit):
@@ -209,47 +217,47 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
         return Plan(Step.TRACK if moment.is_elsewhere(unit) else Step.TOUCH, cookie)
     if is_due and has_cookie and not is_owed and moment.is_doubtful(unit):
         return Plan(Step.TOUCH, cookie, is_used)
-    return SEND if cookie is Cookie.SET else NOTHING
+    return SEND if cookie is _SET else NOTHING
 
 
 def _written(unit: Unit, moment: Moment, cookie: Cookie, renews: bool) -> Plan:
     """Return the row of a stored session that has to be written."""
-    removed = Cookie.DELETE if unit.presented.cookie is not None else Cookie.NONE
+    removed = _DELETE if unit.presented.cookie is not None else _NONE
     if unit.is_renewed:
-        removed = Cookie.NONE
+        removed = _NONE
     wish = unit.wish
     if unit.is_empty:
-        if wish is Wish.END:
+        if wish is _END:
             return Plan(Step.DELETE, removed)
-        is_begun = wish is Wish.RESTART and moment.save_uninitialized
+        is_begun = wish is _RESTART and moment.save_uninitialized
         if not is_begun and not unit.was_empty:
             return Plan(Step.EXPIRE, removed, renews)
     if (
         moment.rotation
-        or wish in (Wish.NEW_ID, Wish.RESTART)
+        or wish in (_NEW_ID, _RESTART)
         # After the response it goes on under its id: the browser cannot learn another.
-        or (wish is Wish.END and not unit.is_closed)
+        or (wish is _END and not unit.is_closed)
     ):
         # Whoever logs in, or gets a new id, has just been there, whatever asked for it.
-        return Plan(Step.ROTATE, Cookie.SET, renews or unit.is_passive)
+        return Plan(Step.ROTATE, _SET, renews or unit.is_passive)
     return Plan(Step.REPLACE, cookie, renews)
 
 
 def _gone(unit: Unit, moment: Moment) -> Plan:
-    if unit.wish is Wish.END and unit.is_empty:
+    if unit.wish is _END and unit.is_empty:
         return DELETE
-    if unit.wish >= Wish.SAVE and not (unit.is_empty and unit.data):
+    if unit.wish >= _SAVE and not (unit.is_empty and unit.data):
         return REPORT
     return NOTHING
 
 
 def _broken(unit: Unit, moment: Moment) -> Plan:
     # Logging out must not look as if it had worked, ...
-    if unit.wish is Wish.END:
+    if unit.wish is _END:
         return FAIL
     # ... nor must what is stored, unless it is a newer version's: its visitors have an
     # empty session that is not saved, until all workers have that version.
-    is_unsaved = unit.wish >= Wish.SAVE and (moment.raises or not unit.is_empty)
+    is_unsaved = unit.wish >= _SAVE and (moment.raises or not unit.is_empty)
     return FAIL if unit.failure is not None and is_unsaved else NOTHING
 
 

@@ -29,6 +29,8 @@ T = t.TypeVar("T")
 
 # Raises Flask's error that there is no secret.
 _REFUSE: t.Any = NullSession.clear
+# Looked up once: see :class:`.Known`.
+_UNSEEN, _GONE, _SAVE = Known.UNSEEN, Known.GONE, Wish.SAVE
 
 
 @explain_members
@@ -71,7 +73,7 @@ class ServerSideSession(SessionMixin):
         self.accessed = True
         if unit.phase:
             self._lifecycle.unsaved.watch()
-        if unit.known is Known.UNSEEN:
+        if unit.known is _UNSEEN:
             self._lifecycle.loader.load(unit)
         elif unit.is_glanced:
             unit.be_active(True)
@@ -101,8 +103,8 @@ class ServerSideSession(SessionMixin):
     def __setitem__(self, key: str, value: t.Any) -> None:
         unit = self._loaded()
         unit.data[key] = value
-        unit.want(Wish.SAVE)
-        if value is None and unit.known >= Known.GONE:
+        unit.want(_SAVE)
+        if value is None and unit.known >= _GONE:
             note_removal(self._lifecycle.core, unit, key)
 
     def __delitem__(self, key: str) -> None:

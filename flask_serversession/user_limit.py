@@ -40,8 +40,9 @@ def tell_stored(
 
     In this order: a receiver that raises is no way around the limit.
     """
-    if unit.stored_user == user_before:
-        core.send(signal, unit.key, user_before, **values)
+    if unit.record.user == user_before:
+        if signal.receivers:
+            core.send(signal, unit.key, user_before, **values)
         return
     ended: list[str] = []
     try:

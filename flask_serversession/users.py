@@ -20,14 +20,12 @@ _MAX_LENGTH = 255
 _HASH = "sha256:"
 
 
-def find_user(data: cabc.Mapping[str, t.Any], user_key: UserKey) -> str | None:
+def find_user(data: cabc.Mapping[str, t.Any], keys: tuple[str, ...]) -> str | None:
     """Return whom a session's content belongs to, as the application names them.
 
-    :raises SerializationError: if that is a container, or a function raises.
+    :raises SerializationError: if that is a container.
     """
-    if callable(user_key):
-        return _ask_function(data, user_key)
-    for key in user_key:
+    for key in keys:
         user: object = data.get(key)
         if user is not None:
             text = user if type(user) is str else _as_text(user)
@@ -43,10 +41,14 @@ def find_user(data: cabc.Mapping[str, t.Any], user_key: UserKey) -> str | None:
     return None
 
 
-def _ask_function(
+def ask_function(
     data: cabc.Mapping[str, t.Any],
     function: cabc.Callable[[cabc.Mapping[str, t.Any]], t.Any],
 ) -> str | None:
+    """Return the same, as the application's own function tells it.
+
+    :raises SerializationError: if the function raises, or returns a container.
+    """
     try:
         user: object = function(types.MappingProxyType(data))
     except Exception as error:

@@ -15,8 +15,15 @@ from flask_serversession import ServerSession
 from flask_serversession.operator import AppState
 from flask_serversession.testing import CountingBackend
 from flask_serversession.testing import FakeClock
+from flask_serversession.unit import Presented
 
 Action = Callable[[], t.Any]
+
+
+def present(values: t.Sequence[str], seen_at: float) -> Presented:
+    """Give the cookies of a request that came with these."""
+    header = "; ".join(f"session={value}" for value in values)
+    return Presented(header, "session", seen_at)
 
 
 class Site:

@@ -14,11 +14,11 @@ from flask_serversession.cookie import CookieState
 from flask_serversession.signals import backend_failed
 from flask_serversession.testing import FakeClock
 from flask_serversession.unit import Phase
-from flask_serversession.unit import Presented
 from flask_serversession.unit import Unit
 
 from .site import Browser
 from .site import Site
+from .site import present
 
 LIFETIME = 1000.0
 
@@ -41,7 +41,7 @@ class Used:
         assert signer is not None
         unit = Unit(signer)
         values = [browser.cookie or "" for browser in browsers or (self.browser,)]
-        unit.presented = Presented(values, self.site.clock())
+        unit.presented = present(values, self.site.clock())
         (self.loader.load if loaded else self.loader.verify)(unit)
         return unit
 

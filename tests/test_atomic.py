@@ -391,7 +391,9 @@ def test_what_another_serializer_has_stored_counts_as_changed() -> None:
     turn = Turn()
     unit, json = turn.unit, serializer_for("json")
     assert unit.stored is not None
-    unit.stored = unit.stored._replace(serializer=json, payload=json.dumps({"n": 1}))
+    unit.stored = dataclasses.replace(
+        unit.stored, serializer=json, payload=json.dumps({"n": 1})
+    )
 
     def fail() -> None:
         raise LookupError

@@ -59,7 +59,7 @@ class Meeting:
     def base(self, **values: t.Any) -> Stored:
         """Give what changes are compared with."""
         assert self.unit.stored is not None
-        return self.unit.stored._replace(**values)
+        return dataclasses.replace(self.unit.stored, **values)
 
 
 # Waiting

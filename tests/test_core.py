@@ -30,6 +30,7 @@ from flask_serversession.unit import Unit
 from flask_serversession.unit import Wish
 
 from .site import Site
+from .site import present
 
 DAY = 86_400.0
 IDENTITY = Identity("the id", "the key")
@@ -305,7 +306,7 @@ def test_whether_a_session_outlives_the_browser(default: bool) -> None:
     unit = new_unit()
     assert core.is_permanent(unit) is False
     for is_permanent in (True, False):
-        unit.presented = type(unit.presented)(["value"], 0)
+        unit.presented = present(["value"], 0)
         unit.presented.cookie = CookieState("id", is_permanent, 1, 1)
         assert core.is_permanent(unit) is is_permanent
     assert core.is_permanent(begun()) is default
@@ -422,7 +423,7 @@ def test_what_the_application_tells_is_kept_beside_what_is_recorded() -> None:
     record = dataclasses.replace(loaded(core).record, meta=unit.own_meta)
     unit = loaded(core)
     assert unit.stored is not None
-    unit.stored = unit.stored._replace(record=record)
+    unit.stored = dataclasses.replace(unit.stored, record=record)
     assert meta_of(unit) == record.meta
 
 

@@ -17,12 +17,12 @@ from flask_serversession.signals import backend_failed
 from flask_serversession.signals import session_rejected
 from flask_serversession.testing import FakeClock
 from flask_serversession.unit import Known
-from flask_serversession.unit import Presented
 from flask_serversession.unit import Unit
 from flask_serversession.unit import Wish
 
 from .site import Browser
 from .site import Site
+from .site import present
 
 #: A cookie like ours, which somebody else has signed.
 FORGED = "the-id.b0-0-0.signature"
@@ -68,7 +68,7 @@ class Place:
         assert signer is not None
         unit = Unit(signer)
         values = [c.cookie or "" if isinstance(c, Browser) else c for c in cookies]
-        unit.presented = Presented(values, self.site.clock())
+        unit.presented = present(values, self.site.clock())
         return unit
 
     def load(self, *cookies: str | Browser) -> Unit:

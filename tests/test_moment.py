@@ -17,11 +17,11 @@ from flask_serversession.moment import is_targeted
 from flask_serversession.record import Record
 from flask_serversession.testing import FakeClock
 from flask_serversession.unit import Identity
-from flask_serversession.unit import Presented
 from flask_serversession.unit import Stored
 from flask_serversession.unit import Unit
 
 from .site import Site
+from .site import present
 
 HOUR = 3600.0
 DAY = 86_400.0
@@ -44,7 +44,7 @@ def unit_of(site: Site) -> Unit:
 
 def with_cookie(site: Site, **values: t.Any) -> Unit:
     unit, now = unit_of(site), site.clock()
-    unit.presented = Presented(["value"], now)
+    unit.presented = present(["value"], now)
     unit.presented.is_verified = True
     state: dict[str, t.Any] = {"is_permanent": False, "touched_at": now, **values}
     unit.presented.cookie = CookieState(id="id", counts_from=now, **state)

@@ -18,11 +18,12 @@ from flask_serversession.unit import Cookie
 from flask_serversession.unit import Identity
 from flask_serversession.unit import Known
 from flask_serversession.unit import Phase
-from flask_serversession.unit import Presented
 from flask_serversession.unit import Stored
 from flask_serversession.unit import Unit
 from flask_serversession.unit import Wish
 from flask_serversession.unit import is_unused
+
+from .site import present
 
 SIGNER = CookieSigner(["a secret"])
 MSGPACK, JSON = serializer_for("msgpack"), serializer_for("json")
@@ -118,7 +119,7 @@ def test_a_session_that_is_not_stored_has_no_record() -> None:
 
 
 def test_cookies_are_verified_one_after_the_other() -> None:
-    presented = Presented([signed("first"), "forged", signed("second")], 5.0)
+    presented = present([signed("first"), "forged", signed("second")], 5.0)
     assert presented.is_verified is False
     assert presented.cookie is presented.claim is None
     assert presented.seen_at == 5.0
@@ -137,25 +138,25 @@ def test_cookies_are_verified_one_after_the_other() -> None:
 
 
 def test_a_cookie_of_the_same_id_is_passed_over() -> None:
-    presented = Presented([signed("first"), signed("first"), signed("second")], 0)
+    presented = present([signed("first"), signed("first"), signed("second")], 0)
     found = presented.verify_next(SIGNER, "the first id")
     assert found is not None
     assert found.id == "the second id"
 
 
 def test_four_cookies_are_tried_and_no_more() -> None:
-    presented = Presented([*["forged"] * 4, signed("fifth")], 0)
+    presented = present([*["forged"] * 4, signed("fifth")], 0)
     assert presented.verify_next(SIGNER, "") is None
-    presented = Presented([*["forged"] * 3, signed("fourth")], 0)
+    presented = present([*["forged"] * 3, signed("fourth")], 0)
     assert presented.verify_next(SIGNER, "") is not None
 
 
 def test_what_cookies_claim_counts_until_they_are_verified() -> None:
     permanent, other = signed("first", is_permanent=True), signed("second")
-    assert Presented([other, permanent], 0).claims_permanent
-    assert not Presented([other], 0).claims_permanent
-    assert not Presented([], 0).claims_permanent
-    presented = Presented([permanent], 0)
+    assert present([other, permanent], 0).claims_permanent
+    assert not present([other], 0).claims_permanent
+    assert not present([], 0).claims_permanent
+    presented = present([permanent], 0)
     presented.is_verified = True
     assert presented.claims_permanent is False
     for value in (permanent, other):
@@ -333,7 +334,7 @@ def test_the_meta_is_what_is_stored_until_something_else_is_told() -> None:
     found = stored({"n": 1})
     meta = {"device": "phone", "user_agent": "a browser"}
     record = dataclasses.replace(found.record, meta=meta)
-    unit.adopt(found._replace(record=record), {"n": 1})
+    unit.adopt(dataclasses.replace(found, record=record), {"n": 1})
     assert unit.own_meta is None
     assert unit.current_meta == {"device": "phone"}
     unit.change_meta({})
@@ -400,7 +401,7 @@ def test_a_first_look_that_comes_second_changes_nothing() -> None:
 
 def test_candidates_are_gone_through_without_taking_one() -> None:
     values = [signed("first"), "forged", signed("second"), signed("third")]
-    presented = Presented(values, 0)
+    presented = present(values, 0)
     found = [*presented.candidates(SIGNER, "the first id")]
     assert [(number, cookie.id) for number, cookie in found] == [
         (3, "the second id"),
