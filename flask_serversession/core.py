@@ -138,9 +138,6 @@ class Core:
         self, unit: Unit, key: str, operation: str, error: BackendError
     ) -> None:
         """Log that the backend failed, and send the signal; not if it was not asked."""
-        if self.app.debug and isinstance(error, BackendUnavailableError):
-            # What the page says to the one who is at work on the application.
-            error.description = str(error)
         if isinstance(error, NotAskedError):
             return
         logger.error("The session backend failed at %r: %s", operation, error)
