@@ -127,7 +127,7 @@ class _Messages(ast.NodeVisitor):
     def add(self, text: str, line: int) -> None:
         if "\n" in text or text in _NO_SENTENCES:  # a script, or no message
             return
-        text = " ".join(text.split())
+        text = " ".join(text.split()).removeprefix(". ")
         if len(re.findall(r"(?<![^ '(])[A-Za-z][a-z]+(?![^ '.,;:)])", text)) >= 2:
             self.found.setdefault(text, line)
 

@@ -6,6 +6,7 @@ import collections.abc as cabc
 import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import inspect
 import math
 import os
@@ -17,6 +18,7 @@ from .errors import ConfigurationError
 from .serializers.code_runners import refuse_code_runner
 from .serializers.wording import described
 from .suggestions import suggest
+from .suggestions import suggest_value
 from .users import UserKey
 
 if t.TYPE_CHECKING:
@@ -42,14 +44,25 @@ class InvalidValueError(Exception):
     """A parser refused a value; the text says what is expected."""
 
 
+def _may_be_secret(key: str) -> bool:
+    return any(word in key for word in ("SECRET", "ENCRYPTION", "URL"))
+
+
 def shown(key: str, value: object) -> str:
     """Return a value for a message, unless it could be a secret."""
-    if any(word in key for word in ("SECRET", "ENCRYPTION", "URL")):
+    if _may_be_secret(key):
         return f"{described(value)} that is not shown"
     if isinstance(value, cabc.Mapping):
         return "a former configuration that is not shown"
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def correction(
+    key: str, value: object, is_accepted: cabc.Callable[[t.Any], bool]
+) -> str:
+    """Return the end of a message about a value, which tells what is meant by it."""
+    return "" if _may_be_secret(key) else suggest_value(value, is_accepted)
 
 
 def _boolean(value: t.Any) -> bool:
@@ -455,14 +468,22 @@ def read_config(app: Flask, problems: Problems) -> SessionConfig:
         try:
             values[field.name] = field.metadata["parser"](value)
         except InvalidValueError as error:
-            expected = str(error)
-            end = "" if expected.endswith("?") else "."
-            problems.add(
-                key, f"{key!r} is {shown(key, value)}; expected {expected}{end}"
-            )
+            text = f"{key!r} is {shown(key, value)}; expected {error}"
+            if not text.endswith("?"):
+                is_taken = functools.partial(_is_taken, field.metadata["parser"])
+                text += f".{correction(key, value, is_taken)}"
+            problems.add(key, text)
         except ConfigurationError as error:
             problems.add(key, str(error))
     return SessionConfig(**values)
+
+
+def _is_taken(parser: _Parser, value: t.Any) -> bool:
+    try:
+        parser(value)
+    except InvalidValueError:
+        return False
+    return True
 
 
 def find_late_keys(given: cabc.Mapping[str, t.Any], config: SessionConfig) -> list[str]:

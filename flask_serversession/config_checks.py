@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import datetime as dt
+import functools
 import re
 import typing as t
 import warnings
@@ -14,6 +15,7 @@ from .config import KEYS
 from .config import ConfigurationWarning
 from .config import InvalidValueError
 from .config import Problems
+from .config import correction
 from .config import parse_duration
 from .config import parse_sources
 from .config import shown
@@ -90,14 +92,36 @@ def check_config(given: cabc.Mapping[str, t.Any], problems: Problems) -> None:
 
     :param problems: Collects the mistakes.
     """
+    for key, message in find_broken_rules(given):
+        problems.add(key, message)
+    for text in (*_misspellings(given), *_unlikely_durations(given)):
+        warnings.warn(text, ConfigurationWarning, stacklevel=4)
+
+
+def find_broken_rules(
+    given: cabc.Mapping[str, t.Any],
+) -> cabc.Iterator[tuple[str, str]]:
+    """Give the keys to blame, and full sentences."""
     for keys, is_broken, sentence in _RULES:
         values = [given.get(key, _DEFAULTS.get(key)) for key in keys]
         if is_broken(*values):
             texts = map(shown, keys, values)
-            problems.add(keys[0], sentence.format(*texts, key=repr(keys[0])))
-    _check_cookie_prefix(given, problems)
-    for text in (*_misspellings(given), *_unlikely_durations(given)):
-        warnings.warn(text, ConfigurationWarning, stacklevel=4)
+            text = sentence.format(*texts, key=repr(keys[0]))
+            if len(keys) == 1:
+                is_kept = functools.partial(_keeps, is_broken)
+                text += correction(keys[0], values[0], is_kept)
+            yield keys[0], text
+    if needs := _needs_of_cookie_prefix(given):
+        name = given["SESSION_COOKIE_NAME"]
+        yield (
+            "SESSION_COOKIE_NAME",
+            f"'SESSION_COOKIE_NAME' is {name!r}, which needs {' and '.join(needs)}:"
+            " browsers ignore the cookie otherwise.",
+        )
+
+
+def _keeps(is_broken: cabc.Callable[..., bool], value: t.Any) -> bool:
+    return not is_broken(value)
 
 
 def _takes_over(sources: t.Any) -> cabc.Collection[str]:
@@ -247,17 +271,17 @@ _RULES: tuple[tuple[tuple[str, ...], cabc.Callable[..., bool], str], ...] = (
 )
 
 
-def _check_cookie_prefix(given: cabc.Mapping[str, t.Any], problems: Problems) -> None:
+def _needs_of_cookie_prefix(given: cabc.Mapping[str, t.Any]) -> list[str]:
     name = given["SESSION_COOKIE_NAME"]
+    needs: list[str] = []
     if _is_no_token(name):
-        return
+        return needs
     # RFC 6265bis, section 4.1.3: browsers ignore such a cookie otherwise.
     prefix = name.lower()
     is_host = prefix.startswith("__host-")
     is_http = prefix.startswith(("__http-", "__host-http-"))
     if not (is_host or is_http or prefix.startswith("__secure-")):
-        return
-    needs: list[str] = []
+        return needs
     if given["SESSION_COOKIE_SECURE"] is not True:
         needs.append("'SESSION_COOKIE_SECURE' to be True")
     if is_http and not given["SESSION_COOKIE_HTTPONLY"]:
@@ -266,12 +290,7 @@ def _check_cookie_prefix(given: cabc.Mapping[str, t.Any], problems: Problems) ->
         needs.append("'SESSION_COOKIE_DOMAIN' to be None")
     if is_host and (given["SESSION_COOKIE_PATH"] or given["APPLICATION_ROOT"]) != "/":
         needs.append("'SESSION_COOKIE_PATH' to be '/'")
-    if needs:
-        problems.add(
-            "SESSION_COOKIE_NAME",
-            f"'SESSION_COOKIE_NAME' is {name!r}, which needs {' and '.join(needs)}:"
-            " browsers ignore the cookie otherwise.",
-        )
+    return needs
 
 
 def _misspellings(given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:

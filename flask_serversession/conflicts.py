@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import logging
 import operator
 import random
 import time
@@ -14,13 +15,17 @@ from .errors import ConflictError
 from .errors import RecordError
 from .errors import SerializationError
 from .merge import merge
+from .meta import MAX_SIZE
 from .meta import own_part
+from .meta import size_of
 from .record import Record
 from .serializers import is_same
 from .serializers.lazy import LazyMap
 from .unit import Stored
 from .unit import Unit
 from .unit import Wish
+
+logger = logging.getLogger("flask_serversession")
 
 _Content = cabc.MutableMapping[str, t.Any]
 
@@ -120,6 +125,16 @@ def rebase(
     if meta is not None and not unit.is_restarted:
         theirs = unit.current_meta
         meta = merge(own_part(base.record.meta), meta, theirs, operator.eq)
+        # What one request adds is checked when it does; together they may be too much.
+        if (size := size_of(meta)) > MAX_SIZE:
+            logger.warning(
+                "session.meta would take %d bytes with what another request has put"
+                " there, and may take %d. What this request has put there is dropped:"
+                " keep what is long in the session itself.",
+                size,
+                MAX_SIZE,
+            )
+            meta = theirs
     unit.own_meta = meta
     is_other = unit.stored is None or base.payload != unit.stored.payload
     if is_other and not unit.is_restarted:

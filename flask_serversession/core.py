@@ -28,9 +28,7 @@ from .ids import generate_id
 from .ids import handle_of
 from .ids import key_of
 from .leftovers import Leftovers
-from .meta import MAX_SIZE
 from .meta import internal_part
-from .meta import size_of
 from .meta import tracked_part
 from .payload import Envelope
 from .payload import Sealer
@@ -145,9 +143,6 @@ class Core:
         self, unit: Unit, key: str, operation: str, error: BackendError
     ) -> None:
         """Log that the backend failed, and send the signal; not if it was not asked."""
-        if self.app.debug and isinstance(error, BackendUnavailableError):
-            # What the page says to the one who is at work on the application.
-            error.description = str(error)
         if isinstance(error, NotAskedError):
             return
         logger.error("The session backend failed at %r: %s", operation, error)
@@ -448,14 +443,6 @@ class Core:
             seen = tracked_part(unit.record.meta)
         if not own:
             return seen
-        # What one request adds is checked when it does; together they may be too much.
-        if unit.own_meta is not None and (size := size_of(own)) > MAX_SIZE:
-            raise SerializationError(
-                f"session.meta takes {size} bytes with what another request has put"
-                f" there, and may take {MAX_SIZE}. Keep what is long in the session"
-                " itself.",
-                "session.meta",
-            )
         return {**own, **seen}
 
     def keep(

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import typing as t
 
+from flask import current_app
 from werkzeug.exceptions import ServiceUnavailable
 
 
@@ -86,7 +87,7 @@ class BackendUnavailableError(BackendError, ServiceUnavailable):
 
     It is also an HTTP exception: where nobody handles it, the visitor gets a
     ``503 Service Unavailable`` with ``Retry-After``. The page shows werkzeug's
-    standard text; the message of this exception only with ``app.debug``.
+    standard text; with ``app.debug`` the message of this exception and what to do.
 
     :param retry_after: What ``Retry-After`` says, in seconds.
     :param refused: Whether the engine has answered, and refused: it is full or
@@ -106,6 +107,8 @@ class BackendUnavailableError(BackendError, ServiceUnavailable):
         BackendError.__init__(self, message, backend=backend, operation=operation)
         # BackendError's super() has made the message the page's text meanwhile.
         text = ServiceUnavailable.description
+        if current_app and current_app.debug:
+            text = _page_of(message, refused)
         ServiceUnavailable.__init__(self, text, retry_after=retry_after)
         # HTTPException.__init__ resets the arguments that tracebacks print.
         self.args = (message,)
@@ -115,6 +118,17 @@ class BackendUnavailableError(BackendError, ServiceUnavailable):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.args[0]!r}>"
+
+
+def _page_of(message: str, refused: bool) -> str:
+    """Return what the page says to whoever is at work on the application."""
+    lines = [message]
+    if not refused:  # else it has answered, and the message says what to do
+        lines.append(
+            "Is it running, and is its address right? Try it out with: flask sessions"
+            " check"
+        )
+    return "\n".join([*lines, "Only debug mode shows this."])
 
 
 # What an operation that a backend may lack is for.

@@ -27,6 +27,7 @@ from flask.sessions import SessionMixin
 from .config import ConfigurationWarning
 from .config import SessionConfig
 from .config import find_late_keys
+from .config_checks import find_broken_rules
 from .cookie import CookieSigner
 from .cookie import CookieState
 from .cookie import delete_cookie
@@ -159,6 +160,14 @@ class ServerSessionInterface(SessionInterface):
                 "These settings were set or changed after ServerSession(app) or"
                 f" init_app(app) had read them, and are not in force: {names}. Set them"
                 " before.",
+                ConfigurationWarning,
+                stacklevel=2,
+            )
+        # What Flask reads at each response is in force, and may be wrong.
+        for _, message in find_broken_rules(app.config):
+            warnings.warn(
+                f"{message} It was set after ServerSession(app) or init_app(app) had"
+                " checked the settings.",
                 ConfigurationWarning,
                 stacklevel=2,
             )

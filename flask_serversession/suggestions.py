@@ -7,6 +7,8 @@ give to the same thing are found by tables.
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
+import datetime as dt
 import difflib
 import re
 import typing as t
@@ -73,6 +75,12 @@ _EXAMPLES = {
     "SESSION_REDIS_URL": "redis://user:password@localhost:6379/0",
     "SESSION_SQLALCHEMY_URL": "postgresql+psycopg://user:password@localhost/database",
 }
+
+_WORDS = {
+    **dict.fromkeys(("true", "yes", "on"), True),
+    **dict.fromkeys(("false", "no", "off"), False),
+}
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 _REDIS = ("redis", "SESSION_REDIS_URL")
 _SQL = ("sqlalchemy", "SESSION_SQLALCHEMY_URL")
@@ -186,6 +194,29 @@ def suggest(value: object, allowed: cabc.Iterable[str], end: str = ".") -> str:
     given = str(value).strip().casefold()
     matches = difflib.get_close_matches(given, names, n=1, cutoff=0.75)
     return f". Did you mean {names[matches[0]]!r}?" if matches else end
+
+
+def suggest_value(value: object, is_accepted: cabc.Callable[[t.Any], bool]) -> str:
+    """Return what a text stands for that came from the environment, as a sentence.
+
+    :return: It begins with a space; empty if nothing of it would be accepted.
+    """
+    if not isinstance(value, str):
+        return ""
+    meant: list[tuple[object, str]] = []
+    word = value.strip().casefold()
+    if word in _WORDS:
+        meant.append((_WORDS[word], repr(_WORDS[word])))
+    elif re.fullmatch(r"\d{1,18}(\.\d{1,9})?", word):
+        meant.append((float(word) if "." in word else int(word), word))
+    elif match := re.fullmatch(r"(\d{1,9}) ?([smhdw])[a-z]*", word):
+        number, unit = int(match[1]), _UNITS[match[2]]
+        with contextlib.suppress(OverflowError):
+            span = dt.timedelta(**{unit: number})
+            meant.append((span, f"timedelta({unit}={number})"))
+    meant.append(((value,), repr((value,))))
+    found = next((text for thing, text in meant if is_accepted(thing)), None)
+    return f" Did you mean {found}?" if found else ""
 
 
 def suggest_kind(value: object, kinds: cabc.Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import logging
 import threading
 import time
@@ -9,9 +10,11 @@ from collections.abc import Callable
 import pytest
 from flask import session
 
+from flask_serversession import ServerSession
 from flask_serversession import backend_failed
 from flask_serversession import backend_recovered
 from flask_serversession import breaker
+from flask_serversession.backends.redis import RedisBackend
 from flask_serversession.breaker import FAILURES
 from flask_serversession.breaker import PAUSE
 from flask_serversession.breaker import Breaker
@@ -263,15 +266,52 @@ def test_an_outage_costs_five_waits_and_then_one_in_two_seconds(
 
 
 @pytest.mark.parametrize("is_debug", [True, False])
-def test_the_page_says_why_in_debug_mode_only(is_debug: bool) -> None:
+@pytest.mark.parametrize(
+    ("operation", "action"),
+    [
+        ("load", lambda: session.get("n")),
+        ("delete", lambda: session.destroy()),  # type: ignore[attr-defined]
+        # which asks past the session
+        ("keys_of_user", lambda: ServerSession().sessions_of("ada")),
+    ],
+)
+def test_the_page_says_why_and_what_to_do_in_debug_mode_only(
+    operation: str, action: t.Callable[[], object], is_debug: bool
+) -> None:
+    backend = RedisBackend.from_url("redis://:hunter2@localhost:1/0")
     site = Site({"SESSION_BACKEND": "memory"})
     site.app.debug = is_debug
     browser = site.browser()
     browser.set(n=1)
-    error = BackendUnavailableError("There is <no> such database.")
-    with site.backend.failing("load", error=error):
-        page = browser.visit(lambda: session.get("n")).get_data(as_text=True)
-    assert ("There is &lt;no&gt; such database." in page) is is_debug
+    site.backend.backend = backend
+    response = browser.visit(action)
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "5"
+    page = html.unescape(response.get_data(as_text=True))
+    assert "hunter2" not in page
+    assert browser.id not in page
+    assert (
+        f"The Redis backend at 'localhost:1' cannot be reached for '{operation}'."
+        "<br>Is it running, and is its address right? Try it out with: flask sessions"
+        " check<br>Only debug mode shows this."
+    ) in page or not is_debug
+    assert ("Redis" in page) is is_debug
+
+
+def test_the_page_of_what_was_refused_says_why_and_does_not_ask_whether_it_runs() -> (
+    None
+):
+    site = Site({"SESSION_BACKEND": "memory"})
+    site.app.debug = True
+    browser = site.browser()
+    browser.set(n=1)
+
+    def refuse() -> t.NoReturn:
+        raise BackendUnavailableError("The disk is <full>. Make room.", refused=True)
+
+    site.backend.before["load"] = refuse
+    page = browser.visit(lambda: session.get("n")).get_data(as_text=True)
+    assert "The disk is &lt;full&gt;. Make room.<br>Only debug mode shows" in page
 
 
 def test_a_full_redis_can_be_read_and_ended_whatever_was_refused(

@@ -80,7 +80,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         ),
         (
             {"SESSION_RESAVE": "false"},
-            "'SESSION_RESAVE' is 'false'; expected True or False.",
+            "'SESSION_RESAVE' is 'false'; expected True or False. Did you mean False?",
         ),
         (
             {"SESSION_IDLE_TIMEOUT": 10**400},
@@ -123,7 +123,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         ),
         (
             {"SESSION_COOKIE_SECURE": "yes"},
-            "'SESSION_COOKIE_SECURE' is 'yes'; expected True, False or 'auto'.",
+            "'SESSION_COOKIE_SECURE' is 'yes'; expected True, False or 'auto'. Did you"
+            " mean True?",
         ),
         (
             {
@@ -156,7 +157,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         (
             {"SESSION_TRACK": "user_agent"},
             "'SESSION_TRACK' is 'user_agent'; expected a tuple of 'user_agent' and"
-            " 'remote_addr', or ().",
+            " 'remote_addr', or (). Did you mean ('user_agent',)?",
         ),
         (
             {"PERMANENT_SESSION_LIFETIME": 0},
@@ -197,7 +198,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         (
             {"SESSION_RENEWAL_INTERVAL": "1"},
             "'SESSION_RENEWAL_INTERVAL' is '1'; expected a positive timedelta or number"
-            " of seconds, or None for no renewal.",
+            " of seconds, or None for no renewal. Did you mean 1?",
         ),
         (
             {"SESSION_TOUCH_INTERVAL": -1},
@@ -907,6 +908,67 @@ def test_what_is_in_force_anyway_gets_no_warning(late: dict[str, t.Any]) -> None
     app = make_late(SESSION_IDLE_TIMEOUT=60)
     app.config.update(late)
     assert late_warnings(app) == []
+
+
+LATE_AND_WRONG = (
+    " It was set after ServerSession(app) or init_app(app) had checked the settings."
+)
+
+
+@pytest.mark.parametrize(
+    ("late", "messages"),
+    [
+        (
+            {"SESSION_COOKIE_NAME": "__Host-id"},
+            [
+                "'SESSION_COOKIE_NAME' is '__Host-id', which needs"
+                " 'SESSION_COOKIE_SECURE' to be True: browsers ignore the cookie"
+                " otherwise."
+            ],
+        ),
+        (
+            {
+                "SESSION_COOKIE_NAME": "__Host-id",
+                "SESSION_COOKIE_SECURE": True,
+                "SESSION_COOKIE_DOMAIN": "example.com",
+                "SESSION_COOKIE_PATH": "/shop",
+            },
+            [
+                "'SESSION_COOKIE_NAME' is '__Host-id', which needs"
+                " 'SESSION_COOKIE_DOMAIN' to be None and 'SESSION_COOKIE_PATH' to be"
+                " '/': browsers ignore the cookie otherwise."
+            ],
+        ),
+        (
+            {"SESSION_COOKIE_SAMESITE": "None"},
+            [
+                "'SESSION_COOKIE_SAMESITE' is 'None', which browsers accept only from a"
+                " Secure cookie: set 'SESSION_COOKIE_SECURE' to True."
+            ],
+        ),
+        (
+            {"SESSION_COOKIE_SECURE": "yes", "SESSION_COOKIE_HTTPONLY": "no"},
+            [
+                "'SESSION_COOKIE_SECURE' is 'yes'; expected True, False or 'auto'. Did"
+                " you mean True?",
+                "'SESSION_COOKIE_HTTPONLY' is 'no'; expected True or False. Did you"
+                " mean False?",
+            ],
+        ),
+        (
+            {"SECRET_KEY": "another", "SECRET_KEY_FALLBACKS": ("hunter2",)},
+            [],
+        ),
+    ],
+    ids=repr,
+)
+def test_what_is_read_at_each_response_is_checked_at_the_first_request_again(
+    late: dict[str, t.Any], messages: list[str]
+) -> None:
+    app = make_late()
+    app.config.update(late)
+    expected = [f"{message}{LATE_AND_WRONG}" for message in messages]
+    assert late_warnings(app, requests=3) == expected
 
 
 def test_an_object_that_cannot_be_compared_is_another_one() -> None:

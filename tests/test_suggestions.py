@@ -347,3 +347,55 @@ def test_an_app_context_makes_the_current_application_one() -> None:
         warnings.simplefilter("error")
         ServerSession(flask.current_app)
     assert "serversession" in app.extensions
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("SESSION_RESAVE", "true", "True"),
+        ("SESSION_RESAVE", "False", "False"),
+        ("SESSION_PERMANENT", "yes", "True"),
+        ("SESSION_PERMANENT", "off", "False"),
+        ("SESSION_IDLE_TIMEOUT", "1800", "1800"),
+        ("SESSION_TOUCH_INTERVAL", "0.5", "0.5"),
+        ("SESSION_IDLE_TIMEOUT", "30 minutes", "timedelta(minutes=30)"),
+        ("SESSION_IDLE_TIMEOUT", "1h", "timedelta(hours=1)"),
+        ("PERMANENT_SESSION_LIFETIME", "7 days", "timedelta(days=7)"),
+        ("SESSION_MAX_PER_USER", "3", "3"),
+        ("SESSION_TRACK", "user_agent", "('user_agent',)"),
+        ("SESSION_COOKIE_SECURE", "True", "True"),
+        ("SESSION_COOKIE_HTTPONLY", "no", "False"),
+        ("SESSION_CONFLICT", "MERGE", "'merge'"),
+        ("SESSION_SERIALIZER", "JSON", "'json'"),
+    ],
+)
+def test_a_value_of_an_environment_variable_is_refused_with_what_it_means(
+    key: str, value: str, meant: str
+) -> None:
+    text = str(refused(**{key: value}))
+    assert text.startswith(f"{key!r} is {value!r}; expected ")
+    assert text.endswith(f". Did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SESSION_RESAVE", "1"),
+        ("SESSION_RESAVE", "maybe"),
+        ("SESSION_IDLE_TIMEOUT", "0"),
+        ("SESSION_IDLE_TIMEOUT", "9" * 30 + " days"),
+        ("SESSION_IDLE_TIMEOUT", "9" * 400),
+        ("SESSION_IDLE_TIMEOUT", "soon"),
+        ("SESSION_MAX_SIZE", "1MB"),
+        ("SESSION_TRACK", "location"),
+        ("SESSION_TRACK", True),
+        ("SECRET_KEY_FALLBACKS", "hunter2"),
+        ("SESSION_ENCRYPTION_KEY", "12345"),
+    ],
+)
+def test_a_value_that_nothing_is_meant_by_gets_no_suggestion(
+    key: str, value: object
+) -> None:
+    text = str(refused(**{key: value}))
+    assert "Did you mean" not in text
+    assert "hunter2" not in text
