@@ -76,6 +76,8 @@ _DEFAULTS = {
     "SESSION_USE_SIGNER": False,
 }
 
+# Browsers sign six times in nine minutes, and the log-in takes two of them.
+_LEAST_DEVICE_BOUND = dt.timedelta(minutes=5)
 # RFC 6265bis, section 5.5: the most that browsers make of Expires and Max-Age.
 _MAX_COOKIE_AGE = dt.timedelta(days=400)
 # Flask's default.
@@ -96,6 +98,8 @@ def check_config(given: cabc.Mapping[str, t.Any], problems: Problems) -> None:
             texts = map(shown, keys, values)
             problems.add(keys[0], sentence.format(*texts, key=repr(keys[0])))
     _check_cookie_prefix(given, problems)
+    if given.get("SESSION_DEVICE_BOUND") is True:
+        _check_device_bound(given, problems)
     for text in (*_misspellings(given), *_unlikely_durations(given)):
         warnings.warn(text, ConfigurationWarning, stacklevel=4)
 
@@ -274,6 +278,37 @@ def _check_cookie_prefix(given: cabc.Mapping[str, t.Any], problems: Problems) ->
         )
 
 
+def _check_device_bound(given: cabc.Mapping[str, t.Any], problems: Problems) -> None:
+    needs: list[str] = []
+    if given["SESSION_COOKIE_SECURE"] not in (True, "auto"):
+        needs.append("'SESSION_COOKIE_SECURE' to be True or 'auto'")
+    # The other cookie has the same attributes, and one host's browser has the key.
+    if given["SESSION_COOKIE_DOMAIN"]:
+        needs.append("'SESSION_COOKIE_DOMAIN' to be None")
+    if given["SESSION_COOKIE_PARTITIONED"]:
+        needs.append("'SESSION_COOKIE_PARTITIONED' to be False")
+    root = given["APPLICATION_ROOT"]
+    if (given["SESSION_COOKIE_PATH"] or root) not in ("/", root):
+        needs.append(f"'SESSION_COOKIE_PATH' to be '/' or {root!r}")
+    # What is offered at the log-in is for the id that the session has from then on.
+    if not given.get("SESSION_REGENERATE_ON_LOGIN", True):
+        needs.append("'SESSION_REGENERATE_ON_LOGIN' to be True")
+    if needs:
+        problems.add(
+            "SESSION_DEVICE_BOUND",
+            f"'SESSION_DEVICE_BOUND' is True, which needs {' and '.join(needs)}.",
+        )
+    samesite = given["SESSION_COOKIE_SAMESITE"]
+    is_sent_anywhere = str(samesite).title() in ("None", "Auto") and samesite
+    if given.get("SESSION_DEVICE_BOUND_INITIATORS") and not is_sent_anywhere:
+        problems.add(
+            "SESSION_DEVICE_BOUND_INITIATORS",
+            "'SESSION_DEVICE_BOUND_INITIATORS' names sites whose pages cause requests"
+            f" here, and 'SESSION_COOKIE_SAMESITE' is {samesite!r}, which keeps the"
+            " cookie from them. Set it to 'None', or leave the initiators out.",
+        )
+
+
 def _misspellings(given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:
     has_backend = "SESSION_BACKEND" in given
     for key, backend in _BACKEND_OF_KEY.items():
@@ -313,6 +348,14 @@ def _unlikely_durations(given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:
         yield (
             f"'PERMANENT_SESSION_LIFETIME' is {lifetime}, but browsers keep no cookie"
             " for more than 400 days. Set it to 400 days at most."
+        )
+    bound = _duration(given, "SESSION_DEVICE_BOUND_LIFETIME")
+    is_bound = given.get("SESSION_DEVICE_BOUND") is True
+    if is_bound and bound is not None and bound < _LEAST_DEVICE_BOUND:
+        yield (
+            f"'SESSION_DEVICE_BOUND_LIFETIME' is {bound}, but browsers sign no more"
+            " than 6 times in 9 minutes, and a session whose proof has expired is not"
+            " accepted. Set it to 300 seconds at least."
         )
     absolute = _duration(given, "SESSION_ABSOLUTE_TIMEOUT")
     if absolute is None:
