@@ -281,7 +281,7 @@ def _check_cookie_prefix(given: cabc.Mapping[str, t.Any], problems: Problems) ->
 def _check_device_bound(given: cabc.Mapping[str, t.Any], problems: Problems) -> None:
     needs: list[str] = []
     if given["SESSION_COOKIE_SECURE"] not in (True, "auto"):
-        needs.append("'SESSION_COOKIE_SECURE' to be True or 'auto'")
+        needs.append("'SESSION_COOKIE_SECURE' to be True")
     # The other cookie has the same attributes, and one host's browser has the key.
     if given["SESSION_COOKIE_DOMAIN"]:
         needs.append("'SESSION_COOKIE_DOMAIN' to be None")
@@ -289,7 +289,7 @@ def _check_device_bound(given: cabc.Mapping[str, t.Any], problems: Problems) -> 
         needs.append("'SESSION_COOKIE_PARTITIONED' to be False")
     root = given["APPLICATION_ROOT"]
     if (given["SESSION_COOKIE_PATH"] or root) not in ("/", root):
-        needs.append(f"'SESSION_COOKIE_PATH' to be '/' or {root!r}")
+        needs.append("'SESSION_COOKIE_PATH' to be '/'")
     # What is offered at the log-in is for the id that the session has from then on.
     if not given.get("SESSION_REGENERATE_ON_LOGIN", True):
         needs.append("'SESSION_REGENERATE_ON_LOGIN' to be True")

@@ -163,14 +163,20 @@ class DeviceBrowser:
     # Requests
 
     def send(
-        self, path: str, method: str = "GET", headers: t.Mapping[str, str] | None = None
+        self,
+        path: str,
+        method: str = "GET",
+        headers: t.Mapping[str, str] | None = None,
+        data: t.Mapping[str, str] | None = None,
     ) -> TestResponse:
         """Send a request as it is, and keep the cookies of the answer."""
         sent = dict(headers or {})
         if cookies := self.live_cookies():
             sent["Cookie"] = "; ".join(f"{k}={v}" for k, v in cookies.items())
         client = self.app.test_client(use_cookies=False)
-        response = client.open(path, method=method, base_url=BASE_URL, headers=sent)
+        response = client.open(
+            path, method=method, base_url=BASE_URL, headers=sent, data=data
+        )
         self._keep_cookies(response)
         return response
 
@@ -181,12 +187,14 @@ class DeviceBrowser:
         *,
         site: str = "same-origin",
         mode: str = "navigate",
+        data: t.Mapping[str, str] | None = None,
     ) -> TestResponse:
         """Visit a page, as a browser does: with a proof, if it can get one."""
         headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+        headers["Referer"] = f"{BASE_URL}/"
         if skipped := self._prove_all(path, site):
             headers["Secure-Session-Skipped"] = skipped
-        response = self.send(path, method, headers)
+        response = self.send(path, method, headers, data)
         self._take_challenges(response)
         if offer := response.headers.get("Secure-Session-Registration"):
             self.offers.append(offer)

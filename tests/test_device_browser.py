@@ -10,9 +10,6 @@ errors of certificates, it binds nothing, and does not say why.
 
 from __future__ import annotations
 
-import base64
-import datetime as dt
-import hashlib
 import os
 import shutil
 import ssl
@@ -22,17 +19,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from collections.abc import Iterator
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from flask import Flask
 from flask import session
 
+from example_app.https import FEATURES
+from example_app.https import Certificate
+from example_app.https import make_certificate
 from flask_serversession import BackendUnavailableError
 from flask_serversession import ServerSession
 from flask_serversession import ServerSideSession
@@ -56,10 +51,6 @@ if t.TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-FEATURES = (
-    "DeviceBoundSessions:RefreshQuota/false",
-    "EnableBoundSessionCredentialsSoftwareKeysForManualTesting",
-)
 Event: t.TypeAlias = dict[str, t.Any]
 
 
@@ -118,54 +109,13 @@ def create_site(folder: str) -> Flask:
     return app
 
 
-class Certificate:
-    """A certificate of this machine, and how a browser is told to believe it."""
-
-    def __init__(self, folder: Path) -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-        now = dt.datetime.now(dt.timezone.utc)
-        addresses = [x509.IPAddress(ip_address("127.0.0.1"))]
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=30))
-            .add_extension(x509.SubjectAlternativeName(addresses), critical=False)
-            .add_extension(x509.BasicConstraints(True, None), critical=True)
-            .sign(key, hashes.SHA256())
-        )
-        self.path, self.key_path = folder / "certificate.pem", folder / "key.pem"
-        pem = serialization.Encoding.PEM
-        self.path.write_bytes(certificate.public_bytes(pem))
-        self.key_path.write_bytes(
-            key.private_bytes(
-                pem,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        public = key.public_key().public_bytes(
-            serialization.Encoding.DER,
-            serialization.PublicFormat.SubjectPublicKeyInfo,
-        )
-        self.hash = base64.b64encode(hashlib.sha256(public).digest()).decode()
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=str(self.path))
-
-
 class SecureGunicorn(Gunicorn):
     """A gunicorn that speaks HTTPS."""
 
     def __init__(self, app: str, certificate: Certificate) -> None:
         files = ("--certfile", str(certificate.path), "--keyfile")
         super().__init__(app, *WORKERS, *files, str(certificate.key_path))
-        self.certificate = certificate
+        self.context = ssl.create_default_context(cafile=str(certificate.path))
 
     @property
     def url(self) -> str:
@@ -173,7 +123,7 @@ class SecureGunicorn(Gunicorn):
 
     def _ping(self) -> None:
         with urllib.request.urlopen(
-            f"{self.url}/", timeout=5, context=self.certificate.context
+            f"{self.url}/", timeout=5, context=self.context
         ) as answer:
             assert answer.status == 200
 
@@ -183,7 +133,6 @@ class Site:
 
     def __init__(self, folder: Path, certificate: Certificate) -> None:
         self.folder = folder
-        self.certificate = certificate
         name = f"{__name__}:create_site({str(folder)!r})"
         self.server = SecureGunicorn(name, certificate)
 
@@ -199,7 +148,7 @@ class Site:
         """Ask for a page without a browser, as somebody does who has copied cookies."""
         header = "; ".join(f"{name}={value}" for name, value in cookies.items())
         request = urllib.request.Request(self.url + path, headers={"Cookie": header})
-        context = self.certificate.context
+        context = self.server.context
         try:
             with urllib.request.urlopen(request, timeout=20, context=context) as answer:
                 return t.cast(int, answer.status)
@@ -282,7 +231,7 @@ class Visitor:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    return Certificate(tmp_path_factory.mktemp("certificate"))
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture(scope="module")
@@ -302,11 +251,7 @@ def options(certificate: Certificate) -> dict[str, t.Any]:
         if os.environ.get("REQUIRE_SERVERS"):
             pytest.fail(reason)
         pytest.skip(reason)
-    arguments = [
-        *ARGUMENTS,
-        f"--enable-features={','.join(FEATURES)}",
-        f"--ignore-certificate-errors-spki-list={certificate.hash}",
-    ]
+    arguments = [*ARGUMENTS, *certificate.flags]
     return {"executable_path": program, "args": arguments}
 
 
