@@ -1,4 +1,5 @@
 # make demo    the example application, on http://127.0.0.1:5000
+# make demo-https  the same on https://127.0.0.1:5000, with sessions bound to devices
 # make test    the whole test suite, by WORKERS=2; PYTEST_ARGS="-k flow -x" is handed on
 # make check   linters, type-checkers, documentation and package
 # make bench   what a request pays for its session; BENCH_ARGS="--quick" is handed on
@@ -33,7 +34,7 @@ BIN := $(VENV)/bin
 SPHINX := $(BIN)/sphinx-build -E -W -n docs docs/_build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo demo-https test check bench docs clean
 .PHONY: test-pythons test-lowest test-flask-main test-extras test-third-party mutate dist
 .DELETE_ON_ERROR:
 
@@ -44,6 +45,9 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m flask --app example_app run --port $(PORT)
 
 RUN_TESTS = -m pytest -m "$(MARKS)" --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+demo-https: $(VENV)/.demo
+	$(BIN)/python -m example_app.https --port $(PORT)
 
 test: $(VENV)/.tests
 	$(BIN)/python $(RUN_TESTS)

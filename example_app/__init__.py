@@ -22,6 +22,8 @@ settings that ``EXAMPLE_CONFIG`` names::
         flask --app example_app run
     EXAMPLE_CONFIG=settings.py flask --app example_app run
 
+Over HTTPS, sessions are bound to the device on which they began; see ``https.py``.
+
 Every other key works the same way: ``FLASK_SESSION_RESAVE=true`` sets
 ``SESSION_RESAVE``.
 """

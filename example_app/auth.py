@@ -45,6 +45,7 @@ REASONS = {
     "revoked": "your session was ended from another device, or by an administrator",
     "limit": "you have logged in on too many other devices since",
     "logged out": "you have logged out here before",
+    "unproven": "this browser could not prove that the session began here",
     "replaced": "somebody else has logged in here since",
     "unknown": "your session has ended",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import tempfile
@@ -17,6 +18,9 @@ DEFAULTS: dict[str, t.Any] = {
     # make, and Secure as soon as the site is visited over HTTPS.
     "SESSION_COOKIE_SAMESITE": "Lax",
     "SESSION_COOKIE_SECURE": "auto",
+    # Over HTTPS, a session belongs to the device on which it began, in browsers that
+    # can do that: a stolen cookie is of no use.
+    "SESSION_DEVICE_BOUND": importlib.util.find_spec("cryptography") is not None,
     # A session that ends with the browser is forgotten after a day without a visit;
     # one that was made permanent lives for PERMANENT_SESSION_LIFETIME.
     "SESSION_IDLE_TIMEOUT": timedelta(days=1),

@@ -133,6 +133,8 @@ def track(core: Core, loader: Loader, unit: Unit) -> bool:
         while (record := load(unit.key)) is None or record.is_tombstone:
             if not loader.verify_next(unit):
                 return False
+        if core.is_unproven(unit, record):
+            return False
         core.adopt(unit, record)
         if core.is_too_old(record) or core.is_idle(unit):
             return False

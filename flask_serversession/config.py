@@ -27,6 +27,9 @@ if t.TYPE_CHECKING:
 #: The longest duration that dates and cookies can express, in seconds: 1000 years.
 MAX_DURATION = 1000 * 365.25 * 86400
 
+_URL_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[\w.~-]+)+", re.ASCII)
+_HOST_PATTERN = re.compile(r"\*|(?:\*\.)?[a-z\d-]+(?:\.[a-z\d-]+)*(?::\d{1,5})?")
+
 _T = t.TypeVar("_T")
 _Parser = cabc.Callable[[t.Any], t.Any]
 
@@ -335,6 +338,26 @@ def _moment(value: t.Any) -> dt.datetime:
         raise InvalidValueError("a moment that UTC can express") from error
 
 
+def _url_path(value: t.Any) -> str:
+    # Nothing that means anything in a header, or that a proxy could read otherwise.
+    if not isinstance(value, str) or _URL_PATH.fullmatch(value) is None:
+        raise InvalidValueError(
+            "a path such as '/_session/device', of letters, digits and any of -._~"
+        )
+    return value
+
+
+def _initiators(value: t.Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(item, str) and _HOST_PATTERN.fullmatch(item)
+        for item in t.cast("cabc.Iterable[object]", value)
+    ):
+        raise InvalidValueError(
+            "a tuple of hosts such as 'example.com' or '*.example.com', or ()"
+        )
+    return tuple(t.cast("cabc.Iterable[str]", value))
+
+
 def _anything(value: t.Any) -> t.Any:
     return value
 
@@ -419,6 +442,12 @@ class SessionConfig:
     regenerate_on_login: bool = _option(True, _boolean)
     max_per_user: int | None = _option(None, _optional(_positive))
     track: tuple[str, ...] = _option((), _track)
+
+    # Whether it is bound to a key of the browser's device
+    device_bound: bool = _option(False, _boolean)
+    device_bound_lifetime: float = _option(600.0, parse_duration)
+    device_bound_path: str = _option("/_session/device", _url_path)
+    device_bound_initiators: tuple[str, ...] = _option((), _initiators)
 
 
 #: Configuration key to field name.

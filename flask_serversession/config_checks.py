@@ -78,6 +78,8 @@ _DEFAULTS = {
     "SESSION_USE_SIGNER": False,
 }
 
+# Browsers sign six times in nine minutes, and the log-in takes two of them.
+_LEAST_DEVICE_BOUND = dt.timedelta(minutes=5)
 # RFC 6265bis, section 5.5: the most that browsers make of Expires and Max-Age.
 _MAX_COOKIE_AGE = dt.timedelta(days=400)
 # Flask's default.
@@ -118,6 +120,8 @@ def find_broken_rules(
             f"'SESSION_COOKIE_NAME' is {name!r}, which needs {' and '.join(needs)}:"
             " browsers ignore the cookie otherwise.",
         )
+    if given.get("SESSION_DEVICE_BOUND") is True:
+        yield from _needs_of_device_bound(given)
 
 
 def _keeps(is_broken: cabc.Callable[..., bool], value: t.Any) -> bool:
@@ -293,6 +297,39 @@ def _needs_of_cookie_prefix(given: cabc.Mapping[str, t.Any]) -> list[str]:
     return needs
 
 
+def _needs_of_device_bound(
+    given: cabc.Mapping[str, t.Any],
+) -> cabc.Iterator[tuple[str, str]]:
+    needs: list[str] = []
+    if given["SESSION_COOKIE_SECURE"] not in (True, "auto"):
+        needs.append("'SESSION_COOKIE_SECURE' to be True")
+    # The other cookie has the same attributes, and one host's browser has the key.
+    if given["SESSION_COOKIE_DOMAIN"]:
+        needs.append("'SESSION_COOKIE_DOMAIN' to be None")
+    if given["SESSION_COOKIE_PARTITIONED"]:
+        needs.append("'SESSION_COOKIE_PARTITIONED' to be False")
+    root = given["APPLICATION_ROOT"]
+    if (given["SESSION_COOKIE_PATH"] or root) not in ("/", root):
+        needs.append("'SESSION_COOKIE_PATH' to be '/'")
+    # What is offered at the log-in is for the id that the session has from then on.
+    if not given.get("SESSION_REGENERATE_ON_LOGIN", True):
+        needs.append("'SESSION_REGENERATE_ON_LOGIN' to be True")
+    if needs:
+        yield (
+            "SESSION_DEVICE_BOUND",
+            f"'SESSION_DEVICE_BOUND' is True, which needs {' and '.join(needs)}.",
+        )
+    samesite = given["SESSION_COOKIE_SAMESITE"]
+    is_sent_anywhere = str(samesite).title() in ("None", "Auto") and samesite
+    if given.get("SESSION_DEVICE_BOUND_INITIATORS") and not is_sent_anywhere:
+        yield (
+            "SESSION_DEVICE_BOUND_INITIATORS",
+            "'SESSION_DEVICE_BOUND_INITIATORS' names sites whose pages cause requests"
+            f" here, and 'SESSION_COOKIE_SAMESITE' is {samesite!r}, which keeps the"
+            " cookie from them. Set it to 'None', or leave the initiators out.",
+        )
+
+
 def _misspellings(given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:
     has_backend = "SESSION_BACKEND" in given
     for key, backend in _BACKEND_OF_KEY.items():
@@ -332,6 +369,14 @@ def _unlikely_durations(given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:
         yield (
             f"'PERMANENT_SESSION_LIFETIME' is {lifetime}, but browsers keep no cookie"
             " for more than 400 days. Set it to 400 days at most."
+        )
+    bound = _duration(given, "SESSION_DEVICE_BOUND_LIFETIME")
+    is_bound = given.get("SESSION_DEVICE_BOUND") is True
+    if is_bound and bound is not None and bound < _LEAST_DEVICE_BOUND:
+        yield (
+            f"'SESSION_DEVICE_BOUND_LIFETIME' is {bound}, but browsers sign no more"
+            " than 6 times in 9 minutes, and a session whose proof has expired is not"
+            " accepted. Set it to 300 seconds at least."
         )
     absolute = _duration(given, "SESSION_ABSOLUTE_TIMEOUT")
     if absolute is None:

@@ -34,7 +34,8 @@ REMEMBERED = 2_048
 _HEADERS = 64
 _SALT = b"flask_serversession.cookie"
 _ID_KEY = b"flask_serversession.id"
-_NOTE_KEY = b"flask_serversession.note"
+#: The label of notes in the store.
+NOTE_KEY = b"flask_serversession.note"
 # What we never sign is refused: bigger numbers than these make no dates. The lifetime
 # is in milliseconds, and 1000 years are 12 digits of which the first is 1.
 _STATE = re.compile(
@@ -154,16 +155,19 @@ class CookieSigner:
         """
         return self._derive_all(_ID_KEY, text)
 
-    def attest(self, note: str) -> str:
-        """Return what proves that a note in the store is the application's."""
-        return self._derive_all(_NOTE_KEY, note.encode())[0]
+    def attest(self, note: str, label: bytes = NOTE_KEY) -> str:
+        """Return what proves that a note is the application's.
 
-    def attests(self, note: str, proof: str) -> bool:
+        :param label: What kind of note it is. The proof of one is none of another.
+        """
+        return self._derive_all(label, note.encode())[0]
+
+    def attests(self, note: str, proof: str, label: bytes = NOTE_KEY) -> bool:
         """Whether :meth:`attest` returned the proof, with any of the secrets."""
         given = proof.encode("utf-8", "surrogatepass")
         return any(
             hmac.compare_digest(known.encode("ascii"), given)
-            for known in self._derive_all(_NOTE_KEY, note.encode())
+            for known in self._derive_all(label, note.encode())
         )
 
     def _derive_all(self, label: bytes, text: bytes) -> list[str]:
@@ -215,12 +219,27 @@ def set_cookie(
     return bool(attributes[_SECURE])
 
 
-def delete_cookie(interface: SessionInterface, app: Flask, response: Response) -> None:
+def delete_cookie(
+    interface: SessionInterface, app: Flask, response: Response, suffix: str = ""
+) -> None:
     """Delete the cookie.
 
     With the attributes that it was set with: browsers ignore the deletion otherwise.
+
+    :param suffix: What follows the name of the session's cookie, in that of another.
     """
-    response.delete_cookie(**_named(_attributes(interface, app)))
+    response.delete_cookie(**attributes_of(interface, app, suffix))
+
+
+def attributes_of(
+    interface: SessionInterface, app: Flask, suffix: str = ""
+) -> dict[str, t.Any]:
+    """Return the attributes of the cookie, by the names that werkzeug has for them.
+
+    :param suffix: As for :func:`delete_cookie`.
+    """
+    named = _named(_attributes(interface, app))
+    return named | {"key": named["key"] + suffix}
 
 
 # By the names that werkzeug has for them.

@@ -22,6 +22,7 @@ from .backends.base import Capability
 from .cleanup import Cleanup
 from .config import ConfigurationWarning
 from .config import Problems
+from .config import SessionConfig
 from .config import read_config
 from .config_checks import check_config
 from .core import Core
@@ -40,6 +41,9 @@ from .takeover.moving import with_former
 from .templating import TEMPLATE_SESSION
 from .templating import adapt_environment
 from .unsaved import UnsavedChanges
+
+if t.TYPE_CHECKING:
+    from .device import Devices
 
 logger = logging.getLogger("flask_serversession")
 
@@ -111,6 +115,7 @@ class ServerSession:
                 f" {backend.name!r} backend cannot list the sessions of a user. Choose"
                 " another 'SESSION_BACKEND', or None for no limit.",
             )
+        devices = _make_devices(config, problems)
         if problems:
             raise problems.error()
         if warning is not None:
@@ -122,6 +127,8 @@ class ServerSession:
         interface = self.interface_class(config, lifecycle, Cleanup(config, kept))
         app.extensions[_KEY] = AppState(config, kept, interface, takeover)
         app.session_interface = interface
+        if devices is not None:
+            _bind_devices(app, interface, devices)
         app.context_processor(_template_context)
         # An application's own command of this name stays.
         if _COMMAND not in app.cli.commands:
@@ -334,6 +341,33 @@ def _remedy_for(value: object) -> str:
     if hasattr(value, "_get_current_object"):
         return "Pass the application itself."
     return "Make one with Flask(__name__), and pass it."
+
+
+def _make_devices(config: SessionConfig, problems: Problems) -> Devices | None:
+    """Return what binds sessions to devices; ``None`` if nothing is to."""
+    if not config.device_bound:
+        return None
+    try:
+        from .device import Devices
+    except ImportError:
+        problems.add(
+            "SESSION_DEVICE_BOUND",
+            "'SESSION_DEVICE_BOUND' needs the cryptography package. Install it with:"
+            ' pip install "flask-serversession[device]"',
+        )
+        return None
+    return Devices(config)
+
+
+def _bind_devices(
+    app: Flask, interface: ServerSessionInterface, devices: Devices
+) -> None:
+    from .device.route import make_answer
+
+    interface.core.devices = devices
+    # First, whatever else the application has run before its views.
+    functions = app.before_request_funcs.setdefault(None, [])
+    functions.insert(0, make_answer(interface, devices))
 
 
 def _warn_of_backend(app: Flask, backend: Backend) -> None:

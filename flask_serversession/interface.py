@@ -183,8 +183,11 @@ class ServerSessionInterface(SessionInterface):
         if "HTTP_COOKIE" in request.environ:
             name, now = self.get_cookie_name(app), self.core.clock()
             unit.presented = Presented(request.environ["HTTP_COOKIE"], name, now)
+            if self.core.devices is not None:
+                unit.presented.arrived_at = now
         if "socketio" in app.extensions and is_socket_event(app, request):
             unit.phase = _CLOSED
+            unit.presented.arrive_with(request.environ)
         if self.config.track:
             unit.meta = self._meta(request)
         session = self.session_class(unit, self.lifecycle)
@@ -326,6 +329,8 @@ class ServerSessionInterface(SessionInterface):
         response: Response,
         cookie: Cookie,
     ) -> None:
+        if (devices := self.core.devices) is not None:
+            devices.tell(self, app, unit, response, cookie)
         # One that is only sent again was left out of a public response before.
         if (cookie is _DELETE or unit.owed) and is_public(response):
             self._make_private(response)

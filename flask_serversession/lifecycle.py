@@ -465,7 +465,9 @@ class Lifecycle:
                 record = core.ask(unit, "load", core.backend.load, unit.key)
                 if record is not None and record.is_tombstone:
                     record = self.loader.follow(unit, record)
-                if record is not None and not core.is_too_old(record):
+                if record is not None and not (
+                    core.is_too_old(record) or core.is_unproven(unit, record)
+                ):
                     core.adopt(unit, record)
                     return
             unit.data = {}

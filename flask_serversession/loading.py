@@ -192,6 +192,8 @@ class Loader:
             self.reject(unit, "rotated")
         elif core.is_too_old(record):
             self.begin_instead(unit, "expired")
+        elif unit.wish is not Wish.END and core.is_unproven(unit, record):
+            self._refuse(unit)
         else:
             try:
                 if not core.adopt(unit, record, is_first_look=True):
@@ -205,6 +207,17 @@ class Loader:
                 unit.data.clear()
                 unit.lifetime = None
                 unit.own_meta = NO_META
+
+    def _refuse(self, unit: Unit) -> None:
+        """Go on without a session that is bound to a key of another device, perhaps."""
+        devices = self.core.devices
+        error = None if devices is None else devices.find_excuse(unit)
+        if error is None:
+            self.begin_instead(unit, "unproven")
+            return
+        # As if nobody could tell: neither cookie is touched.
+        unit.fail(error)
+        raise error
 
     def take_unreadable(self, unit: Unit, error: RecordError) -> None:
         """Go on without a record that cannot be read; log it once."""

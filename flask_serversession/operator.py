@@ -23,6 +23,7 @@ from .ids import key_of_handle
 from .interface import ServerSessionInterface
 from .meta import shown_part
 from .opened import opened_session
+from .payload import read_bound
 from .record import Record
 from .rotation import RENEWED
 from .rotation import SAME_USER
@@ -68,6 +69,9 @@ class SessionInfo:
     meta: cabc.Mapping[str, str]
     #: Whether it is the session of the current request.
     current: bool
+    #: Whether it can be used with a key of its browser's device only: see
+    #: :data:`SESSION_DEVICE_BOUND`.
+    is_device_bound: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +134,9 @@ class AppState:
             expires_at=_utc(record.expires_at),
             meta=shown_part(record.meta),
             current=key == current,
+            is_device_bound=(
+                self.config.device_bound and read_bound(record.data) is not None
+            ),
         )
 
 

@@ -5,13 +5,15 @@
     offset  length
          0       1  format of the envelope
          1       1  code of the serializer
-         2       1  flags: 1 if encrypted
+         2       1  flags: 1 if encrypted, 2 if there is a key of a device
          3       1  reserved, 0
          4       8  nonce of the write
         12       8  lifetime of the session in seconds, a float; NaN if it has none
         20       8  when the id was issued, in seconds since the epoch, a float
         28       8  when the user logged in, likewise; NaN if that is not known
-        36          the payload; if encrypted: nonce (12), ciphertext, tag (16)
+        36      33  with that flag: the key, a compressed point of P-256
+        69       8  when the session was bound to it, a float; NaN if it is not yet
+                    the payload; if encrypted: nonce (12), ciphertext, tag (16)
 
 Numbers are big-endian. The checksum against damage is :mod:`.record`'s. In format 1,
 which is still read, the payload comes at 28.
@@ -34,13 +36,26 @@ from .record import encode_user
 FORMAT = 2
 
 _ENCRYPTED = 1
+_HAS_DEVICE = 2
 # Slightly above the maximum of session.lifetime; guards against corrupt values.
 _LONGEST_LIFETIME = 1001 * 366 * 86_400.0
 _HEADER = struct.Struct(">BcBBQddd")
+_DEVICE = struct.Struct(">33sd")
+_WITH_DEVICE = _HEADER.size + _DEVICE.size
 _BOUND = struct.Struct(">d?I")
 _FORMER_SIZE = 28  # of the header of format 1
 _AUTHENTICATED_AT = struct.Struct(">d")
 _NOT_A_TIME = _AUTHENTICATED_AT.pack(math.nan)
+
+
+class Device(t.NamedTuple):
+    """A key that never leaves the browser's device: see :mod:`.device`."""
+
+    #: Its public half: a compressed point of the curve P-256, 33 bytes. No secret.
+    point: bytes
+    #: When the session was bound to it, in seconds since the epoch; ``None`` while the
+    #: browser has registered it and not used it.
+    bound_at: float | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -61,6 +76,9 @@ class Envelope:
     #: When its user logged in or confirmed it last, likewise; ``None`` if nobody did,
     #: or nobody knows.
     authenticated_at: float | None = None
+    #: The key that the session is bound to, or is about to be, as :func:`write_device`
+    #: writes it; empty without one.
+    device: bytes = b""
 
 
 class Sealer:
@@ -95,10 +113,11 @@ class Sealer:
         :param created_at: What the record says; bound likewise.
         :param user: The same.
         """
+        flags = 0 if self._cipher is None else _ENCRYPTED
         header = _HEADER.pack(
             FORMAT,
             envelope.serializer,
-            0 if self._cipher is None else _ENCRYPTED,
+            flags | _HAS_DEVICE if envelope.device else flags,
             0,
             unique_number(),
             math.nan if envelope.lifetime is None else envelope.lifetime,
@@ -107,6 +126,7 @@ class Sealer:
             if envelope.authenticated_at is None
             else envelope.authenticated_at,
         )
+        header += envelope.device
         if self._cipher is None:
             return header + envelope.payload
         bound = header + _bind(created_at, user)
@@ -135,23 +155,26 @@ class Sealer:
                 f"The envelope has format {data[0]}; this version knows {FORMAT}.",
                 "newer",
             )
-        size = _FORMER_SIZE if data[:1] == b"\1" else _HEADER.size
+        is_former = data[:1] == b"\1"
+        size = _FORMER_SIZE if is_former else _HEADER.size
+        if device := device_part(data):
+            size += len(device)
         if len(data) < size:
             raise RecordError("The envelope is truncated.", "damaged")
         header, payload = data[:size], data[size:]
-        fields = header if size == _HEADER.size else header + _NOT_A_TIME
-        format, serializer, flags, reserved, _, *moments = _HEADER.unpack(fields)
+        fields = header + _NOT_A_TIME if is_former else header
+        format, serializer, flags, reserved, _, *moments = _HEADER.unpack_from(fields)
         lifetime, issued_at, authenticated_at = moments
         if (
             format == 0
-            or flags & ~_ENCRYPTED
+            or flags & ~(_ENCRYPTED | _HAS_DEVICE if device else _ENCRYPTED)
             or reserved
             or not (math.isnan(lifetime) or 0 < lifetime <= _LONGEST_LIFETIME)
             or not math.isfinite(issued_at)
             or math.isinf(authenticated_at)
         ):
             raise RecordError("The envelope's header makes no sense.", "damaged")
-        if flags:
+        if flags & _ENCRYPTED:
             payload = self._decrypt(payload, header + _bind(created_at, user), key)
         elif self._cipher is not None:
             raise RecordError(
@@ -162,11 +185,10 @@ class Sealer:
         return Envelope(
             payload=payload,
             serializer=serializer,
-            lifetime=None if math.isnan(lifetime) else lifetime,
+            lifetime=_known(lifetime),
             issued_at=issued_at,
-            authenticated_at=(
-                None if math.isnan(authenticated_at) else authenticated_at
-            ),
+            authenticated_at=_known(authenticated_at),
+            device=device,
         )
 
     def _decrypt(self, payload: bytes, bound: bytes, key: str) -> bytes:
@@ -176,6 +198,10 @@ class Sealer:
                 "unreadable",
             )
         return self._cipher.decrypt(payload, bound, key)
+
+
+def _known(number: float) -> float | None:
+    return None if math.isnan(number) else number
 
 
 def _bind(created_at: float, user: str | None) -> bytes:
@@ -201,3 +227,35 @@ def read_authenticated_at(data: bytes) -> float | None:
         return None
     (moment,) = _AUTHENTICATED_AT.unpack_from(data, _FORMER_SIZE)
     return moment if math.isfinite(moment) else None
+
+
+def write_device(device: Device) -> bytes:
+    """Return the bytes that stand for the key of a device."""
+    bound_at = math.nan if device.bound_at is None else device.bound_at
+    return _DEVICE.pack(device.point, bound_at)
+
+
+def read_device(data: bytes) -> Device | None:
+    """Return the key of a device that a session has, from its data, likewise."""
+    if not (part := device_part(data)):
+        return None
+    point, bound_at = _DEVICE.unpack(part)
+    return Device(point, None if math.isnan(bound_at) else bound_at)
+
+
+def read_bound(data: bytes) -> tuple[bytes, float] | None:
+    """Return the key that a session is bound to, and since when, likewise.
+
+    :return: ``None`` if it is bound to none.
+    """
+    if not (part := device_part(data)):
+        return None
+    bound: tuple[bytes, float] = _DEVICE.unpack(part)
+    return None if math.isnan(bound[1]) else bound
+
+
+def device_part(data: bytes) -> bytes:
+    """Return what stands for the key of a device in a session's data; or nothing."""
+    if len(data) < _WITH_DEVICE or not data[2] & _HAS_DEVICE or data[0] != FORMAT:
+        return b""
+    return data[_HEADER.size : _WITH_DEVICE]

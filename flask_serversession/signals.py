@@ -59,6 +59,8 @@ session_lost = _signals.signal("session-lost")
 #:     have a copy of an old cookie;
 #: -   ``"damaged"``, ``"unreadable"`` or ``"newer"``: there is a record, but it cannot
 #:     be read;
+#: -   ``"unproven"``: its session is bound to a device (:data:`SESSION_DEVICE_BOUND`),
+#:     and the request has no proof of the key. Somebody may have a copy of the cookie;
 #: -   ``"unknown"``: it is well signed, but there is no such session.
 #:
 #: How a session has ended is known in the process that ended it, for a day and for the

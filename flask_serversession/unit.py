@@ -32,6 +32,8 @@ from .errors import SerializationError
 from .hiding import HiddenBytes
 from .hiding import forget_frames
 from .meta import own_part
+from .payload import Device
+from .payload import read_device
 from .record import NO_META
 from .record import Record
 from .serializers import CodedSerializer
@@ -39,6 +41,8 @@ from .serializers import is_same
 
 #: Key under which Flask keeps whether a session outlives the browser.
 PERMANENT_KEY = "_permanent"
+# When a socket's handshake arrived, in its environ.
+_ARRIVED_AT = "flask_serversession.arrived_at"
 
 
 # Not Enum: its __hash__ is Python code, and costs 0.2 µs at each look-up in a table.
@@ -137,6 +141,11 @@ class Stored:
     authenticated_at: float | None = None
 
     @property
+    def device(self) -> Device | None:
+        """The key that it is bound to, or is about to be; ``None`` without one."""
+        return read_device(self.record.data)
+
+    @property
     def counts_from(self) -> float:
         """What the absolute timeout counts from."""
         return self.authenticated_at or self.record.created_at
@@ -159,6 +168,9 @@ class Presented:
     cookie: CookieState | None = None
     #: The session of another kind that a cookie stands for; see :mod:`.takeover`.
     claim: t.Any = None
+    #: When the request arrived, if it has to prove that it comes from the session's own
+    #: device: a view may look at its session late.
+    arrived_at: float | None = None
     _tried: int = 0
     _values: cabc.Sequence[str] | None = None
 
@@ -174,6 +186,18 @@ class Presented:
             header = self._header
             self._values = find_values(header, self._name) if header else ()
         return self._values
+
+    def values_beside(self, suffix: str) -> list[str]:
+        """Return the values of another cookie, whose name is longer by a suffix."""
+        return find_values(self._header, self._name + suffix)
+
+    def arrive_with(self, environ: dict[str, t.Any]) -> None:
+        """Let an event of a socket have arrived with its handshake.
+
+        Whose cookies do not get younger. All its events share its environ.
+        """
+        if self.arrived_at is not None:
+            self.arrived_at = environ.setdefault(_ARRIVED_AT, self.arrived_at)
 
     @property
     def claims_permanent(self) -> bool:
@@ -249,6 +273,10 @@ class Unit:
     own_meta: cabc.Mapping[str, str] | None = None
     #: When ``mark_authenticated()`` was called in this request.
     confirmed_at: float | None = None
+    #: The key that this request binds it to; ``None`` for what is stored.
+    device: Device | None = None
+    #: Somebody has logged in, whose browser may register a key.
+    is_device_offered: bool = False
     #: The id that it came with was renewed by another request. It works on the
     #: session under its new id, which the browser has, or is about to get.
     is_renewed: bool = False
@@ -355,6 +383,9 @@ class Unit:
         """
         stored = self.stored
         if stored is None or self.wish >= _SAVE:
+            if self.device is not None:
+                is_bound = self.device.bound_at is not None
+                return "device bound" if is_bound else "device registered", None
             is_meta = self.own_meta is not None
             return "meta changed" if is_meta else "key changed", None
         if self.lifetime != stored.lifetime:

@@ -44,6 +44,12 @@ def test_each_kind_of_request_can_be_measured(tmp_path: Path) -> None:
         "login": 1,
         "destroy": 1,
     }
+    assert [row["kind"] for row in result["devices"]] == [
+        *("unseen", "read", "change", "login")
+    ]
+    for row in result["devices"]:
+        assert row["off"] > 0
+        assert row["bound"] > 0
     assert ElementTree.parse(chart).getroot().tag.endswith("svg")
 
 

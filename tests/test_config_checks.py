@@ -206,7 +206,11 @@ UNKNOWN = (
         ("SESSION_SECURE", "'SESSION_COOKIE_SECURE'?"),
         ("SESSION_SAMESITE", "'SESSION_COOKIE_SAMESITE'?"),
         ("SESSION_NAME", "'SESSION_COOKIE_NAME'?"),
-        ("SESSION_PATH", "'SESSION_FILESYSTEM_PATH' or 'SESSION_COOKIE_PATH'?"),
+        (
+            "SESSION_PATH",
+            "'SESSION_FILESYSTEM_PATH' or 'SESSION_DEVICE_BOUND_PATH' or"
+            " 'SESSION_COOKIE_PATH'?",
+        ),
         ("SESSION_CLEANUP", "'SESSION_CLEANUP_INTERVAL' or 'SESSION_CLEANUP_BATCH'?"),
         *(
             (
@@ -429,3 +433,84 @@ def test_durations_that_fit_get_no_warning(settings: dict[str, t.Any]) -> None:
 def test_a_duration_that_is_none_is_refused_and_not_warned_of() -> None:
     error = refused(SESSION_ABSOLUTE_TIMEOUT="a day", SESSION_IDLE_TIMEOUT=DAY)
     assert error.option == "SESSION_ABSOLUTE_TIMEOUT"
+
+
+# Device-bound sessions
+
+BOUND: dict[str, t.Any] = {"SESSION_DEVICE_BOUND": True, "SESSION_COOKIE_SECURE": True}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"SESSION_COOKIE_SECURE": "auto", "SESSION_COOKIE_PATH": "/"},
+        {"APPLICATION_ROOT": "/shop"},
+        {"APPLICATION_ROOT": "/shop", "SESSION_COOKIE_PATH": "/shop"},
+        {"APPLICATION_ROOT": "/shop", "SESSION_COOKIE_PATH": "/"},
+        {"SESSION_DEVICE_BOUND_PATH": "/a/b-c._~9"},
+        {"SESSION_DEVICE_BOUND_LIFETIME": 300},
+        {
+            "SESSION_DEVICE_BOUND_INITIATORS": ["*", "*.example.com", "a.test:8443"],
+            "SESSION_COOKIE_SAMESITE": "None",
+        },
+    ],
+)
+def test_a_session_can_be_bound_to_a_device(settings: dict[str, t.Any]) -> None:
+    assert configured(**BOUND | settings).device_bound
+
+
+@pytest.mark.parametrize(
+    ("settings", "need"),
+    [
+        ({"SESSION_COOKIE_SECURE": False}, "'SESSION_COOKIE_SECURE' to be True"),
+        ({"SESSION_COOKIE_DOMAIN": "a.test"}, "'SESSION_COOKIE_DOMAIN' to be None"),
+        ({"SESSION_COOKIE_PARTITIONED": True}, "'SESSION_COOKIE_PARTITIONED' to be F"),
+        ({"SESSION_COOKIE_PATH": "/app"}, "'SESSION_COOKIE_PATH' to be '/'"),
+        ({"SESSION_REGENERATE_ON_LOGIN": False}, "'SESSION_REGENERATE_ON_LOGIN' to be"),
+    ],
+)
+def test_a_session_is_not_bound_where_that_could_not_work(
+    settings: dict[str, t.Any], need: str
+) -> None:
+    message = str(refused(**BOUND | settings))
+    assert f"'SESSION_DEVICE_BOUND' is True, which needs {need}" in message
+
+
+@pytest.mark.parametrize("samesite", ["Lax", "Strict", None])
+def test_other_sites_can_cause_a_proof_only_if_they_can_send_the_cookie(
+    samesite: str | None,
+) -> None:
+    initiators = {"SESSION_DEVICE_BOUND_INITIATORS": ("example.com",)}
+    message = str(refused(**BOUND, **initiators, SESSION_COOKIE_SAMESITE=samesite))
+    assert f"'SESSION_COOKIE_SAMESITE' is {samesite!r}, which keeps" in message
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "/", "device", "//evil.test/device", "/a/", "/a//b", "/../a", "/a/./b"),
+        *('/a";x="', "/a\r\nSet-Cookie: a=b", "/a b", "/a?b", "/é", b"/a", None),
+    ],
+)
+def test_the_path_of_a_proof_means_nothing_in_a_header(path: t.Any) -> None:
+    message = str(refused(**BOUND, SESSION_DEVICE_BOUND_PATH=path))
+    assert "expected a path such as '/_session/device'" in message
+
+
+@pytest.mark.parametrize(
+    "initiators", ["example.com", ("https://a.test",), ("a.test/b",), (1,), ("",)]
+)
+def test_initiators_are_hosts(initiators: t.Any) -> None:
+    settings = {**BOUND, "SESSION_COOKIE_SAMESITE": "None"}
+    message = str(refused(**settings, SESSION_DEVICE_BOUND_INITIATORS=initiators))
+    assert "expected a tuple of hosts such as 'example.com'" in message
+
+
+def test_a_short_lived_proof_is_warned_of() -> None:
+    app = Flask("test")
+    app.testing = True
+    app.config.update(BOUND, SECRET_KEY="x", SESSION_BACKEND="memory")
+    app.config.update(SESSION_DEVICE_BOUND_LIFETIME=299)
+    with pytest.warns(ConfigurationWarning, match="no more than 6 times in 9 minutes"):
+        ServerSession(app)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import html.parser
 import json
+import ssl
 import stat
 import subprocess
 import sys
+import time
 import typing as t
+import urllib.request
 from collections.abc import Callable
 from collections.abc import Iterator
 from datetime import datetime
@@ -37,6 +40,8 @@ from flask_serversession.testing import CountingBackend
 from flask_serversession.testing import FakeClock
 
 from .backend_configs import Config
+from .dbsc import DeviceBrowser
+from .servers import Gunicorn
 
 ROOT = Path(__file__).parent.parent
 
@@ -1614,3 +1619,56 @@ def test_several_workers_that_start_at_once_share_one_secret_key(
     answers = [json.loads(worker.communicate()[0]) for worker in workers]
     assert {status for _, status in answers} == {"200 OK"}
     assert len({key for key, _ in answers}) == 1
+
+
+# Over HTTPS
+
+
+def test_over_https_a_session_is_bound_to_its_device(app: Flask) -> None:
+    browser = DeviceBrowser(app, time.time)
+    page = Page(browser.fetch("/log-in").text)
+    (form,) = (name for name in page.fields if page.methods.get(name) == "post")
+    fields = {**dict(page.fields[form]), "name": "ada", "password": "countess"}
+    assert browser.fetch("/log-in", "POST", data=fields).status_code == 302
+    assert "Bound to the device" in Page(browser.fetch("/devices").text).text
+    assert browser.events == ["registered", "refreshed"]
+
+
+def test_over_plain_http_no_session_is_bound(browser: Browser) -> None:
+    response = browser.log_in()
+    assert "Secure-Session-Registration" not in response.headers
+    browser.visit("/devices")
+    assert "Bound to the device" not in browser.page.text
+
+
+class HTTPSDemo(Gunicorn):
+    """What ``make demo-https`` starts."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("")
+        self.folder = folder
+
+    def _command(self) -> list[str]:
+        options = ["--port", str(self.port), "--instance", str(self.folder)]
+        return [sys.executable, "-m", "example_app.https", *options]
+
+    def visit(self, path: str) -> t.Any:
+        certificate = str(self.folder / "certificate.pem")
+        context = ssl.create_default_context(cafile=certificate)
+        url = f"https://{self.address}{path}"
+        with urllib.request.urlopen(url, timeout=20, context=context) as answer:
+            return answer.headers
+
+    def _ping(self) -> None:
+        self.visit("/")
+
+
+def test_the_demo_makes_a_certificate_and_says_who_believes_it(
+    tmp_path: Path,
+) -> None:
+    with HTTPSDemo(tmp_path) as demo:
+        assert "; Secure;" in demo.visit("/log-in")["Set-Cookie"]
+        log = demo.log.read_text()
+    assert "--ignore-certificate-errors-spki-list=" in log
+    assert f"https://{demo.address}/" in log
+    assert stat.S_IMODE((tmp_path / "certificate-key.pem").stat().st_mode) == 0o600

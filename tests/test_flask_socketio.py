@@ -17,7 +17,9 @@ from werkzeug.serving import make_server
 
 from flask_serversession import ServerSessionError
 from flask_serversession import session
+from flask_serversession.testing import FakeClock
 
+from .dbsc import DeviceBrowser
 from .site import Action
 from .site import Browser
 from .site import Site
@@ -339,3 +341,35 @@ def test_a_real_connection_shares_the_session(
             client.emit("bye")
             assert is_closed.wait(60)
     assert browser.read() == {"n": 12}
+
+
+def test_a_socket_proves_its_session_when_it_connects_and_no_more() -> None:
+    """The cookies of a handshake do not get younger, as those of requests do."""
+    socket = make_socket(
+        {"SESSION_BACKEND": "memory"},
+        SESSION_DEVICE_BOUND=True,
+        SESSION_COOKIE_SECURE=True,
+        SESSION_COOKIE_SAMESITE="Lax",
+    )
+    site = socket.site
+    socket.extension.on_event("connect", lambda: None)
+    log_in = site.add(lambda: session.update(_user_id="ann"))
+    page = site.add(lambda: session.user)
+    device = DeviceBrowser(site.app, site.clock)
+    device.fetch(log_in)
+    assert device.fetch(page).text == "ann"
+    browser = site.browser()
+    for name, value in device.live_cookies().items():
+        browser.client.set_cookie(name, value)
+
+    def look() -> str:
+        return str(session.user)
+
+    clock = t.cast(FakeClock, site.clock)
+    clock.advance(100)
+    run = socket.open(browser)
+    clock.advance(3600)
+    assert run(look) == "ann"
+    run(lambda: session.update(n=1))
+    assert run(lambda: session["n"]) == 1
+    assert socket.open(browser)(look) == "None"  # a new connection is too late

@@ -246,6 +246,8 @@ def show(handle: str, as_json: bool) -> None:
         ["Logged in", _moment(info.authenticated_at)],
         ["Expires", f"{info.expires_at:%Y-%m-%d %H:%M:%S} UTC"],
     ]
+    if info.is_device_bound:
+        rows.append(["Device", "bound"])
     for name, title in META_TITLES.items():
         if name in info.meta:
             rows.append([title, escape(info.meta[name])])

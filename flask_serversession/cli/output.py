@@ -50,6 +50,7 @@ def document_of(info: SessionInfo) -> dict[str, t.Any]:
         ),
         "last_seen_at": info.last_seen_at.isoformat(timespec="seconds"),
         "expires_at": info.expires_at.isoformat(timespec="seconds"),
+        "is_device_bound": info.is_device_bound,
         "meta": dict(info.meta),
     }
 
@@ -165,6 +166,9 @@ def write_sessions(listed: cabc.Sequence[SessionInfo], is_full: bool) -> None:
     names = [name for name in META_TITLES if name in told]
     has_own = not told <= META_TITLES.keys()
     header = ["HANDLE", "USER", "LAST SEEN (UTC)", "LOGGED IN (UTC)", "EXPIRES (UTC)"]
+    has_device = any(info.is_device_bound for info in listed)
+    if has_device:
+        header.append("DEVICE")
     if has_own:
         header.append("META")
     rows = [[*header, *(META_TITLES[name].upper() for name in names)]]
@@ -175,6 +179,8 @@ def write_sessions(listed: cabc.Sequence[SessionInfo], is_full: bool) -> None:
         if has_own:
             own = [f"{name}={value}" for name, value in own_meta(info)]
             meta.insert(0, ", ".join(own) or "-")
+        if has_device:
+            meta.insert(0, "bound" if info.is_device_bound else "-")
         if not is_full:
             user = shorten(user, _WIDEST_USER)
             # Nearly all user agents begin with it.

@@ -20,6 +20,8 @@ from pathlib import Path
 from .apps import KINDS
 from .apps import SIZES
 from .chart import draw
+from .device import measure_devices
+from .device import print_devices
 from .engines import ENGINES
 from .requests import count_requests
 from .requests import measure_requests
@@ -71,7 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
         # After all that is timed: counting slows the process down.
         report["counts"] = count_requests(stack, engines, kinds)
+        report["devices"] = measure_devices(blocks=blocks, calls=calls)
         print_requests(report["requests"])
+        print_devices(report["devices"])
         print_counts(report["counts"])
         print_targets(report["requests"])
     if given.json is not None:
