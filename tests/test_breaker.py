@@ -203,6 +203,75 @@ def test_a_forked_child_finds_out_for_itself(
     assert recoveries == []
 
 
+def test_the_operator_is_told_when_it_stops_and_when_it_works_again(
+    asking: Breaker,
+    engine: Engine,
+    clock: FakeClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine.fail()
+    ask(asking, engine, FAILURES)
+    clock.advance(PAUSE)
+    ask(asking, engine, 2)
+    stopped = (
+        logging.ERROR,
+        "The session backend has failed 5 times in a row. Until it answers again, it"
+        " is asked once in 2 seconds.",
+    )
+    assert told(caplog) == [stopped]
+    clock.advance(PAUSE)
+    engine.error = None
+    ask(asking, engine, 2)
+    answers = (logging.WARNING, "The session backend answers again.")
+    assert told(caplog) == [stopped, answers]
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    return [(record.levelno, record.getMessage()) for record in caplog.records]
+
+
+def test_who_may_not_ask_is_told_of_the_last_failure(
+    asking: Breaker, engine: Engine
+) -> None:
+    engine.fail(backend="an engine", operation="load")
+    ask(asking, engine, FAILURES)
+    with pytest.raises(NotAskedError) as info:
+        asking.ask(engine.answer)
+    assert str(info.value) == (
+        "The session backend does not answer, and is asked once in 2 seconds. The last"
+        " failure: It is down."
+    )
+    assert info.value.backend == "an engine"
+    assert info.value.operation == "load"
+
+
+def test_a_pause_is_not_over_before_its_time(
+    asking: Breaker, engine: Engine, clock: FakeClock
+) -> None:
+    engine.fail()
+    ask(asking, engine, FAILURES)
+    clock.advance(PAUSE - 0.5)
+    assert ask(asking, engine) == ["not asked"]
+    clock.advance(0.5)
+    assert ask(asking, engine, 2) == [FAILED, "not asked"]
+
+
+def test_a_late_failure_does_not_prolong_the_pause(
+    asking: Breaker, engine: Engine, clock: FakeClock
+) -> None:
+    engine.fail()
+
+    def fail_late() -> str:
+        ask(asking, engine, FAILURES)
+        clock.advance(PAUSE / 2)
+        return engine.answer()
+
+    with pytest.raises(BackendUnavailableError):
+        asking.ask(fail_late)
+    clock.advance(PAUSE / 2)
+    assert ask(asking, engine) == [FAILED]
+
+
 # -- with an application
 
 

@@ -101,6 +101,28 @@ MODULES = {
             "test_flask_socketio.py::test_a_log_out_in_an_event_ends_the_session",
         )
     ),
+    "logouts": Module(("test_logouts.py",)),
+    "attempts": Module(("test_settling.py", "test_conflicts.py", "test_unsettled.py")),
+    "ending": Module(
+        (
+            *("test_logouts.py", "test_unsettled.py", "test_sessions.py", *_WHOLE),
+            *("test_interface.py", "test_outside.py"),
+        )
+    ),
+    "leftovers": Module(("test_leftovers.py", "test_unsettled.py")),
+    "outside": Module(("test_outside.py",)),
+    "users": Module(("test_users.py", "test_flow.py")),
+    "meta": Module(("test_meta.py",)),
+    "opened": Module(("test_sessions.py", "test_passive.py", "test_contexts.py")),
+    "hiding": Module(("test_hiding.py", "test_security.py")),
+    "breaker": Module(("test_breaker.py",), only=f"{_MEMORY} and not five_waits"),
+    "trial": Module(
+        ("test_cli.py",),
+        only=f"{_MEMORY} and (check_names_what or check_tries or check_finds"
+        " or only_pretends or check_waits or check_has)",
+    ),
+    "serializers/lazy": Module(("test_lazy.py", "test_serializers.py")),
+    "serializers/comparing": Module(("test_comparing.py",)),
     "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
     "backends/filesystem": Module(
         ("backends/test_filesystem.py",),
@@ -108,13 +130,17 @@ MODULES = {
         # These take seconds.
         only="not (thousands or several_processes or race_for or only_one_process"
         " or listing_a_user_reads or without_a_marker or lets_others_write"
-        " or no_descriptor)",
+        " or no_descriptor or sweep_is_bounded or nothing_can_be_locked"
+        " or loads_during_touches or a_crash_before or races_with or that_race_with"
+        " or at_the_same_moment or add_up or one_of_many)",
     ),
     "backends/sqlalchemy": Module(
         ("backends/test_sqlalchemy.py",),
         sample=200,
+        # What these need is started for each mutant anew.
         only=f"{_NO_SERVERS} and not (pgbouncer or stale_connection"
-        " or what_that_user_has or uses_the_indexes)",
+        " or what_that_user_has or uses_the_indexes or not_committed_yet"
+        " or collation or needs_quotes or the_characters_of_a_user)",
     ),
     # There is no Redis without a server.
     "backends/redis": Module(
