@@ -114,7 +114,7 @@ MODULES = {
     "users": Module(("test_users.py", "test_flow.py")),
     "meta": Module(("test_meta.py",)),
     "opened": Module(("test_sessions.py", "test_passive.py", "test_contexts.py")),
-    "hiding": Module(("test_hiding.py", "test_security.py")),
+    "hiding": Module(("test_hiding.py",)),
     "breaker": Module(("test_breaker.py",), only=f"{_MEMORY} and not five_waits"),
     "trial": Module(
         ("test_cli.py",),
