@@ -55,6 +55,7 @@ def test_what_is_hidden_is_stored_as_what_it_is(value: t.Any, plain: object) -> 
 def test_messages_name_the_type_that_was_given() -> None:
     assert type(HiddenText("secret")).__name__ == "str"
     assert repr(type(HiddenText("secret"))) == "<class 'str'>"
+    assert type(HiddenText("secret")).__module__ == "builtins"
 
 
 def test_an_exception_forgets_the_frames_that_it_passed() -> None:
@@ -70,6 +71,27 @@ def test_an_exception_forgets_the_frames_that_it_passed() -> None:
     links: list[BaseException | None] = [error, error.__cause__, error.__context__]
     assert all(link is not None and link.__traceback__ is None for link in links)
     assert "first" in "".join(traceback.format_exception(error))
+
+
+def test_causes_beside_the_context_forget_them_too() -> None:
+    def fail() -> None:
+        try:
+            raise KeyError("cause")
+        except KeyError as error:
+            cause = error
+        try:
+            raise KeyError("context")
+        except KeyError:
+            raise ValueError("last") from cause
+
+    with pytest.raises(ValueError, match="last") as caught:
+        fail()
+    cause, context = caught.value.__cause__, caught.value.__context__
+    assert cause is not None
+    assert context is not None
+    assert cause is not context
+    forget_frames(caught.value)
+    assert cause.__traceback__ is context.__traceback__ is None
 
 
 def test_an_exception_that_is_its_own_cause_is_no_endless_task() -> None:

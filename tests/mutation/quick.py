@@ -87,7 +87,7 @@ class Quick:
                 key=lambda name: (-noticed.get(name, -1), tests[name][0] > _QUICK)
             )
             # The machine may have more to do than when the tests were timed.
-            limit = 30 + 5 * sum(tests[name][0] for name in names)
+            limit = 15 + 5 * sum(tests[name][0] for name in names)
 
             def run(
                 folder: str,
