@@ -44,10 +44,10 @@ def test_ten_are_deleted_at_once(backend: Deleting, leftovers: Leftovers) -> Non
     for key in keys:
         leftovers.add(key)
     for deleted in (10, 20, 21):
-        assert leftovers
+        assert leftovers.keys
         leftovers.remove()
         assert backend.deleted == keys[:deleted]
-    assert not leftovers
+    assert not leftovers.keys
 
 
 def test_ten_thousand_are_remembered(backend: Deleting, leftovers: Leftovers) -> None:
@@ -70,7 +70,7 @@ def test_after_a_failure_the_rest_waits(
     backend.first = lambda: None
     leftovers.remove()
     assert backend.deleted == ["a", "b", "a"]
-    assert not leftovers
+    assert not leftovers.keys
 
 
 def test_what_cannot_be_read_is_not_tried_again(
@@ -81,7 +81,7 @@ def test_what_cannot_be_read_is_not_tried_again(
     backend.first = lambda: fail(RecordError("newer", reason="newer"))
     leftovers.remove()
     assert backend.deleted == ["a", "b"]
-    assert not leftovers
+    assert not leftovers.keys
 
 
 def test_what_is_interrupted_is_tried_again(
@@ -94,7 +94,7 @@ def test_what_is_interrupted_is_tried_again(
     backend.first = lambda: None
     leftovers.remove()
     assert backend.deleted == ["a", "a"]
-    assert not leftovers
+    assert not leftovers.keys
 
 
 def test_two_threads_do_not_delete_the_same(
@@ -105,9 +105,9 @@ def test_two_threads_do_not_delete_the_same(
 
     def delete_another() -> None:
         backend.first = lambda: None
-        del leftovers._keys["b"]
+        del leftovers.keys["b"]
 
     backend.first = delete_another
     leftovers.remove()
     assert backend.deleted == ["a", "c"]
-    assert not leftovers
+    assert not leftovers.keys

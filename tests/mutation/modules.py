@@ -135,7 +135,11 @@ MODULES = {
         " or at_the_same_moment or add_up or one_of_many)",
     ),
     "backends/sqlalchemy": Module(
-        ("backends/test_sqlalchemy.py",),
+        (
+            "backends/test_sqlalchemy_problems.py",
+            "backends/test_sqlalchemy_statements.py",
+            *("backends/test_sqlalchemy_engines.py", "backends/test_sqlalchemy.py"),
+        ),
         sample=200,
         # What these need is started for each mutant anew.
         only=f"{_NO_SERVERS} and not (pgbouncer or stale_connection"
@@ -146,10 +150,10 @@ MODULES = {
     "backends/redis": Module(
         ("backends/test_redis.py",),
         sample=200,
-        only="not (TestOnRedis or TestOnCluster or TestWithValkeyPy or [redis] or [redis-"
-        " or what_that_user_has or all_day or whatever_happens or interruption"
-        " or until_it_expires or record_expired or moves_the_expiry or expired_record"
-        " or tombstone_expires or follows_expiry or all_live_records or longer_life"
+        only="not (TestOnRedis or TestOnCluster or TestWithValkeyPy or [redis]"
+        " or [redis- or what_that_user_has or all_day or whatever_happens or interruption"
+        " or until_it_expires or record_expired or moves_the_expiry"
+        " or expired_record or tombstone_expires or follows_expiry or all_live_records or longer_life"
         " or for_as_long or waited_for or switch_over or was_killed or fail_over"
         " or not_the_next or every_node or shard_of_a_cluster or too_old"
         " or interrupted_before or replica or permissions)",
