@@ -150,12 +150,14 @@ MODULES = {
     "backends/redis": Module(
         ("backends/test_redis.py",),
         sample=200,
-        only="not (TestOnRedis or TestOnCluster or TestWithValkeyPy or [redis]"
-        " or [redis- or what_that_user_has or all_day or whatever_happens or interruption"
-        " or until_it_expires or record_expired or moves_the_expiry"
-        " or expired_record or tombstone_expires or follows_expiry or all_live_records or longer_life"
-        " or for_as_long or waited_for or switch_over or was_killed or fail_over"
-        " or not_the_next or every_node or shard_of_a_cluster or too_old"
-        " or interrupted_before or replica or permissions)",
+        only="not (TestOnRedis or TestOnCluster or TestWithValkeyPy"
+        " or [redis] or [redis- or what_that_user_has or all_day"
+        " or whatever_happens or interruption or until_it_expires"
+        " or record_expired or moves_the_expiry or expired_record"
+        " or tombstone_expires or follows_expiry or all_live_records"
+        " or longer_life or for_as_long or waited_for or switch_over"
+        " or was_killed or fail_over or not_the_next or every_node"
+        " or shard_of_a_cluster or too_old or interrupted_before"
+        " or replica or permissions)",
     ),
 }
