@@ -227,11 +227,12 @@ def test_the_operator_is_told_when_it_stops_and_when_it_works_again(
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    assert {record.name for record in caplog.records} <= {"flask_serversession"}
     return [(record.levelno, record.getMessage()) for record in caplog.records]
 
 
 def test_who_may_not_ask_is_told_of_the_last_failure(
-    asking: Breaker, engine: Engine
+    asking: Breaker, engine: Engine, clock: FakeClock
 ) -> None:
     engine.fail(backend="an engine", operation="load")
     ask(asking, engine, FAILURES)
@@ -243,6 +244,40 @@ def test_who_may_not_ask_is_told_of_the_last_failure(
     )
     assert info.value.backend == "an engine"
     assert info.value.operation == "load"
+    clock.advance(PAUSE)
+    engine.error = BackendUnavailableError("It is down still.")
+    assert ask(asking, engine) == [FAILED]
+    with pytest.raises(NotAskedError, match=r" The last failure: It is down still\.$"):
+        asking.ask(engine.answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [BackendUnavailableError("full", refused=True), BackendError("no such table")],
+    ids=["refused", "wrong"],
+)
+def test_a_refusal_begins_the_count_anew(
+    asking: Breaker,
+    engine: Engine,
+    clock: FakeClock,
+    recoveries: list[str],
+    answer: BackendError,
+) -> None:
+    for _ in range(2):
+        engine.fail()
+        ask(asking, engine, FAILURES - 1)
+        engine.error = answer
+        ask(asking, engine)
+    engine.fail()
+    assert ask(asking, engine, FAILURES + 1) == [FAILED] * 5 + ["not asked"]
+    clock.advance(PAUSE)
+    engine.error = answer
+    ask(asking, engine)
+    assert recoveries == ["recovered"]
+
+
+def test_what_is_asked_gets_its_arguments(asking: Breaker) -> None:
+    assert asking.ask(dict, {"a": 1}, b=2) == {"a": 1, "b": 2}
 
 
 def test_a_pause_is_not_over_before_its_time(

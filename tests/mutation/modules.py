@@ -125,12 +125,12 @@ MODULES = {
     "serializers/comparing": Module(("test_comparing.py",)),
     "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
     "backends/filesystem": Module(
-        ("backends/test_filesystem.py",),
+        ("backends/test_filesystem_parts.py", "backends/test_filesystem.py"),
         sample=200,
         # These take seconds.
         only="not (thousands or several_processes or race_for or only_one_process"
         " or listing_a_user_reads or without_a_marker or lets_others_write"
-        " or no_descriptor or sweep_is_bounded or nothing_can_be_locked"
+        " or no_descriptor or sweep_is_bounded"
         " or loads_during_touches or a_crash_before or races_with or that_race_with"
         " or at_the_same_moment or add_up or one_of_many)",
     ),
