@@ -148,7 +148,7 @@ MODULES = {
     ),
     # There is no Redis without a server.
     "backends/redis": Module(
-        ("backends/test_redis.py",),
+        ("backends/test_redis_parts.py", "backends/test_redis.py"),
         sample=200,
         only="not (TestOnRedis or TestOnCluster or TestWithValkeyPy"
         " or [redis] or [redis- or what_that_user_has or all_day"
