@@ -302,7 +302,8 @@ def test_the_messages_name_key_type_and_remedy() -> None:
     with pytest.raises(ValueError, match="Is somebody") as refused:
         stored_name_of(None)
     assert str(refused.value) == (
-        "Sessions are found by the id of a user, not by NoneType. Is somebody logged in?"
+        "Sessions are found by the id of a user, not by NoneType. Is somebody logged"
+        " in?"
     )
 
 
