@@ -102,7 +102,7 @@ MODULES = {
         )
     ),
     "logouts": Module(("test_logouts.py",)),
-    "attempts": Module(("test_settling.py", "test_conflicts.py", "test_unsettled.py")),
+    "attempts": Module(("test_attempts.py", "test_settling.py")),
     "ending": Module(
         (
             *("test_logouts.py", "test_unsettled.py", "test_sessions.py", *_WHOLE),
