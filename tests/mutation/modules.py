@@ -29,10 +29,12 @@ class Module:
 
 #: By the path of the module, without suffix, or of a folder of modules.
 MODULES = {
-    "cookie": Module(("test_cookie.py",)),
-    "record": Module(("test_record.py",)),
+    "cookie": Module(("test_cookie.py",), sample=100),
+    "record": Module(("test_record.py",), sample=100),
     "merge": Module(("test_merge.py",)),
-    "payload": Module(("test_payload.py", "test_encryption.py", "test_forks.py")),
+    "payload": Module(
+        ("test_payload.py", "test_encryption.py", "test_forks.py"), sample=100
+    ),
     "encryption": Module(("test_encryption.py", "test_payload.py")),
     "forks": Module(("test_forks.py",)),
     "config": Module(
@@ -42,13 +44,15 @@ MODULES = {
             "test_docs.py::test_the_documented_default_is_the_codes",
         ),
         only="",
+        sample=100,
     ),
     "config_checks": Module(("test_config_checks.py", "test_config.py"), only=""),
     "ids": Module(("test_cookie.py", "test_record.py")),
     "sessions": Module(
-        ("test_sessions.py", "test_interface.py", *_WHOLE, "test_signals.py")
+        ("test_sessions.py", "test_interface.py", *_WHOLE, "test_signals.py"),
+        sample=100,
     ),
-    "plan": Module(("test_plan.py",)),
+    "plan": Module(("test_plan.py",), sample=100),
     "unit": Module(("test_unit.py",)),
     "core": Module(("test_core.py",)),
     "loading": Module(("test_loader.py",)),
@@ -83,7 +87,8 @@ MODULES = {
             "test_flask_socketio.py::test_an_event_that_only_reads_costs_one_load",
             "test_flask_socketio.py::test_a_session_does_not_begin_in_an_event",
             "test_flask_socketio.py::test_a_log_out_in_an_event_ends_the_session",
-        )
+        ),
+        sample=200,
     ),
     "rotation": Module(("test_rotation.py",)),
     "interface": Module(
@@ -99,7 +104,8 @@ MODULES = {
             "test_flask_socketio.py::test_an_event_that_only_reads_costs_one_load",
             "test_flask_socketio.py::test_a_session_does_not_begin_in_an_event",
             "test_flask_socketio.py::test_a_log_out_in_an_event_ends_the_session",
-        )
+        ),
+        sample=200,
     ),
     "logouts": Module(("test_logouts.py",)),
     "attempts": Module(("test_attempts.py", "test_settling.py")),
@@ -107,10 +113,11 @@ MODULES = {
         (
             *("test_logouts.py", "test_unsettled.py", "test_sessions.py", *_WHOLE),
             *("test_interface.py", "test_outside.py"),
-        )
+        ),
+        sample=100,
     ),
     "leftovers": Module(("test_leftovers.py", "test_unsettled.py")),
-    "outside": Module(("test_outside.py",)),
+    "outside": Module(("test_outside.py",), sample=100),
     "users": Module(("test_users.py", "test_flow.py")),
     "meta": Module(("test_meta.py",)),
     "opened": Module(("test_sessions.py", "test_passive.py", "test_contexts.py")),
@@ -120,10 +127,13 @@ MODULES = {
         ("test_cli.py",),
         only=f"{_MEMORY} and (check_names_what or check_tries or check_finds"
         " or only_pretends or check_waits or check_has)",
+        sample=100,
     ),
     "serializers/lazy": Module(("test_lazy.py", "test_serializers.py")),
     "serializers/comparing": Module(("test_comparing.py",)),
-    "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
+    "backends/memory": Module(
+        ("backends/test_memory.py", "test_interruptions.py"), sample=100
+    ),
     "backends/filesystem": Module(
         ("backends/test_filesystem_parts.py", "backends/test_filesystem.py"),
         sample=200,
