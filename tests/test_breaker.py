@@ -203,6 +203,110 @@ def test_a_forked_child_finds_out_for_itself(
     assert recoveries == []
 
 
+def test_the_operator_is_told_when_it_stops_and_when_it_works_again(
+    asking: Breaker,
+    engine: Engine,
+    clock: FakeClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine.fail()
+    ask(asking, engine, FAILURES)
+    clock.advance(PAUSE)
+    ask(asking, engine, 2)
+    stopped = (
+        logging.ERROR,
+        "The session backend has failed 5 times in a row. Until it answers again, it"
+        " is asked once in 2 seconds.",
+    )
+    assert told(caplog) == [stopped]
+    clock.advance(PAUSE)
+    engine.error = None
+    ask(asking, engine, 2)
+    answers = (logging.WARNING, "The session backend answers again.")
+    assert told(caplog) == [stopped, answers]
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    assert {record.name for record in caplog.records} <= {"flask_serversession"}
+    return [(record.levelno, record.getMessage()) for record in caplog.records]
+
+
+def test_who_may_not_ask_is_told_of_the_last_failure(
+    asking: Breaker, engine: Engine, clock: FakeClock
+) -> None:
+    engine.fail(backend="an engine", operation="load")
+    ask(asking, engine, FAILURES)
+    with pytest.raises(NotAskedError) as info:
+        asking.ask(engine.answer)
+    assert str(info.value) == (
+        "The session backend does not answer, and is asked once in 2 seconds. The last"
+        " failure: It is down."
+    )
+    assert info.value.backend == "an engine"
+    assert info.value.operation == "load"
+    clock.advance(PAUSE)
+    engine.error = BackendUnavailableError("It is down still.")
+    assert ask(asking, engine) == [FAILED]
+    with pytest.raises(NotAskedError, match=r" The last failure: It is down still\.$"):
+        asking.ask(engine.answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [BackendUnavailableError("full", refused=True), BackendError("no such table")],
+    ids=["refused", "wrong"],
+)
+def test_a_refusal_begins_the_count_anew(
+    asking: Breaker,
+    engine: Engine,
+    clock: FakeClock,
+    recoveries: list[str],
+    answer: BackendError,
+) -> None:
+    for _ in range(2):
+        engine.fail()
+        ask(asking, engine, FAILURES - 1)
+        engine.error = answer
+        ask(asking, engine)
+    engine.fail()
+    assert ask(asking, engine, FAILURES + 1) == [FAILED] * 5 + ["not asked"]
+    clock.advance(PAUSE)
+    engine.error = answer
+    ask(asking, engine)
+    assert recoveries == ["recovered"]
+
+
+def test_what_is_asked_gets_its_arguments(asking: Breaker) -> None:
+    assert asking.ask(dict, {"a": 1}, b=2) == {"a": 1, "b": 2}
+
+
+def test_a_pause_is_not_over_before_its_time(
+    asking: Breaker, engine: Engine, clock: FakeClock
+) -> None:
+    engine.fail()
+    ask(asking, engine, FAILURES)
+    clock.advance(PAUSE - 0.5)
+    assert ask(asking, engine) == ["not asked"]
+    clock.advance(0.5)
+    assert ask(asking, engine, 2) == [FAILED, "not asked"]
+
+
+def test_a_late_failure_does_not_prolong_the_pause(
+    asking: Breaker, engine: Engine, clock: FakeClock
+) -> None:
+    engine.fail()
+
+    def fail_late() -> str:
+        ask(asking, engine, FAILURES)
+        clock.advance(PAUSE / 2)
+        return engine.answer()
+
+    with pytest.raises(BackendUnavailableError):
+        asking.ask(fail_late)
+    clock.advance(PAUSE / 2)
+    assert ask(asking, engine) == [FAILED]
+
+
 # -- with an application
 
 

@@ -14,8 +14,16 @@ from flask_serversession import RecordError
 from flask_serversession import session
 from flask_serversession.backends.base import Backend
 from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.core import Core
+from flask_serversession.logouts import LogOuts
+from flask_serversession.logouts import changes_user
+from flask_serversession.logouts import logs_out
+from flask_serversession.logouts import refuse_newer
 from flask_serversession.record import Record
 from flask_serversession.testing import FakeClock
+from flask_serversession.unit import Known
+from flask_serversession.unit import Unit
+from flask_serversession.unit import Wish
 
 from .site import Action
 from .site import Browser
@@ -276,3 +284,93 @@ def test_taking_out_what_is_not_there_is_no_log_out() -> None:
         late.visit(lambda: flask_session.pop("next"))
     assert site.browser().visit(lambda: flask_session.pop("_user_id", 1)).text == "1"
     assert browser.visit(lambda: flask_session.pop("n")).text == "0"
+
+
+# -- step by step
+
+
+class Loaded:
+    """A session of a user, or of nobody, that was loaded."""
+
+    def __init__(self, user: str | None) -> None:
+        self.site = make_site()
+        self.core: Core = self.site.state.interface.core
+        browser = self.site.browser()
+        browser.set(n=0, **({} if user is None else {"_user_id": user}))
+        signer = self.site.state.interface.get_signer(self.site.app)
+        assert signer is not None
+        self.unit = Unit(signer)
+        self.unit.identity = self.core.identify(browser.id)
+        record = self.site.backend.load(self.unit.key)
+        assert record is not None
+        self.core.adopt(self.unit, record)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "wish", "is_log_out", "is_change"),
+    [
+        ("ada", "ada", Wish.SAVE, False, False),
+        ("ada", "grace", Wish.SAVE, False, True),
+        ("ada", None, Wish.SAVE, True, True),
+        ("ada", "ada", Wish.RESTART, True, True),
+        (None, None, Wish.SAVE, False, False),
+        (None, "ada", Wish.SAVE, False, False),
+        (None, None, Wish.END, True, True),
+        (None, None, Wish.RESTART, False, False),
+    ],
+)
+def test_what_is_a_log_out(
+    before: str | None, after: str | None, wish: Wish, is_log_out: bool, is_change: bool
+) -> None:
+    loaded = Loaded(before)
+    loaded.unit.data["_user_id"] = after
+    loaded.unit.want(wish)
+    assert logs_out(loaded.core, loaded.unit) is is_log_out
+    assert changes_user(loaded.core, loaded.unit) is is_change
+
+
+def test_a_log_out_that_is_refused_says_why_and_is_wanted_still() -> None:
+    loaded = Loaded("ada")
+    error = refuse_newer(loaded.core, loaded.unit)
+    assert str(error) == (
+        "The session was written by a newer version of the library, and this one cannot"
+        " end it. Try again: a worker that was updated can."
+    )
+    assert (error.backend, error.operation) == ("memory", "delete")
+    assert loaded.unit.wish is Wish.END
+    assert loaded.unit.known is Known.BROKEN
+    assert loaded.unit.failure is error
+
+
+def test_a_log_out_is_heard_once_and_of_the_application_only() -> None:
+    loaded = Loaded("ada")
+    heard: list[int] = []
+    log_outs = LogOuts(loaded.core, lambda: heard.append(1))
+    for _ in range(3):
+        log_outs.watch()
+    signal = flask_login.user_logged_out
+    signal.send(loaded.core.app)
+    assert heard == [1]
+    signal.send(flask.Flask("another"))
+    assert heard == [1]
+    signal.disconnect(log_outs._end, loaded.core.app)
+    log_outs.watch()  # it does not look again
+    signal.send(loaded.core.app)
+    assert heard == [1]
+
+
+@pytest.mark.parametrize(
+    ("known", "wish"),
+    [
+        (Known.STORED, Wish.NOTHING),
+        (Known.GONE, Wish.END),
+        (Known.BROKEN, Wish.END),
+    ],
+)
+def test_only_a_log_out_that_leaves_no_trace_is_noted(known: Known, wish: Wish) -> None:
+    loaded = Loaded("ada")
+    loaded.unit.known = known
+    log_outs = LogOuts(loaded.core, lambda: loaded.unit)
+    log_outs.watch()
+    flask_login.user_logged_out.send(loaded.core.app)
+    assert loaded.unit.wish is wish

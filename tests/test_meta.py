@@ -16,6 +16,14 @@ from flask_serversession import rotation
 from flask_serversession import session as typed_session
 from flask_serversession.meta import INTERNAL
 from flask_serversession.meta import MAX_SIZE
+from flask_serversession.meta import PREDECESSOR
+from flask_serversession.meta import TRACKED
+from flask_serversession.meta import Meta
+from flask_serversession.meta import internal_part
+from flask_serversession.meta import own_part
+from flask_serversession.meta import shown_part
+from flask_serversession.meta import size_of
+from flask_serversession.meta import tracked_part
 from flask_serversession.unit import PERMANENT_KEY
 
 from .backend_configs import Config
@@ -402,3 +410,78 @@ def test_a_change_that_cannot_be_stored_is_not_passed_over(site: Site) -> None:
             typed_session.meta["name"] = "phone"
 
     browser.visit(view)
+
+
+# The parts of what is stored
+
+
+def test_what_is_stored_has_three_parts() -> None:
+    own = {"device": "phone"}
+    tracked = dict.fromkeys(TRACKED, "tracked")
+    internal = dict.fromkeys(INTERNAL, "internal")
+    meta = {**own, **tracked, **internal}
+    assert own_part(meta) == own
+    assert tracked_part(meta) == tracked
+    assert internal_part(meta) == internal
+    assert shown_part(meta) == {**own, **tracked}
+    assert own_part({}) == {}
+    # These are in stores, and have to stay what they are.
+    assert {"user_agent", "remote_addr"} == TRACKED
+    assert PREDECESSOR == "predecessor"
+    assert {"moving", "predecessor", "renewed", "same_user", "successor"} == INTERNAL
+
+
+def test_the_size_is_that_in_utf_8() -> None:
+    assert size_of({"a": "bc", "\xe9": "\udc80"}) == 1 + 2 + 2 + 3
+
+
+class Told:
+    """As much of a unit as has a meta."""
+
+    def __init__(self) -> None:
+        self.current_meta: t.Any = {"a": "b"}
+        self.changes: list[dict[str, str]] = []
+
+    def change_meta(self, meta: t.Any) -> None:
+        self.changes.append(meta)
+        self.current_meta = meta
+
+
+def test_only_what_is_new_is_told() -> None:
+    unit = Told()
+    meta = Meta(lambda: t.cast("t.Any", unit))
+    meta["a"] = "b"
+    assert unit.changes == []
+    meta["a"] = "c"
+    meta["d"] = "e"
+    del meta["a"]
+    assert unit.changes == [{"a": "c"}, {"a": "c", "d": "e"}, {"d": "e"}]
+    assert (len(meta), [*meta], meta["d"]) == (1, ["d"], "e")
+
+
+def test_what_is_refused_is_refused_with_the_remedy() -> None:
+    meta: t.Any = Meta(lambda: t.cast("t.Any", Told()))
+    with pytest.raises(TypeError, match="text only") as wrong_name:
+        meta[1] = "x"
+    assert str(wrong_name.value) == (
+        "session.meta takes text only, but the name for 1 is of the type 'int'. Give"
+        " str(...) of it, or keep it in the session itself."
+    )
+    with pytest.raises(TypeError, match="text only") as wrong_value:
+        meta["n"] = None
+    assert str(wrong_value.value) == (
+        "session.meta takes text only, but the value for 'n' is of the type 'NoneType'."
+        " Give str(...) of it, or keep it in the session itself."
+    )
+    with pytest.raises(ValueError, match="uses itself") as reserved:
+        meta["moving"] = "x"
+    assert str(reserved.value) == (
+        "session.meta['moving'] is a name that the library uses itself. Choose another"
+        " one, such as 'my_moving'."
+    )
+    with pytest.raises(ValueError, match="would take") as too_much:
+        meta["n"] = "x" * MAX_SIZE
+    assert str(too_much.value) == (
+        "session.meta would take 4099 bytes with 'n', and may take 4096. Keep what is"
+        " long in the session itself."
+    )

@@ -16,6 +16,8 @@ from flask_serversession import SerializationError
 from flask_serversession import session as typed_session
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.testing import FakeClock
+from flask_serversession.users import find_user
+from flask_serversession.users import stored_name
 from flask_serversession.users import stored_name_of
 
 from .backend_configs import BACKEND_CONFIGS
@@ -271,3 +273,87 @@ def test_an_object_that_has_no_text_of_its_own_names_nobody() -> None:
     browser = Site({"SESSION_BACKEND": "memory"}, SESSION_USER_KEY=named).browser()
     with pytest.raises(SerializationError, match="returned a User, which names nobody"):
         browser.set(uid=1)
+
+
+# -- step by step
+
+
+def test_the_messages_name_key_type_and_remedy() -> None:
+    with pytest.raises(SerializationError) as caught:
+        find_user({"user_id": ["secret"]}, ("_user_id", "user_id"))
+    assert str(caught.value) == (
+        "flask.session['user_id'] is a list, which names nobody. Let 'SESSION_USER_KEY'"
+        " be a function that returns the id inside of it, such as lambda data:"
+        " data.get('user_id', {}).get('sub'), or keep the id under a key of its own."
+    )
+    assert caught.value.path == "session['user_id']"
+    with pytest.raises(SerializationError) as caught:
+        find_user({}, lambda data: ["secret"])
+    assert str(caught.value) == (
+        "The function 'SESSION_USER_KEY' returned a list, which names nobody. Let it"
+        " return the user's id."
+    )
+    with pytest.raises(SerializationError) as caught:
+        find_user({}, lambda data: data["secret"])
+    assert str(caught.value) == (
+        "The function 'SESSION_USER_KEY' raised KeyError. It has to return the user's"
+        " id, and None where nobody is logged in."
+    )
+    with pytest.raises(ValueError, match="Is somebody") as refused:
+        stored_name_of(None)
+    assert str(refused.value) == (
+        "Sessions are found by the id of a user, not by NoneType. Is somebody logged"
+        " in?"
+    )
+
+
+def test_a_function_may_find_nobody() -> None:
+    assert find_user({}, lambda data: None) is None
+    assert find_user({"a": 1}, lambda data: data["a"]) == "1"
+    assert find_user({}, ("_user_id",)) is None
+
+
+@pytest.mark.parametrize("length", [255, 256])
+def test_only_what_is_too_long_is_hashed(length: int) -> None:
+    user = "u" * length
+    assert (stored_name(user) == user) is (length == 255)
+    assert stored_name("sha256") == "sha256"
+    lone = "\udc80" * 256
+    assert stored_name(lone).startswith("sha256:")
+
+
+@dataclasses.dataclass
+class Account:
+    id: int
+
+
+class OnlyShown:
+    def __repr__(self) -> str:
+        return "shown"
+
+
+class OnlyText:
+    def __str__(self) -> str:
+        return "text"
+
+
+@pytest.mark.parametrize(
+    ("user", "name"),
+    [
+        (memoryview(b"a"), "b'a'"),
+        (1.5, "1.5"),
+        (OnlyShown(), "shown"),
+        (OnlyText(), "text"),
+        (object(), None),
+        (Account(1), None),
+        (iter("ada"), None),
+        (len, None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_names_somebody(user: object, name: str | None) -> None:
+    if name is None:
+        with pytest.raises(ValueError, match="Is somebody logged in"):
+            stored_name_of(user)
+    else:
+        assert stored_name_of(user) == name

@@ -29,10 +29,12 @@ class Module:
 
 #: By the path of the module, without suffix, or of a folder of modules.
 MODULES = {
-    "cookie": Module(("test_cookie.py",)),
-    "record": Module(("test_record.py",)),
+    "cookie": Module(("test_cookie.py",), sample=100),
+    "record": Module(("test_record.py",), sample=100),
     "merge": Module(("test_merge.py",)),
-    "payload": Module(("test_payload.py", "test_encryption.py", "test_forks.py")),
+    "payload": Module(
+        ("test_payload.py", "test_encryption.py", "test_forks.py"), sample=100
+    ),
     "encryption": Module(("test_encryption.py", "test_payload.py")),
     "forks": Module(("test_forks.py",)),
     "config": Module(
@@ -42,13 +44,15 @@ MODULES = {
             "test_docs.py::test_the_documented_default_is_the_codes",
         ),
         only="",
+        sample=100,
     ),
     "config_checks": Module(("test_config_checks.py", "test_config.py"), only=""),
     "ids": Module(("test_cookie.py", "test_record.py")),
     "sessions": Module(
-        ("test_sessions.py", "test_interface.py", *_WHOLE, "test_signals.py")
+        ("test_sessions.py", "test_interface.py", *_WHOLE, "test_signals.py"),
+        sample=100,
     ),
-    "plan": Module(("test_plan.py",)),
+    "plan": Module(("test_plan.py",), sample=100),
     "unit": Module(("test_unit.py",)),
     "core": Module(("test_core.py",)),
     "loading": Module(("test_loader.py",)),
@@ -83,7 +87,8 @@ MODULES = {
             "test_flask_socketio.py::test_an_event_that_only_reads_costs_one_load",
             "test_flask_socketio.py::test_a_session_does_not_begin_in_an_event",
             "test_flask_socketio.py::test_a_log_out_in_an_event_ends_the_session",
-        )
+        ),
+        sample=200,
     ),
     "rotation": Module(("test_rotation.py",)),
     "interface": Module(
@@ -99,28 +104,70 @@ MODULES = {
             "test_flask_socketio.py::test_an_event_that_only_reads_costs_one_load",
             "test_flask_socketio.py::test_a_session_does_not_begin_in_an_event",
             "test_flask_socketio.py::test_a_log_out_in_an_event_ends_the_session",
-        )
+        ),
+        sample=200,
     ),
-    "backends/memory": Module(("backends/test_memory.py", "test_interruptions.py")),
+    "logouts": Module(("test_logouts.py",)),
+    "attempts": Module(("test_attempts.py", "test_settling.py")),
+    "ending": Module(
+        (
+            *("test_logouts.py", "test_unsettled.py", "test_sessions.py", *_WHOLE),
+            *("test_interface.py", "test_outside.py"),
+        ),
+        sample=100,
+    ),
+    "leftovers": Module(("test_leftovers.py", "test_unsettled.py")),
+    "outside": Module(("test_outside.py",), sample=100),
+    "users": Module(("test_users.py", "test_flow.py")),
+    "meta": Module(("test_meta.py",)),
+    "opened": Module(("test_sessions.py", "test_passive.py", "test_contexts.py")),
+    "hiding": Module(("test_hiding.py",)),
+    "breaker": Module(("test_breaker.py",), only=f"{_MEMORY} and not five_waits"),
+    "trial": Module(
+        ("test_cli.py",),
+        only=f"{_MEMORY} and (check_names_what or check_tries or check_finds"
+        " or only_pretends or check_waits or check_has)",
+        sample=100,
+    ),
+    "serializers/lazy": Module(("test_lazy.py", "test_serializers.py")),
+    "serializers/comparing": Module(("test_comparing.py",)),
+    "backends/memory": Module(
+        ("backends/test_memory.py", "test_interruptions.py"), sample=100
+    ),
     "backends/filesystem": Module(
-        ("backends/test_filesystem.py",),
+        ("backends/test_filesystem_parts.py", "backends/test_filesystem.py"),
         sample=200,
         # These take seconds.
         only="not (thousands or several_processes or race_for or only_one_process"
         " or listing_a_user_reads or without_a_marker or lets_others_write"
-        " or no_descriptor)",
+        " or no_descriptor or sweep_is_bounded"
+        " or loads_during_touches or a_crash_before or races_with or that_race_with"
+        " or at_the_same_moment or add_up or one_of_many)",
     ),
     "backends/sqlalchemy": Module(
-        ("backends/test_sqlalchemy.py",),
+        (
+            "backends/test_sqlalchemy_problems.py",
+            "backends/test_sqlalchemy_statements.py",
+            *("backends/test_sqlalchemy_engines.py", "backends/test_sqlalchemy.py"),
+        ),
         sample=200,
+        # What these need is started for each mutant anew.
         only=f"{_NO_SERVERS} and not (pgbouncer or stale_connection"
-        " or what_that_user_has or uses_the_indexes)",
+        " or what_that_user_has or uses_the_indexes or not_committed_yet"
+        " or collation or needs_quotes or the_characters_of_a_user)",
     ),
     # There is no Redis without a server.
     "backends/redis": Module(
-        ("backends/test_redis.py",),
+        ("backends/test_redis_parts.py", "backends/test_redis.py"),
         sample=200,
-        only="valkey and not (withvalkey or what_that_user_has or all_day"
-        " or whatever_happens or interruption)",
+        only="not (TestOnRedis or TestOnCluster or TestWithValkeyPy"
+        " or [redis] or [redis- or what_that_user_has or all_day"
+        " or whatever_happens or interruption or until_it_expires"
+        " or record_expired or moves_the_expiry or expired_record"
+        " or tombstone_expires or follows_expiry or all_live_records"
+        " or longer_life or for_as_long or waited_for or switch_over"
+        " or was_killed or fail_over or not_the_next or every_node"
+        " or shard_of_a_cluster or too_old or interrupted_before"
+        " or replica or permissions)",
     ),
 }

@@ -72,7 +72,8 @@ class Quick:
         tests: dict[str, tuple[float, list[str]]] = json.loads(table.read_text())
         survived: list[int] = []
         others: list[int] = []
-        checked: set[str] = set()
+        # Those that noticed something, the last one first: it may notice more.
+        noticed: dict[str, int] = {}
         for number, mutant in enumerate(self._mutants):
             place = mutant.function and (mutant.module, *mutant.function)
             original = originals.get(place) if place else None
@@ -82,15 +83,11 @@ class Quick:
             # What calls nothing here may do so in a process of its own.
             names = [name for name, (_, spots) in tests.items() if spot in spots]
             names += [name for name, (_, spots) in tests.items() if not spots]
-            names.sort(key=lambda name: tests[name][0] > _QUICK)
-            limit = 10 + 3 * sum(tests[name][0] for name in names)
-            if spot not in checked:
-                # Else tests that need others before them would kill every mutant.
-                if not self._fork(
-                    lambda _, names=names: self._run(session, names, failed), limit
-                ):
-                    raise RuntimeError(f"Without a change: {failed.read_text()}")
-                checked.add(spot)
+            names.sort(
+                key=lambda name: (-noticed.get(name, -1), tests[name][0] > _QUICK)
+            )
+            # The machine may have more to do than when the tests were timed.
+            limit = 15 + 5 * sum(tests[name][0] for name in names)
 
             def run(
                 folder: str,
@@ -100,10 +97,18 @@ class Quick:
             ) -> bool:
                 _replace(mutant, original)
                 mutate(mutant.module, mutant.source, folder)
-                return self._run(session, names)
+                return self._run(session, names, failed)
 
             if not names or self._fork(run, limit):
                 survived.append(number)
+                continue
+            name = failed.read_text()
+            # Else one that needs others before it would kill every mutant.
+            if name not in noticed and not self._fork(
+                lambda _, name=name: self._run(session, [name], failed), limit
+            ):
+                raise RuntimeError(f"Without a change: {name}")
+            noticed[name] = number
         self._result.write_text(json.dumps([survived, others]))
         return True
 
@@ -126,14 +131,11 @@ class Quick:
         table.write_text(json.dumps(tests))
         return True
 
-    def _run(
-        self, session: pytest.Session, names: list[str], failed: Path | None = None
-    ) -> bool:
+    def _run(self, session: pytest.Session, names: list[str], failed: Path) -> bool:
         items = {item.nodeid: item for item in session.items}
         for name, following in itertools.pairwise([*names, None]):
             item = items[t.cast("str", name)]
-            if failed is not None:
-                failed.write_text(item.nodeid)
+            failed.write_text(item.nodeid)
             item.config.hook.pytest_runtest_protocol(
                 item=item, nextitem=items[following] if following else None
             )

@@ -29,7 +29,6 @@ T = t.TypeVar("T")
 # Untyped on purpose: annotations differ between the versions of redis-py.
 redis: t.Any = importlib.import_module("redis")
 
-_FILE_OF_CLIENT: str = redis.client.bool_ok.__code__.co_filename
 # Commands whose answers are used as the server gives them.
 _PLAIN = frozenset({"GET", "GETRANGE", "SET", "EVAL", "EVALSHA"})
 
@@ -302,10 +301,9 @@ def _talk_together(
 
 def _is_original(function: t.Any) -> bool:
     """Whether a function is redis-py's own, and nobody has wrapped it."""
-    # By its type too: wrappers pretend to have the code of what they wrap.
-    return (
-        type(function) is types.FunctionType
-        and function.__code__.co_filename == _FILE_OF_CLIENT
+    # By its type too: wrappers pretend to have the globals of what they wrap.
+    return type(function) is types.FunctionType and function.__globals__ is vars(
+        redis.client
     )
 
 

@@ -1,0 +1,261 @@
+"""How our own engines are made and their connections prepared; without any server."""
+
+from __future__ import annotations
+
+import time
+import types
+import typing as t
+from collections.abc import Generator
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from psycopg.rows import tuple_row
+
+from flask_serversession.backends.sqlalchemy import engines
+
+
+def engine_with(driver: str, **dialect: t.Any) -> t.Any:
+    return types.SimpleNamespace(
+        dialect=types.SimpleNamespace(driver=driver, **dialect),
+        url=sa.make_url("postgresql://host/db"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("driver", "version", "is_warned"),
+    [
+        ("mariadbconnector", None, True),
+        ("mysqlconnector", None, True),
+        ("psycopg2", None, True),
+        ("psycopg2cffi", None, True),
+        ("psycopg", (3, 2, 10), True),
+        ("psycopg", (3, 2, 11), False),
+        ("psycopg", (3, 3), False),
+        ("psycopg2", (3, 3), True),
+        ("pymysql", None, False),
+        ("pysqlite", None, False),
+    ],
+)
+def test_a_driver_that_waits_without_limit_is_warned_about(
+    driver: str, version: tuple[int, ...] | None, is_warned: bool
+) -> None:
+    engine = engine_with(driver)
+    if version is not None:
+        engine.dialect.psycopg_version = version
+    expected = (
+        f"The database driver {driver!r} waits for an answer without any limit: a"
+        " server that hangs would hold every worker that asks it for a session. Use"
+        " psycopg 3.2.11 or later ('postgresql+psycopg://') or PyMySQL"
+        " ('mysql+pymysql://') instead."
+    )
+    assert engines.driver_warning(engine) == (expected if is_warned else None)
+    engine.url = sa.make_url("postgresql://host/db?read_timeout=5")
+    assert engines.driver_warning(engine) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "is_memory"),
+    [
+        ("sqlite://", True),
+        ("sqlite:///:memory:", True),
+        ("sqlite:///file::memory:?cache=shared&uri=true", True),
+        ("sqlite:///file:x?mode=memory&uri=true", True),
+        ("sqlite:///file:x%3Fmode=memory", True),
+        ("sqlite:///sessions.db", False),
+        ("sqlite:///file:x?mode=rw&uri=true", False),
+        ("postgresql://host", False),
+        ("postgresql://host/:memory:", False),
+    ],
+)
+def test_what_is_in_memory(url: str, is_memory: bool) -> None:
+    assert engines.is_memory(sa.make_url(url)) is is_memory
+
+
+def test_which_engines_have_a_lock_and_one_connection() -> None:
+    own = engines.make_engine("sqlite:///sessions.db")
+    assert engines.has_lock(own)
+    assert not engines.has_lock(engines.make_engine("sqlite://"))
+    assert not engines.has_lock(sa.create_engine("postgresql+psycopg://host/db"))
+    assert not engines.has_one_connection(own)
+    for pool, is_one in (
+        (sa.StaticPool, True),
+        (sa.SingletonThreadPool, True),
+        (sa.NullPool, False),
+    ):
+        theirs = sa.create_engine("sqlite:///sessions.db", poolclass=pool)
+        assert engines.has_one_connection(theirs) is is_one
+        engines.own_engines.add(theirs)
+        assert not engines.has_one_connection(theirs)
+    server = "postgresql+psycopg://host/db"
+    theirs = sa.create_engine(server, poolclass=sa.StaticPool)
+    assert not engines.has_one_connection(theirs)
+
+
+def limits_of(engine: sa.Engine) -> tuple[int, int, int]:
+    pool: t.Any = engine.pool
+    assert isinstance(pool, sa.QueuePool)
+    return pool.size(), pool._max_overflow, pool._timeout
+
+
+def test_a_pool_has_limits() -> None:
+    engine = engines.make_engine("postgresql+psycopg://host/db")
+    assert limits_of(engine) == (5, 10, 10)
+    assert t.cast("t.Any", engine.pool)._pool.use_lifo is True
+    assert engine.hide_parameters is True
+    assert limits_of(engines.make_engine("sqlite://")) == (1, 0, 10)
+    lender = sa.create_engine("postgresql+psycopg://host/db", pool_recycle=7)
+    borrowed = engines.borrow_from(lender)
+    assert limits_of(borrowed) == (5, 10, 10)
+    assert t.cast("t.Any", borrowed.pool)._recycle == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "driver"),
+    [
+        ("postgres://host/db", "postgresql"),
+        ("postgres+psycopg://host/db", "postgresql+psycopg"),
+    ],
+)
+def test_the_old_name_of_postgresql_is_understood(given: str, driver: str) -> None:
+    try:
+        engine = engines.make_engine(given)
+    except ImportError:
+        pytest.skip("psycopg2, the default, is not installed")
+    assert engine.url.drivername == driver
+
+
+# Connections, by what each driver lets be set
+
+
+def connection_of(module: str, **attributes: t.Any) -> t.Any:
+    kind = type("Connection", (types.SimpleNamespace,), {"__module__": module})
+    return kind(**attributes)
+
+
+def test_rows_are_tuples_of_texts_with_every_driver() -> None:
+    statements: list[str] = []
+    for encoding, expected in (
+        ("utf-8", []),
+        ("ascii", ["SET client_encoding TO 'UTF8'"]),
+    ):
+        connection = connection_of(
+            "psycopg.connection",
+            row_factory=None,
+            info=types.SimpleNamespace(encoding=encoding),
+            execute=statements.append,
+        )
+        engines._prepare_rows(connection, None)
+        assert connection.row_factory is tuple_row
+        assert statements == expected
+    connection = connection_of("sqlite3", row_factory=dict)
+    engines._prepare_rows(connection, None)
+    assert connection.row_factory is None
+    assert connection.text_factory(b"a\xff") == "a\ufffd"
+    connection = connection_of("psycopg2.extensions", cursor_factory=dict)
+    engines._prepare_rows(connection, None)
+    assert connection.cursor_factory is None
+    connection = connection_of("MySQLdb.connections", default_cursor=tuple)
+    engines._prepare_rows(connection, None)
+    assert connection.cursorclass is tuple
+    connection = connection_of("another.driver")
+    engines._prepare_rows(connection, None)
+    assert vars(connection) == {}
+
+
+def test_mysql_reads_nothing_that_is_not_committed() -> None:
+    seen: list[str] = []
+    cursor = types.SimpleNamespace(
+        execute=seen.append, close=lambda: seen.append("closed")
+    )
+    engines._prepare_mysql(types.SimpleNamespace(cursor=lambda: cursor), None)
+    assert seen == [
+        "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "closed",
+    ]
+
+
+class PsycopgConnection:
+    """As much of a connection of psycopg as is prepared."""
+
+    def __init__(self, pid: int) -> None:
+        self.info = types.SimpleNamespace(backend_pid=7)
+        self.prepare_threshold: int | None = 5
+        self.finished = 0
+        self.pgconn = types.SimpleNamespace(finish=self._finish)
+        self._pid = pid
+        self.statement = ""
+
+    def _finish(self) -> None:
+        self.finished += 1
+
+    def wait(self, generator: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        return generator, args, kwargs
+
+    def cursor(self) -> PsycopgConnection:
+        return self
+
+    def __enter__(self) -> PsycopgConnection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def execute(self, statement: str) -> PsycopgConnection:
+        self.statement = statement
+        return self
+
+    def fetchone(self) -> tuple[int]:
+        return (self._pid,)
+
+
+@pytest.mark.parametrize(("pid", "threshold"), [(7, 5), (8, None)])
+def test_behind_a_pooler_nothing_is_prepared(pid: int, threshold: int | None) -> None:
+    connection = PsycopgConnection(pid)
+    engines._prepare_psycopg(connection, None)
+    assert connection.statement == "SELECT pg_backend_pid()"
+    assert connection.prepare_threshold == threshold
+
+
+def test_an_answer_is_waited_for_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    connection = PsycopgConnection(7)
+    engines._prepare_psycopg(connection, None)
+    received: list[object] = []
+
+    def protocol() -> Generator[str, object, str]:
+        for number in range(4):
+            received.append((yield f"wait {number}"))
+        return "answer"
+
+    generator, args, kwargs = t.cast("t.Any", connection).wait(protocol(), 1, n=2)
+    assert (args, kwargs) == ((1,), {"n": 2})
+    assert next(generator) == "wait 0"
+    assert generator.send("ready") == "wait 1"
+    now = 110.0
+    assert generator.send(None) == "wait 2"
+    now = 110.5
+    # What is ready is taken, however late.
+    assert generator.send("ready") == "wait 3"
+    with pytest.raises(
+        psycopg.OperationalError, match=r"^waiting for the answer timed"
+    ):
+        generator.send(None)
+    assert connection.finished == 1
+    assert received == ["ready", None, "ready"]
+
+
+def test_the_answer_is_what_psycopg_returns() -> None:
+    connection = PsycopgConnection(7)
+    engines._prepare_psycopg(connection, None)
+
+    def protocol() -> Generator[str, object, str]:
+        yield "wait"
+        return "answer"
+
+    generator, _, _ = t.cast("t.Any", connection).wait(protocol())
+    next(generator)
+    with pytest.raises(StopIteration) as info:
+        generator.send("ready")
+    assert info.value.value == "answer"
