@@ -67,10 +67,11 @@ def resolve(core: Core, unit: Unit, current: Record) -> None:
     """
     policy, stored = core.config.conflict, unit.stored
     assert stored is not None  # noqa: S101 - for type checkers
-    if policy != "merge" and not (
-        is_changed(core, unit, stored)
+    if policy != "merge" and (
+        _unacknowledged(unit, current) is not None
+        or not is_changed(core, unit, stored)
         # If nothing but the new id is in the way, there is no conflict.
-        and (not unit.is_renewed or core.is_changed(unit, current))
+        or (unit.is_renewed and not core.is_changed(unit, current))
     ):
         policy = "merge"  # there is nothing to be in conflict with
     if policy == "raise":
@@ -101,6 +102,12 @@ def is_changed(core: Core, unit: Unit, stored: Stored) -> bool:
     return not is_same(stored.serializer, content, stored.payload)
 
 
+def _unacknowledged(unit: Unit, current: Record) -> Stored | None:
+    """Return what this request has stored itself, if that is what is in the way."""
+    known = unit.unacknowledged
+    return known if known is not None and known.record.data == current.data else None
+
+
 def rebase(
     core: Core,
     unit: Unit,
@@ -109,6 +116,7 @@ def rebase(
     mine: _Content,
 ) -> None:
     """Put what changed from ``base`` to ``mine`` on top of another record."""
+    base = _unacknowledged(unit, current) or base
     lifetime, meta = unit.lifetime, unit.own_meta
     is_lifetime_mine = unit.stored is None or lifetime != unit.stored.lifetime
     try:

@@ -93,7 +93,7 @@ class Core:
         self.serializer = serializer_for(config.serializer)
         self.ended = EndedSessions(config, clock)
         self.leftovers = Leftovers(backend)
-        self._sealer = Sealer(config.encryption_key)
+        self.sealer = Sealer(config.encryption_key)
         self.breaker = Breaker(clock, self._report_recovery)
 
     @property
@@ -422,7 +422,7 @@ class Core:
             authenticated_at=authenticated_at,
         )
         return Record(
-            data=self._sealer.seal(
+            data=self.sealer.seal(
                 envelope, identity.key, created_at=created_at, user=user
             ),
             version=version,
@@ -449,10 +449,16 @@ class Core:
         self, unit: Unit, record: Record, payload: bytes, issued_at: float
     ) -> None:
         """Go on with what this request has just stored."""
+        unit.adopt(self.stored(unit, record, payload, issued_at))
+
+    def stored(
+        self, unit: Unit, record: Record, payload: bytes, issued_at: float
+    ) -> Stored:
+        """Return what is known of a record that this request has made."""
         serializer, lifetime = self.serializer, unit.lifetime
         authenticated_at = read_authenticated_at(record.data)
-        unit.adopt(
-            Stored(record, payload, serializer, lifetime, issued_at, authenticated_at)
+        return Stored(
+            record, payload, serializer, lifetime, issued_at, authenticated_at
         )
 
     def adopt(self, unit: Unit, record: Record, is_first_look: bool = False) -> bool:
@@ -464,7 +470,7 @@ class Core:
         """
         key = unit.key
         try:
-            envelope = self._sealer.open(
+            envelope = self.sealer.open(
                 record.data, key, created_at=record.created_at, user=record.user
             )
             payload, serializer = envelope.payload, self.serializer
@@ -487,7 +493,7 @@ class Core:
         """Whether a record holds something else than the one that was loaded."""
         stored = unit.stored
         try:
-            envelope = self._sealer.open(
+            envelope = self.sealer.open(
                 current.data, unit.key, created_at=current.created_at, user=current.user
             )
         except RecordError:

@@ -241,6 +241,8 @@ class Unit:
     identity: Identity | None = None
     #: ``None`` before the record was loaded, and again in a new session.
     stored: Stored | None = None
+    #: What this request has perhaps stored: it was interrupted before it was told.
+    unacknowledged: Stored | None = None
     #: The session's own idle timeout in seconds; ``None`` for the application's.
     lifetime: float | None = None
     #: What to record about the browser: see :data:`SESSION_TRACK`.
