@@ -14,6 +14,8 @@ from .errors import BackendError
 from .errors import ConflictError
 from .errors import RecordError
 from .errors import SerializationError
+from .errors import ServerSessionError
+from .hiding import forget_frames
 from .merge import merge
 from .meta import MAX_SIZE
 from .meta import own_part
@@ -79,10 +81,7 @@ def resolve(core: Core, unit: Unit, current: Record) -> None:
             "Another request changed the session while this one ran, and"
             " 'SESSION_CONFLICT' is 'raise'. The other request's version is kept."
         )
-    mine, lifetime, meta = unit.data, unit.lifetime, unit.current_meta
-    rebase(core, unit, current, stored, mine)
-    if policy == "overwrite":
-        unit.data, unit.lifetime, unit.own_meta = mine, lifetime, meta
+    rebase(core, unit, current, stored, unit.data, is_merged=policy == "merge")
 
 
 def is_changed(core: Core, unit: Unit, stored: Stored) -> bool:
@@ -114,9 +113,25 @@ def rebase(
     current: Record,
     base: Stored,
     mine: _Content,
+    is_merged: bool = True,
 ) -> None:
-    """Put what changed from ``base`` to ``mine`` on top of another record."""
-    base = _unacknowledged(unit, current) or base
+    """Put what changed from ``base`` to ``mine`` on top of another record.
+
+    :param is_merged: Whether anything of the other record is kept.
+    """
+    lifetime, meta = unit.lifetime, unit.current_meta
+    try:
+        _rebase(core, unit, current, _unacknowledged(unit, current) or base, mine)
+        if not is_merged:
+            unit.data, unit.lifetime, unit.own_meta = mine, lifetime, meta
+    except ServerSessionError as error:
+        del mine  # error reporters record local variables
+        raise forget_frames(error) from error.__cause__
+
+
+def _rebase(
+    core: Core, unit: Unit, current: Record, base: Stored, mine: _Content
+) -> None:
     lifetime, meta = unit.lifetime, unit.own_meta
     is_lifetime_mine = unit.stored is None or lifetime != unit.stored.lifetime
     try:
