@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import datetime as dt
+import functools
 import logging
 import typing as t
 import weakref
@@ -46,6 +47,7 @@ from .unit import Wish
 from .unit import is_unused
 from .users import ask_function
 from .users import find_user
+from .users import keys_read_by
 from .users import stored_name
 
 if t.TYPE_CHECKING:
@@ -221,7 +223,13 @@ class Core:
 
     def is_user_key(self, key: object) -> bool:
         """Whether a session's content says under a key whom it belongs to."""
-        return key in self._user_keys
+        return key in (self._user_keys or self._keys_read)
+
+    @functools.cached_property
+    def _keys_read(self) -> cabc.Container[object]:
+        """Where the function that tells whose a session is looks for that."""
+        function = self.config.user_key
+        return keys_read_by(function) if callable(function) else ()
 
     def is_log_in(self, unit: Unit, user: str | None) -> bool:
         """Whether a user was not in the session before this request.
@@ -430,17 +438,17 @@ class Core:
             touched_at=touched_at,
             expires_at=expires_at,
             user=user,
-            meta=self._meta_of(unit),
+            meta=self._meta_of(unit, renews),
         )
 
-    def _meta_of(self, unit: Unit) -> cabc.Mapping[str, str]:
+    def _meta_of(self, unit: Unit, renews: bool) -> cabc.Mapping[str, str]:
         """Return the meta of a session's record as it is now."""
         own, seen = unit.current_meta, unit.meta
         if unit.is_unsettled:  # what is left under the id before is still to be found
             seen = {**seen, **internal_part(unit.record.meta)}
-        if unit.is_outside:
+        if not renews and unit.stored is not None:
             # Where it is changed from is not where it was seen.
-            seen = tracked_part(unit.record.meta)
+            seen = {**tracked_part(unit.stored.record.meta), **internal_part(seen)}
         if not own:
             return seen
         return {**own, **seen}

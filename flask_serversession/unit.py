@@ -251,6 +251,9 @@ class Unit:
     own_meta: cabc.Mapping[str, str] | None = None
     #: When ``mark_authenticated()`` was called in this request.
     confirmed_at: float | None = None
+    #: The user was taken out of the session in this request, which is a log-out unless
+    #: they are put back.
+    has_logged_out: bool = False
     #: The id that it came with was renewed by another request. It works on the
     #: session under its new id, which the browser has, or is about to get.
     is_renewed: bool = False
@@ -406,7 +409,7 @@ class Unit:
         """Want nothing any more, but to count as activity."""
         self.wish = self.least_wish
         self.own_meta = None
-        self.is_modified = False
+        self.is_modified = self.has_logged_out = False
         self.confirmed_at = None
 
     # What becomes known

@@ -276,3 +276,33 @@ def test_taking_out_what_is_not_there_is_no_log_out() -> None:
         late.visit(lambda: flask_session.pop("next"))
     assert site.browser().visit(lambda: flask_session.pop("_user_id", 1)).text == "1"
     assert browser.visit(lambda: flask_session.pop("n")).text == "0"
+
+
+def by_claims(data: t.Mapping[str, t.Any]) -> t.Any:
+    return data["claims"]["sub"]
+
+
+def by_either(data: t.Mapping[str, t.Any]) -> t.Any:
+    return data.get("staff") or data.get("claims", {}).get("sub")
+
+
+@pytest.mark.parametrize("function", [by_claims, by_either])
+@pytest.mark.parametrize(
+    "log_out",
+    [
+        lambda: flask_session.pop("claims", None),
+        lambda: flask_session.update(claims=None),
+    ],
+)
+def test_a_log_out_by_an_old_id_is_one_where_a_function_finds_the_user(
+    function: t.Any, log_out: Action
+) -> None:
+    site = make_site(SESSION_USER_KEY=function)
+    browser = site.browser()
+    browser.set(claims={"sub": "ada"}, n=0)
+    late = browser.twin()
+    browser.visit(lambda: session.regenerate())
+    late.visit(lambda: flask_session.pop("n", None))
+    assert browser.read() != {}
+    late.visit(log_out)
+    assert browser.read() == {}
