@@ -10,6 +10,7 @@ from .conflicts import rebase
 from .core import Core
 from .errors import RecordError
 from .hiding import HiddenBytes
+from .hiding import HiddenList
 from .loading import Loader
 from .logouts import changes_user
 from .logouts import refuse_newer
@@ -106,7 +107,7 @@ def _run_on_stored(
     """Run the function on the freshest copy of a stored session, and save it."""
     core = loader.core
     before = _before(core, unit)
-    results: list[T] = []
+    results: list[T] = HiddenList()
 
     def run(current: Record) -> None:
         before.restore(core, unit, current)

@@ -14,6 +14,8 @@ from .errors import BackendError
 from .errors import ConflictError
 from .errors import RecordError
 from .errors import SerializationError
+from .errors import ServerSessionError
+from .hiding import forget_frames
 from .merge import merge
 from .meta import MAX_SIZE
 from .meta import own_part
@@ -67,10 +69,11 @@ def resolve(core: Core, unit: Unit, current: Record) -> None:
     """
     policy, stored = core.config.conflict, unit.stored
     assert stored is not None  # noqa: S101 - for type checkers
-    if policy != "merge" and not (
-        is_changed(core, unit, stored)
+    if policy != "merge" and (
+        _unacknowledged(unit, current) is not None
+        or not is_changed(core, unit, stored)
         # If nothing but the new id is in the way, there is no conflict.
-        and (not unit.is_renewed or core.is_changed(unit, current))
+        or (unit.is_renewed and not core.is_changed(unit, current))
     ):
         policy = "merge"  # there is nothing to be in conflict with
     if policy == "raise":
@@ -78,10 +81,7 @@ def resolve(core: Core, unit: Unit, current: Record) -> None:
             "Another request changed the session while this one ran, and"
             " 'SESSION_CONFLICT' is 'raise'. The other request's version is kept."
         )
-    mine, lifetime, meta = unit.data, unit.lifetime, unit.current_meta
-    rebase(core, unit, current, stored, mine)
-    if policy == "overwrite":
-        unit.data, unit.lifetime, unit.own_meta = mine, lifetime, meta
+    rebase(core, unit, current, stored, unit.data, is_merged=policy == "merge")
 
 
 def is_changed(core: Core, unit: Unit, stored: Stored) -> bool:
@@ -101,14 +101,37 @@ def is_changed(core: Core, unit: Unit, stored: Stored) -> bool:
     return not is_same(stored.serializer, content, stored.payload)
 
 
+def _unacknowledged(unit: Unit, current: Record) -> Stored | None:
+    """Return what this request has stored itself, if that is what is in the way."""
+    known = unit.unacknowledged
+    return known if known is not None and known.record.data == current.data else None
+
+
 def rebase(
     core: Core,
     unit: Unit,
     current: Record,
     base: Stored,
     mine: _Content,
+    is_merged: bool = True,
 ) -> None:
-    """Put what changed from ``base`` to ``mine`` on top of another record."""
+    """Put what changed from ``base`` to ``mine`` on top of another record.
+
+    :param is_merged: Whether anything of the other record is kept.
+    """
+    lifetime, meta = unit.lifetime, unit.current_meta
+    try:
+        _rebase(core, unit, current, _unacknowledged(unit, current) or base, mine)
+        if not is_merged:
+            unit.data, unit.lifetime, unit.own_meta = mine, lifetime, meta
+    except ServerSessionError as error:
+        del mine  # error reporters record local variables
+        raise forget_frames(error) from error.__cause__
+
+
+def _rebase(
+    core: Core, unit: Unit, current: Record, base: Stored, mine: _Content
+) -> None:
     lifetime, meta = unit.lifetime, unit.own_meta
     is_lifetime_mine = unit.stored is None or lifetime != unit.stored.lifetime
     try:

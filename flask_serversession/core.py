@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import datetime as dt
+import functools
 import logging
 import typing as t
 import weakref
@@ -48,6 +49,7 @@ from .unit import Wish
 from .unit import is_unused
 from .users import ask_function
 from .users import find_user
+from .users import keys_read_by
 from .users import stored_name
 
 if t.TYPE_CHECKING:
@@ -100,7 +102,7 @@ class Core:
         self.serializer = serializer_for(config.serializer)
         self.ended = EndedSessions(config, clock)
         self.leftovers = Leftovers(backend)
-        self._sealer = Sealer(config.encryption_key)
+        self.sealer = Sealer(config.encryption_key)
         self.breaker = Breaker(clock, self._report_recovery)
 
     @property
@@ -228,7 +230,13 @@ class Core:
 
     def is_user_key(self, key: object) -> bool:
         """Whether a session's content says under a key whom it belongs to."""
-        return key in self._user_keys
+        return key in (self._user_keys or self._keys_read)
+
+    @functools.cached_property
+    def _keys_read(self) -> cabc.Container[object]:
+        """Where the function that tells whose a session is looks for that."""
+        function = self.config.user_key
+        return keys_read_by(function) if callable(function) else ()
 
     def is_log_in(self, unit: Unit, user: str | None) -> bool:
         """Whether a user was not in the session before this request.
@@ -458,7 +466,7 @@ class Core:
             device=self._device_of(unit, user),
         )
         return Record(
-            data=self._sealer.seal(
+            data=self.sealer.seal(
                 envelope, identity.key, created_at=created_at, user=user
             ),
             version=version,
@@ -466,17 +474,17 @@ class Core:
             touched_at=touched_at,
             expires_at=expires_at,
             user=user,
-            meta=self._meta_of(unit),
+            meta=self._meta_of(unit, renews),
         )
 
-    def _meta_of(self, unit: Unit) -> cabc.Mapping[str, str]:
+    def _meta_of(self, unit: Unit, renews: bool) -> cabc.Mapping[str, str]:
         """Return the meta of a session's record as it is now."""
         own, seen = unit.current_meta, unit.meta
         if unit.is_unsettled:  # what is left under the id before is still to be found
             seen = {**seen, **internal_part(unit.record.meta)}
-        if unit.is_outside:
+        if not renews and unit.stored is not None:
             # Where it is changed from is not where it was seen.
-            seen = tracked_part(unit.record.meta)
+            seen = {**tracked_part(unit.stored.record.meta), **internal_part(seen)}
         if not own:
             return seen
         return {**own, **seen}
@@ -485,8 +493,6 @@ class Core:
         self, unit: Unit, record: Record, payload: bytes, issued_at: float
     ) -> None:
         """Go on with what this request has just stored."""
-        serializer, lifetime = self.serializer, unit.lifetime
-        authenticated_at = read_authenticated_at(record.data)
         # Who has only the cookie must not get another key accepted.
         if (
             self.devices is not None
@@ -494,8 +500,16 @@ class Core:
             and (unit.confirmed_at is not None or self._is_other(unit, record.user))
         ):
             unit.is_device_offered = True
-        unit.adopt(
-            Stored(record, payload, serializer, lifetime, issued_at, authenticated_at)
+        unit.adopt(self.stored(unit, record, payload, issued_at))
+
+    def stored(
+        self, unit: Unit, record: Record, payload: bytes, issued_at: float
+    ) -> Stored:
+        """Return what is known of a record that this request has made."""
+        serializer, lifetime = self.serializer, unit.lifetime
+        authenticated_at = read_authenticated_at(record.data)
+        return Stored(
+            record, payload, serializer, lifetime, issued_at, authenticated_at
         )
 
     def adopt(self, unit: Unit, record: Record, is_first_look: bool = False) -> bool:
@@ -507,7 +521,7 @@ class Core:
         """
         key = unit.key
         try:
-            envelope = self._sealer.open(
+            envelope = self.sealer.open(
                 record.data, key, created_at=record.created_at, user=record.user
             )
             payload, serializer = envelope.payload, self.serializer
@@ -530,7 +544,7 @@ class Core:
         """Whether a record holds something else than the one that was loaded."""
         stored = unit.stored
         try:
-            envelope = self._sealer.open(
+            envelope = self.sealer.open(
                 current.data, unit.key, created_at=current.created_at, user=current.user
             )
         except RecordError:

@@ -51,6 +51,15 @@ class HiddenTuple(tuple[t.Any, ...]):
         return "<hidden>"
 
 
+class HiddenList(list[t.Any]):
+    """A list whose ``repr`` does not show what is in it: the content of a session."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
 def hide(value: t.Any) -> t.Any:
     """Return a value in which somebody may have put a secret, such that it is hidden.
 

@@ -256,6 +256,9 @@ class Lifecycle:
             )
         except RecordError as error:
             return self._give_up(unit, attempts, error)
+        except BaseException:
+            unit.unacknowledged = core.stored(unit, record, payload, issued_at)
+            raise
         if isinstance(result, Conflict) and result.current.data == record.data:
             # No two writes are alike: an acknowledgement was lost, and a driver that
             # asked again met what it had already written.

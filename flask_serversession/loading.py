@@ -14,12 +14,12 @@ from .errors import RecordError
 from .logouts import LogOuts
 from .record import NO_META
 from .record import Record
-from .rotation import bury_predecessor
 from .rotation import follow_renewal
 from .unit import Identity
 from .unit import Known
 from .unit import Unit
 from .unit import Wish
+from .unsettled import Settlement
 
 if t.TYPE_CHECKING:
     from .takeover import Takeover
@@ -161,7 +161,7 @@ class Loader:
         if record is not None and record.is_tombstone:
             return follow_renewal(self.core, unit, record, self._ask) or record
         if record is not None and unit.is_unsettled:
-            bury_predecessor(self.core, unit, record)
+            return Settlement(self.core, unit, record).settle()
         return record
 
     def _ask(self, key: str) -> Record | None:

@@ -29,10 +29,29 @@ def changes_user(core: Core, unit: Unit) -> bool:
 def note_removal(core: Core, unit: Unit, key: object) -> None:
     """Take the removal of the user for the log-out that it is meant to be.
 
-    :param unit: Of a session that is gone, or cannot be read: there is nobody in it.
+    There is nobody in a session that is gone, or cannot be read. In one that is stored,
+    the same user may be put back: who does that has logged in again.
     """
-    if core.is_user_key(key):
+    if not core.is_user_key(key):
+        return
+    if unit.known >= Known.GONE:
         unit.want(Wish.END)
+    elif unit.stored_user is not None:
+        unit.has_logged_out = True
+
+
+def note_return(core: Core, unit: Unit, key: object) -> None:
+    """Take a user who is put back into a session for the log-in that it is meant to be.
+
+    :param unit: Of a session out of which the user was removed in this request.
+    """
+    if core.is_user_key(key) and core.user_of(unit.data) == unit.stored_user:
+        unit.has_logged_out = False
+        if unit.phase:
+            return  # the browser cannot be given another id
+        unit.confirmed_at = core.clock()
+        if core.config.regenerate_on_login:
+            unit.want(Wish.NEW_ID)
 
 
 def refuse_newer(core: Core, unit: Unit) -> BackendUnavailableError:

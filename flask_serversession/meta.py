@@ -19,8 +19,12 @@ TRACKED = frozenset({"user_agent", "remote_addr"})
 #: Key in the meta of a record that has just got its id: the handle before. While the
 #: id changes there are two records of one session, and this tells.
 PREDECESSOR = "predecessor"
+#: Likewise, the version that the record before had: see :mod:`.unsettled`.
+LEFT_AT = "left_at"
 #: What leads from one id to the next: see :mod:`.rotation`. Nobody is shown it.
-INTERNAL = frozenset({"moving", PREDECESSOR, "renewed", "same_user", "successor"})
+INTERNAL = frozenset(
+    {"moving", PREDECESSOR, LEFT_AT, "renewed", "same_user", "successor"}
+)
 #: In the meta of a record that is just moved to where it is kept from now on: see
 #: :mod:`.takeover.moving`.
 MOVING = "moving"
@@ -80,6 +84,16 @@ def own_part(meta: cabc.Mapping[str, str]) -> cabc.Mapping[str, str]:
 def internal_part(meta: cabc.Mapping[str, str]) -> dict[str, str]:
     """Return what leads from one id to the next."""
     return {name: value for name, value in meta.items() if name in INTERNAL}
+
+
+def moved_part(
+    meta: cabc.Mapping[str, str], marks: cabc.Mapping[str, str]
+) -> dict[str, str]:
+    """Return the meta that a record has under another id.
+
+    :param marks: What leads from one id to the next there.
+    """
+    return {**shown_part(meta), **marks}
 
 
 def tracked_part(meta: cabc.Mapping[str, str]) -> cabc.Mapping[str, str]:

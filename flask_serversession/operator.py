@@ -34,6 +34,7 @@ from .sessions import lifecycle_of
 from .sessions import unit_of
 from .takeover import Takeover
 from .unit import Known
+from .users import StoredName
 from .users import stored_name_of
 
 T = t.TypeVar("T")
@@ -118,6 +119,20 @@ class AppState:
             lifecycle.loader.load(unit)  # which of them is in use?
         return unit.key or None
 
+    def loaded_key(self) -> str | None:
+        """Return the key that the current request's session has now.
+
+        Where ids are renewed, another request may have done that, which is only known
+        once the session is loaded.
+        """
+        current, session = self.current_key(), opened_session()
+        if current is None or session is None or self.config.renewal_interval is None:
+            return current
+        unit = unit_of(session)
+        if unit.known is Known.UNSEEN:
+            self.interface.lifecycle.loader.load(unit)
+        return unit.key or None
+
     def info(self, key: str, record: Record, current: str | None) -> SessionInfo:
         """Return the public view of a record.
 
@@ -125,7 +140,7 @@ class AppState:
         """
         return SessionInfo(
             handle=key[len(self.config.key_prefix) :],
-            user=record.user,
+            user=None if record.user is None else StoredName(record.user),
             created_at=_utc(record.created_at),
             authenticated_at=(
                 None if record.user is None else _utc(counts_from(record))
@@ -192,6 +207,8 @@ def sessions_of(state: AppState, user: object) -> list[SessionInfo]:
     """List the live sessions of a user, those that logged in first first."""
     records = state.backend.load_many(state.keys_of_user(user))
     current = state.current_key()
+    if current is not None and current not in records:
+        current = state.loaded_key()
     for key in [*records]:
         # Two records of one session, whose id is just being changed.
         before = predecessor_of(records[key], state.config.key_prefix)
@@ -210,12 +227,13 @@ def find(state: AppState, handle: str) -> SessionInfo | None:
     record = state.backend.load_many([key]).get(key)
     if record is None:
         return None
-    return state.info(key, record, state.current_key())
+    current = state.current_key()
+    return state.info(key, record, state.loaded_key() if current != key else current)
 
 
 def sessions(state: AppState) -> cabc.Iterator[SessionInfo]:
     """Go through all live sessions, in no order."""
-    current = state.current_key()
+    current = state.loaded_key()
     for key, record in state.backend.iterate():
         if state.is_own(key):
             yield state.info(key, record, current)

@@ -29,6 +29,7 @@ import typing as t
 from .encryption import Cipher
 from .errors import RecordError
 from .forks import unique_number
+from .record import Record
 from .record import encode_user
 
 #: The format written by this version. Whenever it is raised, raise that of
@@ -44,8 +45,9 @@ _DEVICE = struct.Struct(">33sd")
 _WITH_DEVICE = _HEADER.size + _DEVICE.size
 _BOUND = struct.Struct(">d?I")
 _FORMER_SIZE = 28  # of the header of format 1
-_AUTHENTICATED_AT = struct.Struct(">d")
-_NOT_A_TIME = _AUTHENTICATED_AT.pack(math.nan)
+_ISSUED_AT = 20  # where that lies
+_MOMENT = struct.Struct(">d")
+_NOT_A_TIME = _MOMENT.pack(math.nan)
 
 
 class Device(t.NamedTuple):
@@ -191,6 +193,22 @@ class Sealer:
             device=device,
         )
 
+    def move(self, record: Record, key: str, to: str, instead_of: Record) -> Record:
+        """Return a record as it has to be under another key, but for its meta.
+
+        :param key: Under which it was found.
+        :param instead_of: What is under the other key, or was.
+        :raises RecordError: as :meth:`open`.
+        """
+        bound: dict[str, t.Any]
+        bound = {"created_at": record.created_at, "user": record.user}
+        envelope = self.open(record.data, key, **bound)
+        issued_at = read_issued_at(instead_of.data)
+        if issued_at is not None:
+            envelope = dataclasses.replace(envelope, issued_at=issued_at)
+        data = self.seal(envelope, to, **bound)
+        return dataclasses.replace(record, data=data, version=instead_of.version + 1)
+
     def _decrypt(self, payload: bytes, bound: bytes, key: str) -> bytes:
         if self._cipher is None:
             raise RecordError(
@@ -223,9 +241,18 @@ def read_authenticated_at(data: bytes) -> float | None:
 
     :return: Seconds since the epoch; ``None`` if nobody did, or nobody knows.
     """
+    return _read_moment(data, _FORMER_SIZE)
+
+
+def read_issued_at(data: bytes) -> float | None:
+    """Return when the id of a record was issued, likewise."""
+    return _read_moment(data, _ISSUED_AT)
+
+
+def _read_moment(data: bytes, offset: int) -> float | None:
     if len(data) < _HEADER.size or data[0] != FORMAT:
         return None
-    (moment,) = _AUTHENTICATED_AT.unpack_from(data, _FORMER_SIZE)
+    (moment,) = _MOMENT.unpack_from(data, offset)
     return moment if math.isfinite(moment) else None
 
 

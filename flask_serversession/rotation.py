@@ -3,7 +3,7 @@
 The successor exists before the old record goes, and the old record goes by
 compare-and-swap. So a crash loses nothing, and two rotations at the same moment leave
 one session. If the engine fails between the two steps, the session goes on under its
-new id, and the next request buries the old one: :attr:`.Unit.is_unsettled`.
+new id, and the next request buries the old one: see :mod:`.unsettled`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from .errors import SerializationError
 from .errors import ServerSessionError
 from .ids import key_of_handle
 from .logouts import logs_out
+from .meta import LEFT_AT
 from .meta import PREDECESSOR
+from .meta import moved_part
 from .record import TOMBSTONE_DATA
 from .record import Record
 from .unit import PERMANENT_KEY
@@ -262,7 +264,10 @@ class Rotation:
         meta = unit.meta
         pending = self.pending
         identity = core.issue() if pending is None else pending.identity
-        before = {PREDECESSOR: core.handle_of(unit.key)}
+        before = {
+            PREDECESSOR: core.handle_of(unit.key),
+            LEFT_AT: str(unit.record.version),
+        }
         unit.meta = {**meta, **before, **self._renewed(reason, identity)}
         try:
             if pending is None:
@@ -324,35 +329,67 @@ class Rotation:
         """Go on under the new id, though nobody knows what is under the old one.
 
         It may or may not be a tombstone. The next request finds out, and puts one
-        there. Not on a log-out: the old session may still be live, so don't pretend
-        that it ended.
+        there: see :mod:`.unsettled`. Not on a log-out: the old session may still be
+        live, so don't pretend that it ended.
         """
-        if self._unit.record.user in (None, successor.record.user):
+        if self._unit.record.user is None or successor.record.user is not None:
             self._move(successor)
             self._unit.is_unsettled = True
 
     def _undo(self, successor: Successor) -> None:
         """Put everything back as it was, after an interruption.
 
-        The browser may never get an answer, and goes on with the old id then.
+        The browser may never get an answer, and goes on with the old id then. A log-out
+        is not undone: others may have been told that it has come.
         """
-        backend, key, record = self._core.backend, self._unit.key, self._unit.record
-        new_key = successor.identity.key
+        backend, key = self._core.backend, self._unit.key
         is_undone = False
         try:
             current = backend.load(key)
-            if successor_of(current, self._core.config.key_prefix) == new_key:
+            if successor_of(current, self._core.config.key_prefix) == (
+                successor.identity.key
+            ):
                 assert current is not None  # noqa: S101 - for type checkers
-                backend.replace(key, record, current.version)
-                if not backend.delete(new_key):
-                    backend.delete(key)  # it was ended meanwhile, by its new id
-                self.pending = None
+                if SAME_USER in current.meta or self._unit.stored_user is None:
+                    self._go_back(successor, current)
+                    self.pending = None
             is_undone = True
         except (BackendError, RecordError):
             pass  # what has interrupted is raised
         finally:
             if not is_undone:
                 self._go_on_unsettled(successor)
+
+    def _go_back(self, successor: Successor, tombstone: Record) -> None:
+        """Store the session under its old id again, with what others have changed."""
+        core, backend = self._core, self._core.backend
+        key, new_key = self._unit.key, successor.identity.key
+        restored, latest, version = (
+            self._unit.record,
+            successor.record,
+            tombstone.version,
+        )
+        meta = {SUCCESSOR: core.handle_of(key)}
+        if RENEWED in tombstone.meta:
+            # Whoever works on the session under the new id has come by the old one.
+            meta[RENEWED] = self._unit.signer.attest(f"{new_key} {key}")
+        while True:
+            replaced = backend.replace(key, restored, version)
+            if not isinstance(replaced, Replaced):
+                return
+            version, now = replaced.version, core.clock()
+            back = make_tombstone(now, now + core.config.rotation_grace, meta)
+            result = backend.replace(new_key, back, latest.version)
+            if not isinstance(result, Conflict):
+                if not isinstance(result, Replaced):
+                    backend.delete(key)  # it was ended meanwhile, by its new id
+                return
+            latest = result.current
+            if latest.is_tombstone:
+                backend.replace(key, tombstone, version)  # it has moved on
+                return
+            restored = core.sealer.move(latest, new_key, key, self._unit.record)
+            restored = dataclasses.replace(restored, meta=moved_part(latest.meta, {}))
 
     def _renewed(self, reason: str, identity: Identity) -> dict[str, str]:
         """Return what tells that nothing has changed but the id, which is this one."""
@@ -452,45 +489,6 @@ def follow_renewal(
             unit.follow(key)
             return found
         tombstone = found
-
-
-def bury_predecessor(core: Core, unit: Unit, record: Record) -> None:
-    """End what may be left of a session under the id before this one.
-
-    The engine has failed while the id was changed, and nobody knows how far it got.
-
-    :param record: What is stored under the id that the session has now.
-    :raises RecordError: if a newer version has written what is left.
-    """
-    backend, prefix = core.backend, core.config.key_prefix
-    key = predecessor_of(record, prefix)
-    trail = Trail(backend, prefix, "replace")
-    while key is not None:
-        try:
-            old = core.breaker.ask(backend.load, key)
-        except RecordError:
-            core.breaker.ask(backend.delete, key)  # nobody can use it
-            break
-        if old is None:
-            break
-        if old.is_tombstone:
-            if successor_of(old, prefix) != unit.key:
-                # Somebody has got another id for it, by the one that was to go.
-                delete_successor(core, unit, old)
-            break
-        meta = {SUCCESSOR: core.handle_of(unit.key)}
-        if old.user == record.user:
-            meta[SAME_USER] = "yes"
-        if RENEWED in record.meta:
-            meta[RENEWED] = record.meta[RENEWED]
-        now = core.clock()
-        tombstone = make_tombstone(now, now + core.config.rotation_grace, meta)
-        result = core.breaker.ask(backend.replace, key, tombstone, old.version)
-        if not isinstance(result, Conflict):
-            core.ended.add(key, "rotated")
-            break
-        trail.step()
-    unit.is_unsettled = False
 
 
 def delete_successor(core: Core, unit: Unit, tombstone: Record) -> None:

@@ -15,6 +15,7 @@ from .config import MAX_DURATION
 from .errors import RecordError
 from .lifecycle import Lifecycle
 from .logouts import note_removal
+from .logouts import note_return
 from .meta import Meta
 from .record import NO_META
 from .serializers.lazy import LazyMap
@@ -30,7 +31,7 @@ T = t.TypeVar("T")
 # Raises Flask's error that there is no secret.
 _REFUSE: t.Any = NullSession.clear
 # Looked up once: see :class:`.Known`.
-_UNSEEN, _GONE, _SAVE = Known.UNSEEN, Known.GONE, Wish.SAVE
+_UNSEEN, _SAVE = Known.UNSEEN, Wish.SAVE
 
 
 @explain_members
@@ -104,15 +105,16 @@ class ServerSideSession(SessionMixin):
         unit = self._loaded()
         unit.data[key] = value
         unit.want(_SAVE)
-        if value is None and unit.known >= _GONE:
+        if value is None:
             note_removal(self._lifecycle.core, unit, key)
+        elif unit.has_logged_out:
+            note_return(self._lifecycle.core, unit, key)
 
     def __delitem__(self, key: str) -> None:
         unit = self._loaded()
         del unit.data[key]
         unit.want(Wish.SAVE)
-        if unit.known >= Known.GONE:
-            note_removal(self._lifecycle.core, unit, key)
+        note_removal(self._lifecycle.core, unit, key)
 
     def __iter__(self) -> cabc.Iterator[str]:
         unit = self._loaded()

@@ -265,6 +265,8 @@ class Unit:
     identity: Identity | None = None
     #: ``None`` before the record was loaded, and again in a new session.
     stored: Stored | None = None
+    #: What this request has perhaps stored: it was interrupted before it was told.
+    unacknowledged: Stored | None = None
     #: The session's own idle timeout in seconds; ``None`` for the application's.
     lifetime: float | None = None
     #: What to record about the browser: see :data:`SESSION_TRACK`.
@@ -277,6 +279,9 @@ class Unit:
     device: Device | None = None
     #: Somebody has logged in, whose browser may register a key.
     is_device_offered: bool = False
+    #: The user was taken out of the session in this request, which is a log-out unless
+    #: they are put back.
+    has_logged_out: bool = False
     #: The id that it came with was renewed by another request. It works on the
     #: session under its new id, which the browser has, or is about to get.
     is_renewed: bool = False
@@ -435,7 +440,7 @@ class Unit:
         """Want nothing any more, but to count as activity."""
         self.wish = self.least_wish
         self.own_meta = None
-        self.is_modified = False
+        self.is_modified = self.has_logged_out = False
         self.confirmed_at = None
 
     # What becomes known

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import dataclasses
 import hashlib
+import re
 import types
 import typing as t
 
@@ -18,6 +20,7 @@ UserKey: t.TypeAlias = (
 # Columns and index names hold no more characters.
 _MAX_LENGTH = 255
 _HASH = "sha256:"
+_SHOWN_HASH = re.compile(_HASH + "[0-9a-f]{64}")
 
 
 def find_user(data: cabc.Mapping[str, t.Any], keys: tuple[str, ...]) -> str | None:
@@ -67,6 +70,47 @@ def ask_function(
     return text
 
 
+class _Probe(cabc.Mapping[str, t.Any]):
+    """An empty content that notes what is looked for in it."""
+
+    def __init__(self) -> None:
+        self.keys_read: set[object] = set()
+
+    def __getitem__(self, key: str) -> t.Any:
+        self.keys_read.add(key)
+        raise KeyError(key)
+
+    def __iter__(self) -> cabc.Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def keys_read_by(
+    function: cabc.Callable[[cabc.Mapping[str, t.Any]], t.Any],
+) -> cabc.Set[object]:
+    """Return under which keys a function looks for the user, as far as it tells.
+
+    Without any of them, it finds nobody.
+    """
+    probe = _Probe()
+    with contextlib.suppress(Exception):
+        function(probe)
+    return probe.keys_read
+
+
+class StoredName(str):
+    """What a user is called in records, which may be a hash of their name."""
+
+    __slots__ = ()
+
+
+def as_shown(user: str) -> str:
+    """Return a user whose name was read in a list, where it may be a hash."""
+    return StoredName(user) if _SHOWN_HASH.fullmatch(user) else user
+
+
 def stored_name(user: str) -> str:
     """Return what a user is called in records: their name, or a hash of a long one."""
     # What looks like a hash is hashed too, or somebody could be called like another.
@@ -80,6 +124,8 @@ def stored_name_of(user: object) -> str:
 
     :raises ValueError: if it is ``None`` or a container, which is nobody's name.
     """
+    if isinstance(user, StoredName):
+        return str(user)
     text = None if user is None else _as_text(user)
     if text is None:
         raise ValueError(

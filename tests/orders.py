@@ -93,6 +93,8 @@ class Kind:
     logs_in: bool = False
     #: It changes the id.
     rotates: bool = False
+    #: It goes on after it was stored.
+    goes_on: bool = False
     #: It is an operator's, and has no session of its own.
     is_outside: bool = False
 
@@ -215,7 +217,7 @@ KINDS: dict[str, Kind] = {
     "append": Kind(_append, appends=True),
     "remove": Kind(_remove, removes=True),
     "save": Kind(_save, writes=True),
-    "save twice": Kind(_save_twice, writes=True, appends=True),
+    "save twice": Kind(_save_twice, writes=True, appends=True, goes_on=True),
     "reload": Kind(_reload, writes=True),
     "touch": Kind(lambda name: session.touch()),
     "lifetime": Kind(_lifetime),
@@ -510,9 +512,14 @@ class World:
     def content(self, cookie: str) -> dict[str, t.Any]:
         """Return what a later request finds by a cookie."""
         found: dict[str, t.Any] = {}
+        self.look(cookie, found)
+        return found
+
+    def look(self, cookie: str, found: dict[str, t.Any]) -> str:
+        """Make a later request; return the cookie that the browser has then."""
         answer = self.visit("look", lambda: found.update(flask_session), cookie)
         assert answer.is_success
-        return found
+        return answer.cookies[0] if answer.cookies else cookie
 
     def run(self, case: Case, turns: Sequence[int], fault: Fault | None) -> Outcome:
         """Carry out one order: the given turns, then whoever comes first."""
@@ -575,20 +582,22 @@ class Outcome:
                 yield f"a request was answered {answer.status}"
             if len(answer.cookies) > 1:
                 yield "two cookies were sent"
-        jar = id_of(self.cookie)
+        # What came with a failure, and was replaced in the browser by what came later,
+        # is in nobody's hands.
+        jar, sent = self.cookie, {id_of(self.cookie): self.cookie}
         for number in self.finished:
             for value in answers[number].cookies:
-                jar = id_of(value)
-        sent = {id_of(value): value for answer in answers for value in answer.cookies}
-        sent[id_of(self.cookie)] = self.cookie
-        # For a while, a renewed id goes on with the session that it was. Then, the
-        # browser's own comes first: what was cut off is made up for at its next use.
+                jar = value
+                if answers[number].is_success:
+                    sent[id_of(value)] = value
+        if id_of(jar):
+            # What was cut off is made up for at the next use.
+            jar = world.look(jar, {})
+        sent[id_of(jar)] = jar
+        jar = id_of(jar)
+        # For a while, a renewed id goes on with the session that it was.
         world.clock.advance(20)
-        found = {
-            id: world.content(sent[id])
-            for id in sorted(sent, key=lambda id: id != jar)
-            if id
-        }
+        found = {id: world.content(sent[id]) for id in sorted(sent) if id}
         known = {key_of(id, PREFIX) for id in sent}
         stored = [
             record
@@ -605,8 +614,30 @@ class Outcome:
         ]
         yield from self._check_ends(done, stored, found)
         # A log-out that comes too late for its session ends that as a whole.
-        if not any(kind.ends or kind.logs_out > kind.logs_in for kind in kinds):
+        is_out = any(kind.ends or kind.logs_out > kind.logs_in for kind in kinds)
+        if not is_out and not self._is_forgotten(jar):
             yield from self._check_content(found, jar)
+
+    def _is_forgotten(self, jar: str) -> bool:
+        """Whether a fault has kept the browser from the id that the session has now.
+
+        The answer of who was interrupted never came. Or it came last, and brought the
+        id of a change that has failed: where another request has changed the id for
+        more than its age, this one leads nowhere, or is all that is left.
+        """
+        fault = self.order.fault
+        if fault is None or fault.step >= len(self.order.turns):
+            return False
+        number = self.order.turns[fault.step]
+        if fault.kind == "interrupt":
+            return self.kinds[number].logs_in or self.kinds[number].goes_on
+        return any(
+            kind.rotates
+            and answer.is_success
+            and bool(answer.cookies)
+            and id_of(answer.cookies[0]) != jar
+            for kind, answer in zip(self.kinds, self.answers, strict=True)
+        )
 
     def _check_ids(
         self, stored: list[Record], found: dict[str, dict[str, t.Any]], jar: str
@@ -617,9 +648,11 @@ class Outcome:
             yield f"{len(old)} ids are live"
         if len(stored) > 1 + fresh:
             yield f"{len(stored)} records are live"
-        if not fresh and len(stored) == 1 and not found.get(jar):
+        if fresh or self._is_forgotten(jar):
+            return
+        if len(stored) == 1 and not found.get(jar):
             yield "the browser has lost a session that is live"
-        if old and "n" not in found.get(jar, {}) and not fresh:
+        if old and "n" not in found.get(jar, {}):
             yield "the browser has not the live id"
 
     def _check_ends(

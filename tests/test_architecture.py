@@ -36,6 +36,7 @@ CALLERS = {
         "atomic.py",
         "ending.py",
         "rotation.py",
+        "unsettled.py",
     ),
     *("user_limit.py", "operator.py", "outside.py", "core.py"),
     "trial.py",  # whose record is its own

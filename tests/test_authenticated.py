@@ -412,3 +412,53 @@ def test_a_user_who_cannot_be_told_is_refused() -> None:
         session.clear()
 
     assert make_site().browser().visit(view).status_code == 200
+
+
+@pytest.mark.parametrize("regenerates", [True, False])
+@pytest.mark.parametrize(
+    "user_key", ["_user_id", lambda data: data["_user_id"]], ids=["key", "function"]
+)
+def test_a_user_who_was_taken_out_and_put_back_has_logged_in_anew(
+    user_key: t.Any, regenerates: bool
+) -> None:
+    site = make_site(SESSION_USER_KEY=user_key, SESSION_REGENERATE_ON_LOGIN=regenerates)
+    browser = site.browser()
+    browser.set(_user_id="ada", n=1)
+    id, began_at = browser.id, site.clock()
+    advance(site, 20)
+
+    def put_back() -> None:
+        session.pop("_user_id")
+        session["_user_id"] = "ada"
+
+    browser.visit(put_back)
+    assert moment_of(browser) == began_at + 20
+    assert (browser.id != id) is regenerates
+    advance(site, 20)
+    id = browser.id
+    browser.visit(lambda: (put_back(), typed_session.reload(), session.update(n=2)))
+    browser.visit(lambda: session.update(_user_id="ada"))
+    assert moment_of(browser) == began_at + 20
+    assert browser.id == id
+    assert browser.read() == {"_user_id": "ada", "n": 2}
+
+
+def test_who_is_put_back_after_the_response_keeps_the_id() -> None:
+    site = make_site()
+    browser = site.browser()
+    browser.set(_user_id="ada")
+
+    def stream() -> flask.Response:
+        @flask.stream_with_context
+        def body() -> t.Iterator[str]:
+            yield "begun"
+            del session["_user_id"]
+            session["_user_id"] = "ada"
+            session["n"] = 2
+            typed_session.save()
+
+        session.get("n")
+        return flask.Response(body())
+
+    assert browser.visit(stream).text == "begun"
+    assert browser.read() == {"_user_id": "ada", "n": 2}

@@ -1919,3 +1919,14 @@ def test_a_third_partys_backend_needs_nothing_for_the_commands() -> None:
     assert "of 'ada'" in printed(site.app, "revoke", handle_of(browser))
     for args in (["count"], ["list"], ["prune"], ["revoke", "--user", "ada"]):
         assert failed(site.app, *args, code=3).startswith("The 'custom' backend ")
+
+
+def test_a_user_is_named_as_the_list_shows_them(site: Site) -> None:
+    for name in ("x" * 300, "sha256:" + "0" * 64):
+        for _ in range(2):
+            log_in(site, name)
+        shown = read(site.app, "list", "--user", name)["sessions"][0]["user"]
+        assert shown.startswith("sha256:")
+        assert shown != name
+        assert len(read(site.app, "list", "--user", shown)["sessions"]) == 2
+        assert "2 sessions" in printed(site.app, "revoke", "--user", shown, "--yes")

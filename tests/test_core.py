@@ -256,7 +256,8 @@ def test_who_is_logged_in_is_found_under_several_keys_or_by_a_function() -> None
     assert core.user_of({"who": "a"}) == "a"
     # Nobody is asked about what is empty.
     assert core.user_of({}) is core.user_of({"_permanent": True}) is None
-    assert core.is_user_key("who") is False
+    assert core.is_user_key("who") is True
+    assert core.is_user_key("what") is False
 
 
 def test_a_user_with_a_long_name_is_kept_under_a_shorter_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import typing as t
 
 import flask
@@ -336,3 +337,27 @@ def test_a_flashed_message_survives_logging_in_and_out() -> None:
     messages = browser.visit(lambda: ", ".join(flask.get_flashed_messages())).text
     assert messages == "welcome, logged in, logged out"
     assert "_flashes" not in browser.visit(lambda: list(session)).text
+
+
+def test_who_logs_out_and_in_by_one_request_has_logged_in_anew() -> None:
+    site = make_site()
+    browser = site.browser()
+    browser.visit(log_in())
+    thief = browser.twin()
+    began: list[t.Any] = []
+    browser.visit(lambda: began.append(typed_session.authenticated_at))
+    t.cast(FakeClock, site.clock).advance(50)
+
+    def log_out_and_in() -> None:
+        flask_login.logout_user()
+        log_in()()
+        began.append(typed_session.authenticated_at)
+
+    browser.visit(log_out_and_in)
+    browser.visit(lambda: began.append(typed_session.authenticated_at))
+    assert [moment - began[0] for moment in began] == [
+        dt.timedelta(seconds=seconds) for seconds in (0, 50, 50)
+    ]
+    assert account(browser) == "ada's account"
+    assert browser.id != thief.id
+    assert thief.read() == {}

@@ -365,7 +365,7 @@ def test_who_looks_second_changes_nothing_of_what_the_first_has_found(
 def test_who_reads_second_changes_nothing_of_what_the_first_has_read() -> None:
     place = Place()
     unit = place.unit(place.start(n=1))
-    inner: t.Any = place.core._sealer
+    inner: t.Any = place.core.sealer
     turns = iter([True])
 
     class Slow:
@@ -375,7 +375,7 @@ def test_who_reads_second_changes_nothing_of_what_the_first_has_read() -> None:
                 unit.data["mine"] = 1
             return inner.open(*parts, **more)
 
-    place.core._sealer = t.cast("t.Any", Slow())
+    place.core.sealer = t.cast("t.Any", Slow())
     place.loader.load(unit)
     assert unit.data == {"n": 1, "mine": 1}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import logging
 import os
 import pickle
@@ -564,6 +565,59 @@ def test_no_local_shows_the_id_of_a_session_that_cannot_be_taken_over(
         with pytest.raises(ServerSessionError) as caught:
             client.get("/")
         assert leaks_of(caught.value, secrets) == set(), name
+
+
+def give(own: t.Any) -> list[str]:
+    own["deep"] = {"list": [CONTENT]}
+    return own["deep"]["list"]
+
+
+@pytest.mark.parametrize("conflict", ["merge", "overwrite"])
+@pytest.mark.parametrize("name", ["save", "atomic", "open"])
+@pytest.mark.parametrize("is_large", [False, True])
+def test_no_local_shows_the_content_when_something_unreadable_is_in_the_way(
+    name: str, conflict: str, is_large: bool, secrets: Secrets
+) -> None:
+    leaks: set[str] = set()
+    site = watched_site(secrets, leaks, SESSION_CONFLICT=conflict)
+    browser = site.browser()
+    large = {f"n{number}": "x" * 100 for number in range(100)} if is_large else {}
+    browser.set(content=[CONTENT], **large)
+    key = key_of(browser.id, site.state.config.key_prefix)
+
+    def overwrite() -> None:
+        del site.backend.before["replace"]
+        record = site.backend.load(key)
+        assert record is not None
+        unreadable = dataclasses.replace(record, data=b"?" * 80)
+        site.backend.replace(key, unreadable, record.version)
+
+    site.backend.before["replace"] = overwrite
+
+    def change() -> None:
+        session["content"].append("more")
+        session["deep"] = {"list": [CONTENT]}
+
+    def change_from_outside() -> None:
+        handle = key_of(browser.id, "")
+        with site.app.app_context(), site.extension.open(handle) as data:
+            data["deep"] = {"list": [CONTENT]}
+
+    if name == "open":
+        with pytest.raises(ServerSessionError) as caught:
+            change_from_outside()
+        leaks.update(leaks_of(caught.value, secrets))
+    else:
+        atomic = lambda: (change(), typed_session.atomic(give))  # noqa: E731
+        actions: dict[str, Action] = {"save": change, "atomic": atomic}
+        with contextlib.suppress(ServerSessionError):
+            try:
+                browser.visit(actions[name])
+            except ServerSessionError as error:
+                leaks.update(leaks_of(error, secrets))
+                raise
+    assert "replace" not in site.backend.before
+    assert leaks == set()
 
 
 @pytest.mark.parametrize("change", ["newer", "damaged"])

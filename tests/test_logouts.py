@@ -374,3 +374,33 @@ def test_only_a_log_out_that_leaves_no_trace_is_noted(known: Known, wish: Wish) 
     log_outs.watch()
     flask_login.user_logged_out.send(loaded.core.app)
     assert loaded.unit.wish is wish
+
+
+def by_claims(data: t.Mapping[str, t.Any]) -> t.Any:
+    return data["claims"]["sub"]
+
+
+def by_either(data: t.Mapping[str, t.Any]) -> t.Any:
+    return data.get("staff") or data.get("claims", {}).get("sub")
+
+
+@pytest.mark.parametrize("function", [by_claims, by_either])
+@pytest.mark.parametrize(
+    "log_out",
+    [
+        lambda: flask_session.pop("claims", None),
+        lambda: flask_session.update(claims=None),
+    ],
+)
+def test_a_log_out_by_an_old_id_is_one_where_a_function_finds_the_user(
+    function: t.Any, log_out: Action
+) -> None:
+    site = make_site(SESSION_USER_KEY=function)
+    browser = site.browser()
+    browser.set(claims={"sub": "ada"}, n=0)
+    late = browser.twin()
+    browser.visit(lambda: session.regenerate())
+    late.visit(lambda: flask_session.pop("n", None))
+    assert browser.read() != {}
+    late.visit(log_out)
+    assert browser.read() == {}

@@ -449,6 +449,28 @@ def test_the_current_session_is_marked_under_its_newest_id(site: Site) -> None:
     assert browser.visit(view).text == handle_of(browser)
 
 
+def test_a_renewed_session_that_nobody_looked_at_is_the_current_one() -> None:
+    clock = FakeClock()
+    site = Site({"SESSION_BACKEND": "memory"}, clock, SESSION_RENEWAL_INTERVAL=60)
+    browser = site.browser()
+    browser.set(_user_id="ada")
+    clock.advance(70)
+    late = browser.twin()
+    browser.read()
+    handle = handle_of(browser)
+    operator = site.extension
+
+    def look(find: Callable[[], t.Any]) -> list[str]:
+        found: list[str] = []
+        late.visit(lambda: found.extend(i.handle for i in find() if i.current))
+        return found
+
+    assert handle != handle_of(late)
+    assert look(lambda: operator.sessions_of("ada")) == [handle]
+    assert look(lambda: [operator.find(handle)]) == [handle]
+    assert look(lambda: operator.sessions()) == [handle]
+
+
 def test_listing_does_not_load_the_current_session(site: Site) -> None:
     browser = log_in(site)
     stranger = site.browser()

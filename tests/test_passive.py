@@ -411,3 +411,34 @@ def test_an_id_is_not_renewed_for_who_asks_for_the_time_only() -> None:
         assert not told
         browser.visit(lambda: left() and user())
         assert len(told) == 1
+
+
+@pytest.mark.parametrize("is_passive", [True, False])
+def test_only_activity_moves_the_device(is_passive: bool) -> None:
+    site = make_site(SESSION_TRACK=("user_agent", "remote_addr"))
+    browser = site.browser()
+    browser.visit(lambda: session.update(_user_id="ada"), headers={"User-Agent": "a"})
+    advance(site, 5 * MINUTE)
+
+    def change() -> None:
+        if is_passive:
+            typed_session.passive()
+        session["n"] = 1
+
+    browser.visit(change, headers={"User-Agent": "b"})
+    with site.app.app_context():
+        (info,) = site.extension.sessions_of("ada")
+    assert info.meta["user_agent"] == ("a" if is_passive else "b")
+    assert info.meta["remote_addr"] == "127.0.0.1"
+    assert browser.read()["n"] == 1
+
+
+def test_who_logs_in_by_a_passive_request_is_where_that_comes_from() -> None:
+    site = make_site(SESSION_TRACK=("user_agent",))
+    browser = site.browser()
+    browser.visit(lambda: session.update(n=1), headers={"User-Agent": "a"})
+    change = passive(lambda: session.update(_user_id="ada"))
+    browser.visit(change, headers={"User-Agent": "b"})
+    with site.app.app_context():
+        (info,) = site.extension.sessions_of("ada")
+    assert info.meta == {"user_agent": "b"}

@@ -14,6 +14,7 @@ from flask_serversession import RecordError
 from flask_serversession import ServerSessionError
 from flask_serversession.core import Core
 from flask_serversession.meta import INTERNAL
+from flask_serversession.meta import LEFT_AT
 from flask_serversession.meta import MOVING
 from flask_serversession.meta import PREDECESSOR
 from flask_serversession.payload import Sealer
@@ -175,7 +176,7 @@ def test_what_happened_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_session_of_nobody_says_where_it_came_from_too() -> None:
     turn = Turn({"n": 1})
     assert turn.attempt() is True
-    assert turn.unit.record.meta.keys() == {PREDECESSOR}
+    assert turn.unit.record.meta.keys() == {PREDECESSOR, LEFT_AT}
     assert turn.tombstone.meta.keys() == {SUCCESSOR, SAME_USER}
 
 
@@ -427,7 +428,7 @@ def test_an_operator_whose_answer_fails_is_told_of() -> None:
         (None, "ada", True),
         (None, None, True),
         ("ada", None, False),
-        ("ada", "eve", False),
+        ("ada", "eve", True),
     ],
 )
 def test_if_the_tombstone_is_in_doubt_only_a_log_out_stays_with_the_old_id(
@@ -505,14 +506,16 @@ def test_a_tombstone_leads_to_the_next_key_and_nothing_else_does() -> None:
 
 
 def test_what_a_tombstone_says_keeps_its_names_between_versions() -> None:
-    assert (SUCCESSOR, SAME_USER, RENEWED, PREDECESSOR, MOVING) == (
+    names = (SUCCESSOR, SAME_USER, RENEWED, PREDECESSOR, LEFT_AT, MOVING)
+    assert names == (
         "successor",
         "same_user",
         "renewed",
         "predecessor",
+        "left_at",
         "moving",
     )
-    assert {SUCCESSOR, SAME_USER, RENEWED, PREDECESSOR, MOVING} == INTERNAL
+    assert {*names} == INTERNAL
 
 
 def test_all_ids_that_a_session_got_are_followed_in_turn() -> None:

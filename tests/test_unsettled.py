@@ -198,6 +198,205 @@ def test_while_the_backend_is_down_the_log_out_of_both_is_no_success(
     assert browser.read() == USER
 
 
+def fail_to_bury(browser: Browser, action: Callable[[], object]) -> Browser:
+    """Let the last step of a change of the id fail; give who has the old one."""
+    old = browser.twin()
+    with stopping(browser.site.backend, 3, "before", failure) as stopped:
+        assert browser.visit(action).status_code == 503
+    assert stopped == ["replace"]
+    assert browser.id != old.id
+    return old
+
+
+@pytest.mark.parametrize("name", ["regenerate", "renew", "become another"])
+def test_what_was_changed_under_the_old_id_since_is_kept(site: Site, name: str) -> None:
+    browser = site.browser()
+    browser.set(**USER, list=["old"])
+    if name == "renew":
+        t.cast(FakeClock, site.clock).advance(4000)
+    old = fail_to_bury(browser, ACTIONS[name])
+
+    def change() -> None:
+        typed_session.passive()
+        session["list"].append("new")
+        typed_session.meta["device"] = "phone"
+
+    old.visit(change)
+    assert browser.read() == {**USER, "list": ["old", "new"]}
+    assert browser.visit(lambda: typed_session.meta["device"]).text == "phone"
+    assert live(site) == 1
+    assert browser.read() == {**USER, "list": ["old", "new"]}
+    t.cast(FakeClock, site.clock).advance(11)
+    assert old.read() == {}
+
+
+def test_a_change_under_the_old_id_while_that_is_buried_is_kept(site: Site) -> None:
+    browser = site.browser()
+    browser.set(**USER)
+    old = fail_to_bury(browser, ACTIONS["regenerate"])
+
+    def change() -> None:
+        del site.backend.before["replace"]
+        old.set(n=2)
+
+    site.backend.before["replace"] = change
+    assert browser.read() == {**USER, "n": 2}
+    assert live(site) == 1
+    assert old.read() == {}
+
+
+def test_two_requests_that_settle_a_change_at_once_lose_nothing(site: Site) -> None:
+    browser = site.browser()
+    browser.set(**USER)
+    old = fail_to_bury(browser, ACTIONS["regenerate"])
+    old.set(n=2)
+    twin = browser.twin()
+
+    def settle() -> None:
+        del site.backend.before["replace"]
+        twin.set(more=1)
+
+    site.backend.before["replace"] = settle
+    browser.set(another=1)
+    assert browser.read() == {**USER, "n": 2, "more": 1, "another": 1}
+    assert live(site) == 1
+
+
+def test_who_has_logged_out_by_the_old_id_is_logged_out(site: Site) -> None:
+    browser = site.browser()
+    browser.set(**USER)
+    old = fail_to_bury(browser, ACTIONS["regenerate"])
+    old.visit(lambda: typed_session.destroy())
+    assert browser.read() == {}
+    assert live(site) == 0
+
+
+@pytest.mark.parametrize("name", ["become another", "say goodbye"])
+def test_who_is_another_under_the_old_id_is_not_the_former_under_the_new_one(
+    site: Site, name: str
+) -> None:
+    browser = site.browser()
+    browser.set(**USER)
+    old = fail_to_bury(browser, ACTIONS["regenerate"])
+    old.visit(ACTIONS[name])
+    assert browser.read() == {}
+    assert live(site) == 1
+    assert old.read() != {}
+
+
+def test_what_was_renewed_under_the_old_id_goes_on_under_the_new_one(
+    site: Site,
+) -> None:
+    browser = site.browser()
+    browser.set(**USER)
+    t.cast(FakeClock, site.clock).advance(4000)
+    old = fail_to_bury(browser, ACTIONS["renew"])
+    old.set(n=2)  # renews it too
+    assert browser.read() == {**USER, "n": 2}
+    assert old.read() == {**USER, "n": 2}  # for as long as it is renewed
+    assert live(site) == 1
+    t.cast(FakeClock, site.clock).advance(11)
+    assert old.read() == {}
+    assert browser.read() == {**USER, "n": 2}
+
+
+def test_a_tombstone_that_was_written_and_has_expired_ends_nothing(site: Site) -> None:
+    browser = site.browser()
+    browser.set(**USER)
+    with stopping(site.backend, 3, "after", failure):
+        browser.visit(ACTIONS["regenerate"])
+    t.cast(FakeClock, site.clock).advance(60)
+    assert browser.read() == USER
+
+
+def test_the_new_user_goes_on_where_the_answer_to_the_last_step_was_lost(
+    site: Site,
+) -> None:
+    browser = site.browser()
+    browser.set(**USER)
+    with stopping(site.backend, 3, "after", failure):
+        assert browser.visit(ACTIONS["become another"]).status_code == 503
+    assert browser.read() == {**USER, "_user_id": "eve"}
+    assert live(site) == 1
+
+
+def test_a_change_that_comes_while_an_interrupted_renewal_is_undone_is_kept(
+    site: Site,
+) -> None:
+    browser = site.browser()
+    browser.set(**USER)
+    late = browser.twin()
+    t.cast(FakeClock, site.clock).advance(4000)
+    hooks = site.backend.after
+
+    def interrupt() -> None:
+        def change() -> None:
+            del site.backend.before["replace"]
+            late.set(n=2)
+
+        del hooks["replace"]
+        site.backend.before["replace"] = change
+        late.set(more=1)
+        raise InterruptedForTest
+
+    hooks["replace"] = interrupt
+    assert try_to(browser, ACTIONS["renew"]) is None
+    t.cast(FakeClock, site.clock).advance(11)
+    assert browser.read() == {**USER, "n": 2, "more": 1}
+    assert live(site) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_is_saved_again_after_an_interruption_is_there_once(
+    site: Site, when: str
+) -> None:
+    browser = site.browser()
+    browser.set(list=["old"])
+
+    def view() -> None:
+        session["list"].append("new")
+        with (
+            stopping(site.backend, 1, when, InterruptedForTest),
+            pytest.raises(InterruptedForTest),
+        ):
+            typed_session.save()
+        session["list"].append("newer")
+
+    browser.visit(view)
+    assert browser.read() == {"list": ["old", "new", "newer"]}
+
+
+def test_what_a_process_that_was_killed_has_left_is_no_second_log_in(
+    make_backend_config: Callable[[str], Config],
+) -> None:
+    for name in ("memory", "filesystem", "valkey", "sqlite"):
+        site = Site(make_backend_config(name), SESSION_MAX_PER_USER=2)
+        browser = site.browser()
+        browser.set(**USER)
+        with contextlib.ExitStack() as stack:
+
+            def kill(site: Site = site, stack: contextlib.ExitStack = stack) -> None:
+                stack.enter_context(site.backend.failing())
+                raise InterruptedForTest
+
+            site.backend.before["replace"] = kill
+            assert try_to(browser.twin(), ACTIONS["regenerate"]) is None
+        site.backend.before.clear()
+        core = site.state.interface.core
+        core.leftovers = Leftovers(site.backend)  # which has died with it
+        assert live(site) == 2
+        assert len(sessions_of_ada(site)) == 1
+        t.cast(FakeClock, site.clock).advance(1)
+        second = site.browser()
+        second.set(**USER)
+        assert browser.read() == second.read() == USER
+        assert len(sessions_of_ada(site)) == 2
+        with site.app.app_context():
+            site.extension.revoke_user("ada")
+        assert live(site) == 0
+        assert browser.read() == second.read() == {}
+
+
 def test_who_moved_on_by_the_old_id_is_ended(site: Site) -> None:
     browser = site.browser()
     browser.set(**USER)

@@ -357,3 +357,21 @@ def test_what_names_somebody(user: object, name: str | None) -> None:
             stored_name_of(user)
     else:
         assert stored_name_of(user) == name
+
+
+@pytest.mark.parametrize("name", [LONG, "sha256:" + "0" * 64, "sha256:short"])
+def test_a_user_is_found_by_the_name_that_lists_show(name: str) -> None:
+    site = Site({"SESSION_BACKEND": "memory"})
+    site.browser().set(_user_id=name)
+    with site.app.app_context():
+        (info,) = site.extension.sessions()
+        assert info.user == stored_name_of(name)
+        assert info.user != name
+        for user in (name, info.user):
+            assert [found.user for found in site.extension.sessions_of(user)] == [
+                info.user
+            ]
+        # As text it is somebody's who is called like that.
+        assert site.extension.sessions_of(str.__str__(info.user)) == []
+        assert site.extension.update_user(info.user, lambda own: own.update(n=1)) == 1
+        assert site.extension.revoke_user(info.user) == 1

@@ -19,6 +19,7 @@ from ..operator import SessionInfo
 from ..trial import Step
 from ..trial import did_answer
 from ..trial import try_out
+from ..users import as_shown
 from .diagnostics import ask_server
 from .diagnostics import diagnose
 from .diagnostics import folder_of
@@ -189,7 +190,7 @@ def list_(user: str | None, limit: int | None, full: bool, as_json: bool) -> Non
         if user is None:
             found = operator.sessions(state)
         else:
-            found = operator.sessions_of(state, user)
+            found = operator.sessions_of(state, _name_of(user))
         found = operator.counted(found, progress)
         if limit is None:
             listed = sorted(found, key=_last_seen, reverse=True)
@@ -204,6 +205,13 @@ def list_(user: str | None, limit: int | None, full: bool, as_json: bool) -> Non
         write_line("There are no live sessions.")
     else:
         write_line(_none_of(user))
+
+
+def _name_of(user: str) -> str:
+    """Return a user who was given as lists show them, where they may be a hash."""
+    shown = as_shown(user)
+    is_known = shown is not user and operator.sessions_of(_state(), shown)
+    return shown if is_known else user
 
 
 def _none_of(user: str) -> str:
@@ -305,10 +313,10 @@ def _revoke_one(handle: str) -> None:
 
 def _revoke_all_of(user: str, *, is_sure: bool) -> None:
     if not is_sure:
-        number = len(operator.sessions_of(_state(), user))
+        number = len(operator.sessions_of(_state(), _name_of(user)))
         if number > 1 and not _is_confirmed(f"End {number} sessions of {user!r}?"):
             raise NotFound("No session was ended.")
-    ended = operator.revoke_user(_state(), user, except_current=False)
+    ended = operator.revoke_user(_state(), _name_of(user), except_current=False)
     if not ended:
         raise NotFound(_none_of(user))
     write_line(f"Ended {count_of(ended, 'session')} of {user!r}.")
