@@ -11,6 +11,8 @@ import weakref
 
 from . import signals
 from .backends.base import Backend
+from .binding import device_of
+from .binding import is_offered
 from .breaker import Breaker
 from .breaker import NotAskedError
 from .config import SessionConfig
@@ -33,9 +35,7 @@ from .meta import internal_part
 from .meta import tracked_part
 from .payload import Envelope
 from .payload import Sealer
-from .payload import device_part
 from .payload import read_authenticated_at
-from .payload import write_device
 from .record import Record
 from .serializers import BUILT_IN
 from .serializers import CodedSerializer
@@ -276,33 +276,9 @@ class Core:
             return now if _is_confirmed(unit) else confirmed
         return before if confirmed is None else max(before, confirmed)
 
-    # Whose device
-
     def is_unproven(self, unit: Unit, record: Record) -> bool:
         """Whether a record is bound to a key that the request has not proven."""
         return self.devices is not None and not self.devices.accepts(unit, record)
-
-    def _device_of(self, unit: Unit, user: str | None) -> bytes:
-        """Return the key that a session is bound to, which is lost with its user.
-
-        :param user: Whose the session is now.
-        """
-        if unit.device is not None:
-            return write_device(unit.device)
-        device = b"" if unit.stored is None else device_part(unit.stored.record.data)
-        return b"" if device and self._is_other(unit, user) else device
-
-    def _is_other(self, unit: Unit, user: str | None) -> bool:
-        """Whether the user of a session was not the one who has it now.
-
-        Who empties a session and is in it again is the same. No proof of who they are
-        was asked for, and so they cannot choose another key.
-        """
-        if unit.stored is None:
-            return True
-        if user is None or unit.is_restarted:
-            return user != unit.stored.record.user
-        return user != unit.stored.record.user and self.is_log_in(unit, user)
 
     def handle(self, unit: Unit) -> str:
         """Return the public form of the session's key."""
@@ -463,7 +439,7 @@ class Core:
             lifetime=unit.lifetime,
             issued_at=issued_at,
             authenticated_at=authenticated_at,
-            device=self._device_of(unit, user),
+            device=device_of(self, unit, user),
         )
         return Record(
             data=self.sealer.seal(
@@ -493,12 +469,7 @@ class Core:
         self, unit: Unit, record: Record, payload: bytes, issued_at: float
     ) -> None:
         """Go on with what this request has just stored."""
-        # Who has only the cookie must not get another key accepted.
-        if (
-            self.devices is not None
-            and record.user is not None
-            and (unit.confirmed_at is not None or self._is_other(unit, record.user))
-        ):
+        if self.devices is not None and is_offered(self, unit, record.user):
             unit.is_device_offered = True
         unit.adopt(self.stored(unit, record, payload, issued_at))
 

@@ -361,6 +361,7 @@ def test_list_prints_a_document(site: Site) -> None:
               "authenticated_at": "2100-01-01T00:00:00+00:00",
               "last_seen_at": "2100-01-01T00:00:00+00:00",
               "expires_at": "2100-02-01T00:00:00+00:00",
+              "is_device_bound": false,
               "meta": {{
                 "remote_addr": "127.0.0.1"
               }}
@@ -523,6 +524,7 @@ def test_show_prints_what_is_known() -> None:
         "authenticated_at": "2100-01-01T00:00:00+00:00",
         "last_seen_at": "2100-01-01T00:00:00+00:00",
         "expires_at": "2100-02-01T00:00:00+00:00",
+        "is_device_bound": False,
         "meta": {
             "user_agent": f"Mozilla/5.0 {'x' * 90}",
             "remote_addr": "127.0.0.1",
@@ -1485,43 +1487,47 @@ def test_info_prints_backend_and_settings() -> None:
     )
     assert settings == textwrap.dedent(
         """\
-        SETTING                       VALUE                    ORIGIN
-        SECRET_KEY                    (1 secret, not shown)    app.config
-        SECRET_KEY_FALLBACKS          None                     default
-        PERMANENT_SESSION_LIFETIME    31 days, 0:00:00         default
-        SESSION_REFRESH_EACH_REQUEST  True                     default
-        SESSION_COOKIE_NAME           'session'                default
-        SESSION_COOKIE_DOMAIN         None                     default
-        SESSION_COOKIE_PATH           None                     default
-        SESSION_COOKIE_HTTPONLY       True                     default
-        SESSION_COOKIE_SECURE         True                     app.config
-        SESSION_COOKIE_SAMESITE       'Lax'                    app.config
-        SESSION_COOKIE_PARTITIONED    False                    default
-        SESSION_BACKEND               'memory'                 app.config
-        SESSION_KEY_PREFIX            'session:'               default
-        SESSION_SERIALIZER            'msgpack'                default
-        SESSION_ENCRYPTION_KEY        None                     default
-        SESSION_MAX_SIZE              1048576                  default
-        SESSION_SECRET                None                     default
-        SESSION_ID_GENERATOR          None                     default
-        SESSION_RESAVE                False                    default
-        SESSION_SAVE_UNINITIALIZED    False                    default
-        SESSION_SAVE_ON_ERROR         True                     default
-        SESSION_PERMANENT             False                    default
-        SESSION_CONFLICT              'merge'                  default
-        SESSION_ON_LOST               'drop'                   default
-        SESSION_ON_BACKEND_ERROR      'raise'                  default
-        SESSION_IDLE_TIMEOUT          1:00:00                  app.config
-        SESSION_ABSOLUTE_TIMEOUT      None                     default
-        SESSION_RENEWAL_INTERVAL      None                     default
-        SESSION_ROTATION_GRACE        0:00:10                  default
-        SESSION_TOUCH_INTERVAL        0:01:00                  default
-        SESSION_CLEANUP_INTERVAL      0:05:00                  default
-        SESSION_CLEANUP_BATCH         500                      default
-        SESSION_USER_KEY              ['_user_id', 'user_id']  default
-        SESSION_REGENERATE_ON_LOGIN   True                     default
-        SESSION_MAX_PER_USER          None                     default
-        SESSION_TRACK                 []                       default
+        SETTING                          VALUE                    ORIGIN
+        SECRET_KEY                       (1 secret, not shown)    app.config
+        SECRET_KEY_FALLBACKS             None                     default
+        PERMANENT_SESSION_LIFETIME       31 days, 0:00:00         default
+        SESSION_REFRESH_EACH_REQUEST     True                     default
+        SESSION_COOKIE_NAME              'session'                default
+        SESSION_COOKIE_DOMAIN            None                     default
+        SESSION_COOKIE_PATH              None                     default
+        SESSION_COOKIE_HTTPONLY          True                     default
+        SESSION_COOKIE_SECURE            True                     app.config
+        SESSION_COOKIE_SAMESITE          'Lax'                    app.config
+        SESSION_COOKIE_PARTITIONED       False                    default
+        SESSION_BACKEND                  'memory'                 app.config
+        SESSION_KEY_PREFIX               'session:'               default
+        SESSION_SERIALIZER               'msgpack'                default
+        SESSION_ENCRYPTION_KEY           None                     default
+        SESSION_MAX_SIZE                 1048576                  default
+        SESSION_SECRET                   None                     default
+        SESSION_ID_GENERATOR             None                     default
+        SESSION_RESAVE                   False                    default
+        SESSION_SAVE_UNINITIALIZED       False                    default
+        SESSION_SAVE_ON_ERROR            True                     default
+        SESSION_PERMANENT                False                    default
+        SESSION_CONFLICT                 'merge'                  default
+        SESSION_ON_LOST                  'drop'                   default
+        SESSION_ON_BACKEND_ERROR         'raise'                  default
+        SESSION_IDLE_TIMEOUT             1:00:00                  app.config
+        SESSION_ABSOLUTE_TIMEOUT         None                     default
+        SESSION_RENEWAL_INTERVAL         None                     default
+        SESSION_ROTATION_GRACE           0:00:10                  default
+        SESSION_TOUCH_INTERVAL           0:01:00                  default
+        SESSION_CLEANUP_INTERVAL         0:05:00                  default
+        SESSION_CLEANUP_BATCH            500                      default
+        SESSION_USER_KEY                 ['_user_id', 'user_id']  default
+        SESSION_REGENERATE_ON_LOGIN      True                     default
+        SESSION_MAX_PER_USER             None                     default
+        SESSION_TRACK                    []                       default
+        SESSION_DEVICE_BOUND             False                    default
+        SESSION_DEVICE_BOUND_LIFETIME    0:10:00                  default
+        SESSION_DEVICE_BOUND_PATH        '/_session/device'       default
+        SESSION_DEVICE_BOUND_INITIATORS  []                       default
         """
     )
 

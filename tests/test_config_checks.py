@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import re
+import subprocess
+import sys
 import typing as t
 import warnings
 
@@ -514,3 +516,25 @@ def test_a_short_lived_proof_is_warned_of() -> None:
     app.config.update(SESSION_DEVICE_BOUND_LIFETIME=299)
     with pytest.warns(ConfigurationWarning, match="no more than 6 times in 9 minutes"):
         ServerSession(app)
+
+
+def test_a_session_is_not_bound_without_the_package_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "flask_serversession.device", raising=False)
+    monkeypatch.delitem(sys.modules, "flask_serversession.device.tokens", raising=False)
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
+    message = str(refused(**BOUND))
+    assert message == (
+        "'SESSION_DEVICE_BOUND' needs the cryptography package. Install it with: pip"
+        ' install "flask-serversession[device]"'
+    )
+
+
+def test_cryptography_is_not_imported_unless_sessions_are_bound() -> None:
+    code = (
+        "import sys; import flask; import flask_serversession;"
+        "app = flask.Flask('a'); flask_serversession.ServerSession(app);"
+        "sys.exit('cryptography' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -947,6 +947,60 @@ def test_the_route_comes_before_the_application(shop: Shop) -> None:
     assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"
 
 
+def test_what_runs_after_the_route_sees_what_was_proven_and_nothing_else(
+    shop: Shop,
+) -> None:
+    """The application's functions that run after each request may look, and write."""
+    seen: list[str | None] = []
+
+    @shop.app.after_request
+    def look(response: Response) -> Response:
+        if request.path == PATH:
+            seen.append(session.get("user_id"))
+            session["last"] = len(seen)
+        return response
+
+    browser, thief, key = shop.browser(), shop.browser(), Key()
+    browser.fetch("/log-in/ann", "POST")
+    browser.fetch("/page")
+    assert seen == ["ann", "ann"]  # registered, and bound
+    browser.copy_cookies_to(thief)
+    shop.clock.advance(LIFETIME * 2)
+    seen.clear()
+    asked = thief.send(PATH, "POST", {"Sec-Secure-Session-Id": key.identifier})
+    challenge = challenge_of(asked.headers, "Challenge")
+    for headers in (
+        {},
+        registration(challenge, key),
+        refresh(challenge, key, key.identifier),
+    ):
+        response = thief.send(PATH, "POST", headers)
+        assert "Set-Cookie" not in response.headers
+    assert seen == [None] * 4
+    seen.clear()
+    browser.restart()
+    before = browser.id
+    assert shop.user_of(browser.fetch("/page")) == "ann"
+    assert browser.events[2:] == ["challenged", "refreshed"]
+    assert seen == [None, "ann"]
+    assert browser.id == before
+    shop.clock.advance(KEPT + 1)
+    with shop.backend.failing():
+        assert browser.fetch("/page").status_code == 503
+    assert shop.user_of(browser.fetch("/page")) == "ann"
+
+
+def test_a_log_out_is_final_whatever_runs_after_the_route(shop: Shop) -> None:
+    shop.settings["SESSION_SAVE_UNINITIALIZED"] = True
+    shop.app = shop.make_app()
+    browser = shop.logged_in()
+    browser.fetch("/log-out", "POST")
+    (device,) = browser.sessions.values()
+    assert browser.refresh(device) is None
+    assert browser.sessions == {}
+    assert "session" not in browser.live_cookies()
+
+
 def test_without_a_secret_there_is_no_route() -> None:
     app = Flask("shop")
     app.config.update(SESSION_DEVICE_BOUND=True, SESSION_COOKIE_SECURE=True)

@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 
 from flask_serversession.encryption import Cipher
 from flask_serversession.errors import RecordError
+from flask_serversession.payload import Device
 from flask_serversession.payload import Envelope
 from flask_serversession.payload import Sealer
 from flask_serversession.payload import read_authenticated_at
+from flask_serversession.payload import read_bound
+from flask_serversession.payload import read_device
+from flask_serversession.payload import write_device
 from flask_serversession.record import TOMBSTONE_DATA
 
 # Other work on the same machine must not fail a test.
@@ -75,6 +79,36 @@ def test_the_layout_is_as_documented() -> None:
     assert sealed[:4] == b"\x02m\x01\x00"
     assert sealed[12:36] == data[12:36]
     assert len(sealed) == len(data) + 12 + 16
+
+
+DEVICE = Device(b"\2" + bytes(range(32)), 1_700_000_000.25)
+
+
+def test_the_key_of_a_device_comes_after_the_header(sealer: Sealer) -> None:
+    for device in (DEVICE, DEVICE._replace(bound_at=None)):
+        envelope = dataclasses.replace(ENVELOPE, device=write_device(device))
+        data = sealer.seal(envelope, "k")
+        assert data[2] & 2
+        assert data[36:69] == DEVICE.point
+        assert sealer.open(data, "k") == envelope
+        assert read_device(data) == device
+        is_bound = device.bound_at is not None
+        assert read_bound(data) == (tuple(device) if is_bound else None)
+        assert read_authenticated_at(data) == 1.5e9
+        for length in range(77):
+            assert reason_of(sealer, data[:length]) == "damaged"
+    data = sealer.seal(ENVELOPE, "k")
+    assert read_device(data) is None
+    assert read_bound(data) is None
+    assert read_device(b"") is read_device(TOMBSTONE_DATA) is None
+
+
+def test_a_changed_key_of_a_device_is_refused_with_its_payload() -> None:
+    envelope = dataclasses.replace(ENVELOPE, device=write_device(DEVICE))
+    data = Sealer([NEW]).seal(envelope, "k")
+    for place in range(36, 77):
+        changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        assert reason_of(Sealer([NEW]), changed) == "unreadable"
 
 
 def test_what_the_first_format_has_stored_is_read() -> None:

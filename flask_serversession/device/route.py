@@ -95,12 +95,12 @@ class _DeviceRoute:
     def _register(self, unit: Unit, text: str) -> Response:
         token = read_token(text)
         if unit.identity is None or token is None or token.point is None:
-            return _refusal()
+            return _refuse(unit)
         subject, now = registration_of(unit.key), self._core.clock()
         if not is_challenge(
             unit.signer, token.challenge, subject, now, CHALLENGE_AGE
         ) or not token.is_signed_by(token.point):
-            return _refusal()
+            return _refuse(unit)
         device = Device(token.point)
         try:
             self._interface.lifecycle.loader.load(unit)
@@ -111,16 +111,16 @@ class _DeviceRoute:
         except ServerSessionError:
             self._forget(unit)
         if not _has(unit, device):
-            return _refusal()
+            return _refuse(unit)
         identifier = write_point(device.point)
         return self._instruct(unit, identifier)
 
     def _refresh(self, unit: Unit, identifier: str, text: str) -> Response:
         core = self._core
         if (point := read_point(identifier)) is None:
-            return _refusal()
+            return _refuse(unit)
         if unit.identity is None:
-            return _end(identifier)  # somebody has logged out
+            return _end(unit, identifier)  # somebody has logged out
         now, token = core.clock(), read_token(text)
         max_age = self._devices.lifetime + CHALLENGE_AGE
         if (
@@ -128,7 +128,7 @@ class _DeviceRoute:
             or not is_challenge(unit.signer, token.challenge, identifier, now, max_age)
             or not token.is_signed_by(point)
         ):
-            response = _refusal()
+            response = _refuse(unit)
             self._challenge(unit, response, identifier)
             return response
         device = Device(point, now)
@@ -137,7 +137,7 @@ class _DeviceRoute:
             if unit.known is Known.NEW or (
                 unit.known is Known.STORED and not _has(unit, device)
             ):
-                return _end(identifier)
+                return _end(unit, identifier)
             if _takes(unit, device):
                 self._store(unit, device)
         except ServerSessionError:
@@ -241,13 +241,25 @@ def _document(document: t.Mapping[str, t.Any]) -> Response:
     return Response(json.dumps(document), mimetype="application/json")
 
 
-def _end(identifier: str) -> Response:
+def _end(unit: Unit, identifier: str) -> Response:
     """Let the browser forget its key."""
+    _hide(unit)
     return _document({"session_identifier": identifier, "continue": False})
 
 
-def _refusal() -> Response:
+def _refuse(unit: Unit) -> Response:
+    _hide(unit)
     return Response("The key was not proven.", 403, mimetype="text/plain")
+
+
+def _hide(unit: Unit) -> None:
+    """Show nothing of a session that was not proven, and store nothing.
+
+    Functions of the application that run after each request may look at it, and write:
+    another session would take the place of one whose browser is about to prove it.
+    """
+    unit.data = {}
+    unit.fail(None)
 
 
 def _current_app() -> Flask:

@@ -54,6 +54,7 @@ NEEDS = {
         "SESSION_SQLALCHEMY_URL": "sqlite://",
     },
     "encryption": {"SESSION_ENCRYPTION_KEY": "A" * 43 + "="},
+    "device": {"SESSION_DEVICE_BOUND": True, "SESSION_COOKIE_SECURE": "auto"},
 }
 #: What the sdist has besides the package.
 IN_SDIST = (
@@ -139,6 +140,7 @@ def main() -> None:
             "SESSION_ENCRYPTION_KEY": "A" * 43 + "=",
             "SESSION_FILESYSTEM_PATH": str(folder / "encrypted"),
         }
+        bound = {"SESSION_FILESYSTEM_PATH": str(folder / "bound")}
 
         plain = Environment(options.python, folder / "plain", str(wheel))
         plain.serve("the wheel", "", **files)
@@ -149,12 +151,15 @@ def main() -> None:
             ("redis", "redis", redis),
             ("sqlalchemy", "sqlalchemy", sqlite),
             ("encryption", "cryptography", encrypted),
+            ("device", "cryptography", {**NEEDS["device"], **bound}),
         ]:
             environment = Environment(
                 options.python, folder / extra, f"{wheel}[{extra}]"
             )
             environment.serve(f"the wheel with [{extra}]", imports, **settings)
-            for other in NEEDS.keys() - {extra}:
+            # Two of them need the same package.
+            same = {"encryption", "device"} if imports == "cryptography" else {extra}
+            for other in NEEDS.keys() - same:
                 environment.refuse(other)
 
         source = Environment(options.python, folder / "source", f"{sdist}[all]")
