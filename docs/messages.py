@@ -25,7 +25,7 @@ _PACKAGE = Path(__file__).parent.parent / "flask_serversession"
 #: accepts is in config.rst; help and what is printed when all goes well, in cli.rst.
 _NO_MESSAGES = {
     *("InvalidValueError", "_duration_or", "_duration_or_none"),
-    *("AppGroup", "Hidden", "write_line", "progress_bar", "option"),
+    *("AppGroup", "_Group", "Hidden", "write_line", "progress_bar", "option"),
     *("cast", "compile", "execute", "search", "startswith", "text"),
     *("AssertionError", "OperationalError", "RuntimeError"),  # handled inside
 }
@@ -53,6 +53,8 @@ _NO_SENTENCES = {
     *("Flask's signature", "Flask's age", "Ids in cookies", "not signed"),
     *("…, as SESSION_USE_SIGNER says", "Keys begin with", "Sessions read"),
     "Not readable",
+    " Did you mean …?",
+    *("Samsung Internet", "Yandex Browser", "Headless Chrome"),
     # parts that are put into the messages
     *("this object", "an instance of this class"),
     *("cookies are always signed", "no session is ever evicted", "is empty"),

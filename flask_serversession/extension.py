@@ -52,9 +52,14 @@ _COMMAND = "sessions"
 _ASYNC_FRAMEWORKS = ("quart", "fastapi", "starlette", "sanic", "litestar", "aiohttp")
 
 
-def _now() -> float:
+def now() -> float:
+    """Return the time; :func:`.fake_clock` puts another one in its place."""
     # Looked up each time, so that tests can freeze the time.
     return time.time()
+
+
+def _now() -> float:
+    return now()
 
 
 class ServerSession:

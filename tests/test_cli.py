@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import inspect
+import itertools
 import json
 import os
 import re
@@ -336,13 +337,28 @@ def test_list_shows_what_is_tracked() -> None:
     advance(site, 3600)
     log_in(site, headers={"User-Agent": ""}, environ_base={"REMOTE_ADDR": "::1"})
     lines = printed(site.app, "list").splitlines()
-    assert lines[0].endswith("EXPIRES (UTC)     ADDRESS    USER AGENT")
+    assert lines[0].endswith("EXPIRES (UTC)     ADDRESS    BROWSER")
     assert lines[1].endswith("2100-02-01 01:00  ::1        -")
     agent = "(X11) " + "x" * 39 + "..."
     assert lines[2].endswith(f"2100-02-01 00:00  127.0.0.1  {agent}")
     lines = printed(site.app, "list", "--full").splitlines()
+    assert lines[0].endswith("ADDRESS    USER AGENT")
     assert lines[2].startswith(f"{FIRST_HANDLE}  ada   ")
     assert lines[2].endswith("Mozilla/5.0 (X11) " + "x" * 60)
+
+
+def test_the_name_of_a_browser_is_listed_and_shown_with_its_user_agent() -> None:
+    site = make_site(
+        SESSION_ID_GENERATOR=make_ids(FIRST), SESSION_TRACK=("user_agent",)
+    )
+    agent = "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:133.0) Gecko/20100101"
+    log_in(site, headers={"User-Agent": f"{agent} Firefox/133.0"})
+    assert printed(site.app, "list").endswith("  Firefox 133 on Windows\n")
+    assert printed(site.app, "show", FIRST_HANDLE).endswith(
+        f"\nBrowser     Firefox 133 on Windows\nUser agent  {agent} Firefox/133.0\n"
+    )
+    (listed,) = read(site.app, "list")["sessions"]
+    assert listed["meta"] == {"user_agent": f"{agent} Firefox/133.0"}
 
 
 def test_list_prints_a_document(site: Site) -> None:
@@ -848,7 +864,13 @@ def environment() -> dict[str, str]:
 
 
 def make_project(
-    folder: Path, *, expired: int = 0, live: int = 1, user_agent: str = ""
+    folder: Path,
+    *,
+    expired: int = 0,
+    live: int = 1,
+    user_agent: str = "",
+    user: str = "李",
+    address: str = "192.0.2.7",
 ) -> None:
     """Write an application with the default backend, and give it sessions."""
     (folder / "project.py").write_text(
@@ -884,10 +906,10 @@ def make_project(
         for _ in range(number):
             options: t.Any = {
                 "headers": {"User-Agent": user_agent},
-                "environ_base": {"REMOTE_ADDR": "192.0.2.7"},
+                "environ_base": {"REMOTE_ADDR": address},
             }
             with app.test_client().session_transaction(**options) as content:
-                content["_user_id"] = "李"
+                content["_user_id"] = user
 
     fill(expired)
     clock.advance(39 * 86400)
@@ -928,12 +950,38 @@ def test_flask_runs_the_commands_with_the_default_backend(tmp_path: Path) -> Non
     assert (result.returncode, result.stdout) == (0, "Ended 2 sessions of '李'.\n")
 
 
-def test_on_a_terminal_a_bar_shows_the_progress_of_pruning(tmp_path: Path) -> None:
+def screen_of(shown: str) -> list[str]:
+    """Give the lines that a terminal shows in the end."""
+    lines = [""]
+    column = 0
+    for character in shown:
+        if character == "\r":
+            column = 0
+        elif character == "\n":
+            lines.append("")
+        else:
+            assert character.isprintable(), ascii(character)
+            line = lines[-1].ljust(column)
+            lines[-1] = line[:column] + character + line[column + 1 :]
+            column += 1
+    return [line.rstrip() for line in lines]
+
+
+def bars_of(shown: str) -> list[str]:
+    return re.findall(r"\[([-#]+)\]", shown)
+
+
+def test_on_a_terminal_a_bar_moves_while_sessions_are_pruned(tmp_path: Path) -> None:
     make_project(tmp_path, expired=30, live=1)
-    code, output, shown = Terminal(tmp_path).run("prune", "--batch", "10")
+    code, output, shown = Terminal(tmp_path).run("prune", "--batch", "1")
     assert (code, output) == (0, "Deleted 30 expired sessions.\n")
     assert "Deleting expired sessions" in shown
-    assert "30" in shown
+    numbers = [int(number) for number in re.findall(r"\]  (\d+)", shown)]
+    assert numbers == [*range(31), 30]
+    bars = bars_of(shown)
+    assert all(before != after for before, after in itertools.pairwise(bars))
+    assert {len(bar) for bar in bars} == {20}
+    assert screen_of(shown) == [""]
 
 
 def test_on_a_terminal_a_bar_shows_the_progress_of_listing(tmp_path: Path) -> None:
@@ -944,30 +992,49 @@ def test_on_a_terminal_a_bar_shows_the_progress_of_listing(tmp_path: Path) -> No
     assert len(json.loads(output)["sessions"]) == 120
     assert "Reading sessions" in shown
     assert "100" in shown
+    assert screen_of(shown) == [""]
     code, _, shown = terminal.run("show", "0" * 8)
     assert code == 1
     assert "Looking for the session" in shown
-    assert "There is no session '00000000'." in shown
+    assert screen_of(shown)[0].startswith("Error: There is no session '00000000'.")
+    code, _, shown = terminal.run("list", "--limit", "1", columns=80)
+    assert code == 0
+    assert [line.split()[0] for line in screen_of(shown)[:-1]] == [
+        "HANDLE",
+        FIRST_OF.fullmatch(screen_of(shown)[1])[1],  # type: ignore[index]
+    ]
+
+
+FIRST_OF = re.compile(r"([0-9a-f]{12})  .*")
+LONG_USER = "firstname.lastname@department.example.com"
+LONG_ADDRESS = "2001:db8:85a3:8d3:1319:8a2e:370:7348"
 
 
 def test_what_is_printed_fits_into_a_terminal(tmp_path: Path) -> None:
     agent = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
-    make_project(tmp_path, live=2, user_agent=agent)
+    make_project(
+        tmp_path, live=2, user_agent=agent, user=LONG_USER, address=LONG_ADDRESS
+    )
     terminal = Terminal(tmp_path)
     columns = ["USER", "LAST SEEN (UTC)"]
-    for width, more in ((80, []), (100, ["EXPIRES (UTC)"])):
+    for width, more, end in (
+        (60, [], "20...348  Firef..."),
+        (80, [], "2001:db...70:7348  Firefox 128"),
+        (200, ["LOGGED IN (UTC)", "EXPIRES (UTC)"], "7348  Firefox 128 on Linux"),
+    ):
         code, _, shown = terminal.run("list", columns=width)
         assert code == 0
-        header, *rows = shown[shown.index("HANDLE") :].splitlines()
-        expected = ["HANDLE", *columns, *more, "ADDRESS", "USER AGENT"]
+        header, *rows, last = screen_of(shown)
+        assert last == ""
+        expected = ["HANDLE", *columns, *more, "ADDRESS", "BROWSER"]
         assert re.split(r" {2,}", header) == expected
         assert len(rows) == 2
         for row in rows:
-            assert "  (X11; Linux" in row
-            assert row.endswith("...")
-            assert len(row) + 1 <= width  # the user takes two cells
+            assert row.endswith(end)
+            assert len(row) <= width
     code, _, shown = terminal.run("list", "--full", columns=80)
     assert shown.count(agent) == 2
+    assert shown.count(LONG_USER) == shown.count(LONG_ADDRESS) == 2
     assert "LOGGED IN (UTC)" in shown
     code, _, shown = terminal.run("info", columns=80)
     assert code == 0
@@ -977,6 +1044,29 @@ def test_what_is_printed_fits_into_a_terminal(tmp_path: Path) -> None:
     _, found, hints = after.partition("Warnings")
     assert found
     assert all(len(line) <= 80 for line in hints.splitlines())
+
+
+@pytest.mark.parametrize("args", [["list"], ["list", "--json"], ["count"], ["info"]])
+def test_whoever_reads_the_beginning_only_is_no_failure(
+    tmp_path: Path, args: list[str]
+) -> None:
+    make_project(tmp_path, live=3)
+    reader, writer = os.pipe()
+    os.close(reader)  # as "| head" does when it has enough
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "flask", "--app", "project", "sessions", *args],
+            cwd=tmp_path,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 # A backend that does not answer

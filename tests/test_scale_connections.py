@@ -32,8 +32,7 @@ from .servers import find_free_port
 
 USER, PASSWORD = "shop", "s3cret/with:signs@"
 QUOTED = "s3cret%2Fwith%3Asigns%40"
-#: What docs/backends/redis.rst tells operators to grant. ``{}`` is the prefix of the
-#: keys.
+#: What docs/backends/redis.rst tells operators to grant; ``{}`` stands for the prefix.
 RIGHTS = (
     "resetkeys ~{}* -@all +get +set +getrange +setrange +strlen +unlink +eval +evalsha"
     " +pexpire +pttl +zadd +zcard +zrange +zscore +zrem +zremrangebyscore"

@@ -4,17 +4,23 @@ import pytest
 from flask import Flask
 from flask_serversession import ServerSession, session
 from flask_serversession.backends.memory import MemoryBackend
-from flask_serversession.testing import CountingBackend, FakeClock
+from flask_serversession.testing import CountingBackend
+
+pytest_plugins = "flask_serversession.testing.fixtures"  # or in conftest.py
 
 
-def create_app(clock=None, **settings):
+def create_app(**settings):
     app = Flask(__name__)
     app.config.update(SECRET_KEY="change me", **settings)
-    ServerSession(app, **({"clock": clock} if clock else {}))
+    ServerSession(app)
 
     @app.get("/")
     def index():
         return "Welcome."
+
+    @app.get("/account")
+    def account():
+        return f"Hello, {session.user}." if session.user else ("Log in.", 401)
 
     @app.get("/cart")
     def cart():
@@ -35,12 +41,19 @@ def create_app(clock=None, **settings):
 
 @pytest.fixture
 def backend():
-    return CountingBackend(MemoryBackend())
+    return CountingBackend(MemoryBackend())  # "memory" does for most tests
 
 
 @pytest.fixture
-def client(backend):
-    return create_app(TESTING=True, SESSION_BACKEND=backend).test_client()
+def app(backend):
+    return create_app(
+        TESTING=True, SESSION_BACKEND=backend, SESSION_IDLE_TIMEOUT=timedelta(days=1)
+    )
+
+
+@pytest.fixture
+def client(app):
+    return app.test_client()
 
 
 def test_the_cart_is_shown(client):
@@ -49,11 +62,19 @@ def test_the_cart_is_shown(client):
     assert client.get("/cart").json == ["pen"]
 
 
-def test_the_front_page_does_not_use_the_session(client, backend):
-    client.post("/cart/pen")
-    with backend.counting() as calls:
+def test_whoever_is_logged_in_sees_the_account(log_in, client):
+    assert log_in("ada", cart=["pen"]).get("/account").text == "Hello, ada."
+    assert client.get("/account").status_code == 401
+
+
+def test_the_front_page_does_not_use_the_session(log_in, no_round_trips):
+    client = log_in("ada")
+    with no_round_trips():
         client.get("/")
-    assert calls == {}
+
+
+def test_the_cart_costs_one_round_trip(log_in, backend):
+    client = log_in("ada")
     with backend.counting() as calls:
         client.get("/cart")
     assert calls == {"load": 1}
@@ -80,14 +101,9 @@ def test_a_log_out_in_another_tab_is_final(client, backend):
     assert client.get("/cart").json == []
 
 
-def test_a_day_without_a_visit_ends_the_session():
-    clock = FakeClock()
-    app = create_app(
-        clock, SESSION_BACKEND="memory", SESSION_IDLE_TIMEOUT=timedelta(days=1)
-    )
-    client = app.test_client()
-    client.post("/cart/pen")
-    clock.advance(86_399)
-    assert client.get("/cart").json == ["pen"]
-    clock.advance(86_400)
-    assert client.get("/cart").json == []
+def test_a_day_without_a_visit_ends_the_session(log_in, session_clock):
+    client = log_in("ada")
+    session_clock.advance(86_399)
+    assert client.get("/account").text == "Hello, ada."
+    session_clock.advance(86_400)
+    assert client.get("/account").status_code == 401

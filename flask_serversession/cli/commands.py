@@ -6,6 +6,7 @@ import collections.abc as cabc
 import datetime as dt
 import heapq
 import os
+import sys
 import typing as t
 
 import click
@@ -20,6 +21,7 @@ from ..trial import Step
 from ..trial import did_answer
 from ..trial import try_out
 from ..users import as_shown
+from .browsers import browser_name
 from .diagnostics import ask_server
 from .diagnostics import diagnose
 from .diagnostics import folder_of
@@ -60,7 +62,18 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
 )
 
-sessions = AppGroup(
+
+class _Group(AppGroup):
+    def invoke(self, ctx: click.Context) -> t.Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # "| head" has read what it wanted. Python would flush once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit()
+
+
+sessions = _Group(
     "sessions",
     short_help="See and end the sessions of visitors.",
     help="""See and end the sessions of visitors.
@@ -173,8 +186,8 @@ def list_(user: str | None, limit: int | None, full: bool, as_json: bool) -> Non
     """List live sessions, those that were seen last first.
 
     The user is what SESSION_USER_KEY finds in the session; with Flask-Login that is
-    the user's id. Addresses and user agents are listed if SESSION_TRACK asks
-    for them. A narrow terminal gets fewer columns; --full prints them all.
+    the user's id. Addresses and browsers are listed if SESSION_TRACK asks for them.
+    A narrow terminal gets less; --full prints all, with whole user agents.
 
     With --user this costs what that user has; without, all sessions are read.
 
@@ -257,8 +270,12 @@ def show(handle: str, as_json: bool) -> None:
     if info.is_device_bound:
         rows.append(["Device", "bound"])
     for name, title in META_TITLES.items():
-        if name in info.meta:
-            rows.append([title, escape(info.meta[name])])
+        if name not in info.meta:
+            continue
+        value = info.meta[name]
+        if name == "user_agent" and (browser := browser_name(value)):
+            rows.append(["Browser", browser])
+        rows.append([title, escape(value)])
     rows += [[f"Meta {name}", value] for name, value in own_meta(info)]
     write_table(rows)
 

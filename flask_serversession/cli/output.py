@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import contextlib
-import itertools
 import json
 import shutil
 import sys
@@ -15,16 +14,19 @@ import unicodedata
 import click
 
 from ..operator import SessionInfo
+from .browsers import browser_name
 
 #: How many digits of a handle are shown in a table.
 SHOWN_DIGITS = 12
 # The widest that columns get unless everything is asked for.
 _WIDEST_USER = 32
 _WIDEST_META = 48
-# The columns that a narrow terminal does without, in this order, and the width that a
-# user agent should keep.
+# The columns that a narrow terminal does without, in this order, and those that are
+# then cut off, down to this width.
 _LEFT_OUT_FIRST = ("LOGGED IN (UTC)", "EXPIRES (UTC)")
-_LEAST_AGENT = 24
+_CUT_OFF = ("USER", "META", "ADDRESS", "BROWSER")
+_LEAST = 8
+_BAR = 20
 
 META_TITLES = {"remote_addr": "Address", "user_agent": "User agent"}
 
@@ -147,23 +149,37 @@ def count_of(number: int, noun: str) -> str:
 def progress_bar(
     label: str,
 ) -> cabc.Generator[cabc.Callable[[int], None], None, None]:
-    """Show on stderr how many are done, if that is a terminal.
+    """Show on stderr how many are done, if that is a terminal, and wipe it out then.
 
-    The total is not shown: counting would take as long.
+    The total is not shown: counting would take as long. So the bar has no end, and
+    something moves in it.
     """
     if not sys.stderr.isatty():
         yield lambda number: None
         return
-    with click.progressbar(
-        itertools.count(), label=label, show_pos=True, show_eta=False, file=sys.stderr
-    ) as bar:
-        yield bar.update
+    done = steps = widest = 0
+
+    def draw(number: int) -> None:
+        nonlocal done, steps, widest
+        done += number
+        place = steps % (2 * _BAR - 2)
+        place = min(place, 2 * _BAR - 2 - place)  # there and back again
+        bar = "-" * place + "#" + "-" * (_BAR - 1 - place)
+        line = f"{label}  [{bar}]  {done}"
+        widest = max(widest, len(line))
+        steps += 1
+        click.echo(f"\r{line}", nl=False, err=True)
+
+    draw(0)
+    try:
+        yield draw
+    finally:
+        click.echo("\r" + " " * widest + "\r", nl=False, err=True)
 
 
 def write_sessions(listed: cabc.Sequence[SessionInfo], is_full: bool) -> None:
     """Write a table of sessions."""
     told = {name for info in listed for name in info.meta}
-    names = [name for name in META_TITLES if name in told]
     has_own = not told <= META_TITLES.keys()
     header = ["HANDLE", "USER", "LAST SEEN (UTC)", "LOGGED IN (UTC)", "EXPIRES (UTC)"]
     has_device = any(info.is_device_bound for info in listed)
@@ -171,20 +187,27 @@ def write_sessions(listed: cabc.Sequence[SessionInfo], is_full: bool) -> None:
         header.append("DEVICE")
     if has_own:
         header.append("META")
-    rows = [[*header, *(META_TITLES[name].upper() for name in names)]]
+    if "remote_addr" in told:
+        header.append("ADDRESS")
+    if "user_agent" in told:
+        header.append("USER AGENT" if is_full else "BROWSER")
+    rows = [header]
     for info in listed:
         handle = info.handle if is_full else info.handle[:SHOWN_DIGITS]
         user = "-" if info.user is None else escape(info.user)
-        meta = [escape(info.meta.get(name, "-")) for name in names]
+        meta: list[str] = []
+        if has_device:
+            meta.append("bound" if info.is_device_bound else "-")
         if has_own:
             own = [f"{name}={value}" for name, value in own_meta(info)]
-            meta.insert(0, ", ".join(own) or "-")
-        if has_device:
-            meta.insert(0, "bound" if info.is_device_bound else "-")
+            meta.append(", ".join(own) or "-")
+        if "remote_addr" in told:
+            meta.append(escape(info.meta.get("remote_addr", "-")))
+        if "user_agent" in told:
+            agent = info.meta.get("user_agent", "-")
+            meta.append(escape(agent if is_full else shown_browser(agent)))
         if not is_full:
             user = shorten(user, _WIDEST_USER)
-            # Nearly all user agents begin with it.
-            meta = [value.removeprefix("Mozilla/5.0 ") for value in meta]
             meta = [shorten(value, _WIDEST_META) for value in meta]
         moments = (info.last_seen_at, info.authenticated_at, info.expires_at)
         times = ["-" if time is None else f"{time:%Y-%m-%d %H:%M}" for time in moments]
@@ -194,19 +217,43 @@ def write_sessions(listed: cabc.Sequence[SessionInfo], is_full: bool) -> None:
     write_table(rows)
 
 
+def shown_browser(user_agent: str) -> str:
+    """Return the name of a browser, or the user agent itself, not escaped."""
+    # Nearly all user agents begin with it.
+    return browser_name(user_agent) or user_agent.removeprefix("Mozilla/5.0 ")
+
+
 def _fitted(rows: list[list[str]], width: int) -> list[list[str]]:
     """Leave out and shorten what would make lines wrap."""
-    has_agent = rows[0][-1] == META_TITLES["user_agent"].upper()
-    for title in _LEFT_OUT_FIRST:
+
+    def excess() -> int:
         widths = _widths(rows)
-        if has_agent:
-            widths[-1] = min(widths[-1], _LEAST_AGENT)
-        if sum(widths) + 2 * (len(widths) - 1) > width:
+        return sum(widths) + 2 * (len(widths) - 1) - width
+
+    for title in _LEFT_OUT_FIRST:
+        if excess() > 0:
             column = rows[0].index(title)
             rows = [row[:column] + row[column + 1 :] for row in rows]
-    if has_agent:
-        widths = _widths(rows)
-        room = width - sum(widths[:-1]) - 2 * (len(widths) - 1)
-        room = max(room, len(rows[0][-1]))
-        rows = [[*row[:-1], shorten(row[-1], room)] for row in rows]
-    return rows
+    if excess() > 0 and rows[0][-1] == "BROWSER":
+        rows = [[*row[:-1], row[-1].partition(" on ")[0]] for row in rows]
+    widths = dict(zip(rows[0], _widths(rows), strict=True))
+    room = {title: widths[title] for title in _CUT_OFF if title in widths}
+    for _ in range(excess()):
+        widest = max(room, key=lambda title: room[title])
+        room[widest] = max(room[widest] - 1, _LEAST)
+    # Of the sessions of one network only the ends of the addresses differ.
+    ways = {"ADDRESS": _shorten_in_the_middle}
+    return [
+        [
+            ways.get(title, shorten)(cell, room.get(title, widths[title]))
+            for title, cell in zip(rows[0], row, strict=True)
+        ]
+        for row in rows
+    ]
+
+
+def _shorten_in_the_middle(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    start = (width - 3) // 2
+    return f"{text[:start]}...{text[start + 3 - width :]}"

@@ -18,7 +18,8 @@ from ..backends.base import Replaced
 from ..errors import BackendUnavailableError
 from ..record import Record
 
-_OPERATIONS = (
+#: What a backend can be asked for.
+OPERATIONS = (
     "load",
     "create",
     "replace",
@@ -123,10 +124,10 @@ class CountingBackend(Backend):
         :param operations: Their names; none for all of them.
         :param error: What they raise; a :exc:`.BackendUnavailableError` by default.
         """
-        unknown = set(operations).difference(_OPERATIONS)
+        unknown = set(operations).difference(OPERATIONS)
         if unknown:
             raise ValueError(f"A backend has no operation {sorted(unknown)[0]!r}.")
-        rule = (frozenset(operations or _OPERATIONS), error)
+        rule = (frozenset(operations or OPERATIONS), error)
         with self._lock:
             self._failing.append(rule)
         try:
