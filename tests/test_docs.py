@@ -162,7 +162,7 @@ class Block:
 
 _BEFORE = ("listing", "file", "config", "skip", "fails")
 _AFTER = ("before", "check", "raises", "warns", "logs", "prints", "shows")
-_LANGUAGES = {".py": "python", ".toml": "toml", ".js": "javascript"}
+_LANGUAGES = {".py": "python", ".js": "javascript"}
 _START = re.compile(
     r"(?P<indent> *)\.\. (?P<kind>code-block(?=::)|literalinclude(?=::)|"
     rf"{'|'.join(_BEFORE + _AFTER)})"
@@ -198,7 +198,8 @@ def read_blocks(page: Path) -> list[Block]:
         if kind == "literalinclude":
             included = page.parent / argument
             source = included.read_text(encoding="utf-8")
-            kind, argument = "code-block", _LANGUAGES[included.suffix]
+            kind = "code-block"
+            argument = _LANGUAGES.get(included.suffix, "text")
         blocks.append(Block(page, number + 1 + first, kind, argument, source, indent))
     return blocks
 
