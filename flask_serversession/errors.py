@@ -204,11 +204,11 @@ class SessionTooLargeError(ServerSessionError):
 
 
 class ConflictError(ServerSessionError):
-    """Another request changed the session meanwhile, and merging is not wanted."""
+    """Another request changed the session meanwhile, and both cannot be merged."""
 
 
 class SessionLostError(ServerSessionError):
-    """Another request ended the session; the changes of this one are dropped.
+    """Another request ended the session, and the changes of this one were dropped.
 
     Raised where :data:`SESSION_ON_LOST` asks for it, and by :meth:`.ServerSession.open`
     always, also if there is no such session.

@@ -65,7 +65,7 @@ def _now() -> float:
 class ServerSession:
     """Keeps the sessions of Flask applications on the server.
 
-    One object may serve several applications; it keeps nothing of them itself.
+    One object may serve several applications; it keeps no state of theirs.
     Settings are read once, by :meth:`init_app`; changing ``app.config`` afterwards
     changes only what Flask itself reads at each request: its secrets, the lifetime
     and the attributes of the cookie.
@@ -151,12 +151,12 @@ class ServerSession:
     def sessions_of(self, user: object) -> list[SessionInfo]:
         """List the live sessions of a user of the current application.
 
-        Those that logged in first come first.
-        Costs what that user has, not what the store holds.
+        The session that logged in first comes first. The cost depends on how many
+        sessions this user has, not on how many are stored.
 
         :param user: What :data:`SESSION_USER_KEY` finds in the sessions.
         :raises NotSupportedError: if the backend keeps no index of users.
-        :raises ValueError: for ``None``: nobody is no user.
+        :raises ValueError: if the user is ``None``.
         """
         return operator.sessions_of(_current_state(), user)
 
@@ -164,8 +164,8 @@ class ServerSession:
         """Return what is known of a session of the current application.
 
         :param handle: Its :attr:`.ServerSideSession.handle`, or the first eight digits
-            of it or more. Only the whole handle costs one record; to find a session by
-            its first digits, all are gone through, so leave that to operators.
+            of it or more. The whole handle costs one record. Its first digits cost a
+            search of all sessions, so leave that to operators.
         :return: ``None`` if there is no such session.
         :raises LookupError: if several sessions begin with these digits.
         :raises NotSupportedError: if there are only the first digits, and the backend
@@ -174,7 +174,7 @@ class ServerSession:
         return operator.find(_current_state(), handle)
 
     def sessions(self) -> cabc.Iterator[SessionInfo]:
-        """Go through all live sessions of the current application, in no order.
+        """Iterate over all live sessions of the current application, in no order.
 
         :raises NotSupportedError: if the backend cannot enumerate them.
         """
@@ -183,13 +183,14 @@ class ServerSession:
     def revoke(self, handle: str) -> bool:
         """End a session of the current application, whoever is using it.
 
-        A request of it that is running at this moment cannot bring it back. If its
-        id was rotated within the last seconds, it is ended under its new id.
+        A request of that session that is still running cannot bring it back. If the
+        session got a new id a few seconds ago, it is ended under its new id.
         Flask-Login's remember cookie is no session: see :meth:`revoke_user`.
 
         :param handle: As for :meth:`find`.
         :return: ``False`` if there was no such session.
-        :raises LookupError: as :meth:`find`, and so is :exc:`NotSupportedError`.
+        :raises LookupError: if several sessions begin with these digits.
+        :raises NotSupportedError: as :meth:`find`.
         :raises RecordError: if a later version of the library wrote the record.
         """
         return operator.revoke(_current_state(), handle)
@@ -197,8 +198,8 @@ class ServerSession:
     def revoke_user(self, user: object, except_current: bool = False) -> int:
         """End the sessions of a user of the current application, everywhere.
 
-        Flask-Login's remember cookie is no session: where the application uses it, it
-        logs in again whoever has one. :ref:`remember-cookie` tells what to do.
+        Flask-Login's remember cookie is no session: it logs its owner in again.
+        :ref:`remember-cookie` says what to do.
 
         :param user: What :data:`SESSION_USER_KEY` finds in the sessions.
         :param except_current: Leave the session of the current request alone.
@@ -215,15 +216,15 @@ class ServerSession:
         except_current: bool = False,
         progress: cabc.Callable[[int], None] | None = None,
     ) -> int:
-        """End all sessions of the current application, whoever has them.
+        """End all sessions of the current application.
 
-        Goes through all of them, and again until none is left, so that one whose id
-        is changed at this moment is ended too. Those of other applications in the
-        same store stay. So does what a later version of the library has written,
-        which does not count as a session here.
+        Goes through all of them, and again until none is left. So a session that is
+        just getting a new id is ended too. Sessions of other applications in the same
+        store stay, and so do those that a later version of the library has written.
 
         :param except_current: Leave the session of the current request alone.
-        :param progress: Called now and then with how many were ended since.
+        :param progress: Called now and then with how many were ended since the last
+            call.
         :return: How many were ended.
         :raises NotSupportedError: if the backend cannot enumerate them.
         """
@@ -237,25 +238,26 @@ class ServerSession:
             with server_session.open(handle) as data:
                 data["role"] = "editor"
 
-        What the block has changed is saved at its end, with the guarantees that
-        requests have: the version is compared, what a request has changed meanwhile is
-        merged as :data:`SESSION_CONFLICT` says, and a session that has ended is never
-        brought back. A block that raises saves nothing. It is no activity: the session
-        lives no longer for it. If its id is renewed meanwhile for the same user, the
-        change follows. ``clear()`` ends it. The user and the id stay, because the
-        browser could not be told of another one: changing them raises
-        :exc:`.ServerSessionError`.
+        Changes are saved at the end of the block, with the guarantees of a request.
+        What a request has changed meanwhile is merged, as :data:`SESSION_CONFLICT`
+        says. A session that has ended is never brought back. If its id is renewed
+        meanwhile, the change follows. A block that raises saves nothing.
 
-        For the session of the current request, it gives :data:`flask.session` itself,
-        and saves that at the end; what a block that raises has changed is undone.
+        Opening a session does not count as activity, so it lives no longer for it.
+        ``clear()`` ends it. Its user and its id cannot be changed, because the browser
+        could not learn a new id: trying raises :exc:`.ServerSessionError`.
 
-        :param handle: As for :meth:`find`. If the id was changed within the last
-            seconds, it is the session under its new id, which may belong to somebody
-            who has just logged in: see its ``user``.
-        :return: A context manager that gives a :class:`.ServerSideSession`.
+        The session of the current request is :data:`flask.session` itself. It is saved
+        at the end of the block; if the block raises, its changes are undone.
+
+        :param handle: As for :meth:`find`. If the id changed a few seconds ago, the
+            session is opened under its new id. It may then belong to somebody who has
+            just logged in: check its ``user``.
+        :return: A context manager that returns a :class:`.ServerSideSession`.
         :raises SessionLostError: if there is no such session, or if it has ended when
             a change is to be saved.
-        :raises LookupError: as :meth:`find`, and so is :exc:`NotSupportedError`.
+        :raises LookupError: if several sessions begin with these digits.
+        :raises NotSupportedError: as :meth:`find`.
         :raises RecordError: if the stored session cannot be read.
         :raises ConflictError: if :data:`SESSION_CONFLICT` asks for it.
         """
@@ -266,15 +268,15 @@ class ServerSession:
     ) -> int:
         """Change all live sessions of a user, so that a new role is in force at once.
 
-        Runs ``function(session)`` on each, as :meth:`.ServerSideSession.atomic` does:
-        again, on the freshest copy, where a request saves meanwhile. It goes on until
-        nothing new is seen, so a session whose id is changed at this moment is changed
-        too. One that ends meanwhile, or gets another user, is left out. The session of
-        the current request is changed as its view sees it. Otherwise as :meth:`open`.
+        Runs ``function(session)`` on each session, as
+        :meth:`.ServerSideSession.atomic` does: if a request saves meanwhile, the
+        function runs again on the newest version. A session that is just getting a new
+        id is changed too. One that ends meanwhile, or gets another user, is left out.
+        Everything else is as for :meth:`open`.
 
         :param user: What the sessions hold under :data:`SESSION_USER_KEY`.
-        :param function: If it raises, that session is not changed and no other one is
-            tried; those before it stay changed.
+        :param function: If it raises, this session is not changed and no further one is
+            tried. Those before it stay changed.
         :return: How many were changed.
         :raises ValueError: if the user is ``None``.
         :raises RecordError: if a later version of the library wrote one of the
@@ -286,8 +288,8 @@ class ServerSession:
     def count(self) -> int:
         """Return the number of live sessions of the current application.
 
-        A backend that neither keeps to one application's records nor can enumerate
-        them counts those of others too.
+        A backend that can neither tell applications apart nor enumerate its records
+        counts those of other applications too.
 
         :raises NotSupportedError: if the backend cannot count.
         """

@@ -66,7 +66,7 @@ _TAKE_CONTEXT = hasattr(AppContext, "has_request")
 
 
 class ServerSessionInterface(SessionInterface):
-    """Flask's way to the sessions of one application. Thread-safe.
+    """The session interface of one application. Thread-safe.
 
     The getters of the cookie's attributes are Flask's, asked at each response, so a
     subclass may override them. Install a subclass by setting it as

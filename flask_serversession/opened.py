@@ -66,9 +66,9 @@ def opened_session() -> ServerSideSession | None:
 def passive(view: cabc.Callable[P, T]) -> cabc.Callable[P, T]:
     """Decorate a view, so that its requests do not count as activity.
 
-    As if each began with :meth:`.ServerSideSession.passive`, but a request that does
-    not look at its session still gets no ``Vary: Cookie``. Write it below
-    ``@app.route``. The view may be a coroutine function.
+    It has the effect of calling :meth:`.ServerSideSession.passive` at the beginning of
+    the view, but does not count as use of the session. Write it below ``@app.route``.
+    The view may be a coroutine function.
     """
     if inspect.iscoroutinefunction(view):
 

@@ -65,10 +65,10 @@ NO_USER = _NO_USER
 class Record:
     """One stored session, as backends see it. All times are seconds since the epoch.
 
-    A record whose data is ``TOMBSTONE_DATA`` is a *tombstone*: what a rotated id
-    leaves behind for a few seconds. It is loaded and compared like any other record,
-    but :meth:`.Backend.touch` and :meth:`.Backend.delete` treat it as absent, so that
-    a request that still carries the old id can neither prolong nor remove it.
+    A record whose data is ``TOMBSTONE_DATA`` is a *tombstone*: it stands for a few
+    seconds where a session was whose id has changed. It is loaded and compared like any
+    other record. :meth:`.Backend.touch` and :meth:`.Backend.delete` treat it as absent,
+    so that a request with the old id can neither extend nor remove it.
     """
 
     #: The serialized session; opaque to backends. Never shown: it holds session values.

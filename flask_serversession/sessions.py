@@ -36,20 +36,20 @@ _UNSEEN, _SAVE = Known.UNSEEN, Wish.SAVE
 
 @explain_members
 class ServerSideSession(SessionMixin):
-    """A session whose content stays on the server. What :data:`flask.session` is.
+    """A session whose content stays on the server: the class of :data:`flask.session`.
 
-    Made without any I/O: the cookie is verified and the backend asked at the first
-    access to the content. ``bool``, ``len``, ``in``, iteration, ``==`` and
+    It is created without any I/O. The cookie is verified and the backend asked at the
+    first access to the content. ``bool``, ``len``, ``in``, iteration, ``==`` and
     :attr:`new` count as access; :meth:`destroy` and :meth:`clear` on a session that
     was not looked at do not load it.
 
     A change inside a value (``session["cart"]["n"] += 1``) is found and saved
     without ``session.modified = True``.
 
-    Not to be changed by several threads at once, like everything that belongs to one
-    request. A thread or greenlet that only reads beside the view, in a context of
-    Flask's ``copy_current_request_context``, undoes nothing. Every method that reads or
-    writes raises :exc:`.BackendUnavailableError` if the backend does not answer.
+    A session belongs to one request, and only one thread may change it. Another thread
+    or greenlet may read it, with Flask's ``copy_current_request_context``. Every method
+    that reads or writes raises :exc:`.BackendUnavailableError` if the backend does not
+    answer.
     """
 
     #: Whether the request looked at the session; decides about ``Vary: Cookie``.
@@ -144,10 +144,10 @@ class ServerSideSession(SessionMixin):
     def clear(self) -> None:
         """Empty the session, which ends it.
 
-        What is stored goes as a whole, also what another request is adding at this
-        moment. If something is written afterwards, that begins a new session with a
-        new id, as after ``regenerate(keep_data=False)``. Does not load a session that
-        was not looked at.
+        The whole stored session is deleted, including what another request adds at
+        the same time. If something is written afterwards, that starts a new session
+        with a new id, as after ``regenerate(keep_data=False)``. Does not load the
+        session.
         """
         unit = self._opened()
         unit.want(Wish.END)
@@ -158,8 +158,8 @@ class ServerSideSession(SessionMixin):
     def pop(self, key: str, *default: t.Any) -> t.Any:
         """Remove a key, and return its value; the default if it is not there.
 
-        Taking the user out of a session that another request has given a new id, or
-        that cannot be read, logs out: it ends that session, or raises.
+        Removing the user is a log-out. If another request has changed the id, the
+        session is ended under its new id; if it cannot be read, this raises.
         """
         unit = self._loaded()
         if unit.known >= Known.GONE and key not in unit.data:
@@ -167,7 +167,7 @@ class ServerSideSession(SessionMixin):
         return super().pop(key, *default)
 
     def popitem(self) -> tuple[str, t.Any]:
-        """Remove the last key, and give it and its value."""
+        """Remove the last key, and return it with its value."""
         for key in reversed(self):
             return key, self.pop(key)
         raise KeyError  # as a dict does
@@ -267,7 +267,7 @@ class ServerSideSession(SessionMixin):
     def handle(self) -> str:
         """The public name of the session: safe to show, to log, and to revoke by.
 
-        It is the stored key without its prefix, from which the id cannot be had.
+        It is the stored key without its prefix. Nobody can compute the id from it.
         """
         return self._lifecycle.core.handle(self._loaded())
 
@@ -293,9 +293,9 @@ class ServerSideSession(SessionMixin):
     def time_left(self) -> dt.timedelta:
         """How long the session lives if it is not used any more; never negative.
 
-        To ask for it is no activity: a request that asks for nothing else of its
-        session is :meth:`passive`. In a request that counts as activity, it is what is
-        left from then on. Zero if there is no session, and if it has ended.
+        Asking for it is no activity: a request that uses nothing else of its session is
+        :meth:`passive`. In a request that counts as activity, it is the time left after
+        that. Zero if there is no session, or if it has ended.
         """
         self.accessed = True
         return dt.timedelta(seconds=self._lifecycle.time_left(self._unit))
@@ -336,27 +336,26 @@ class ServerSideSession(SessionMixin):
 
     @property
     def meta(self) -> cabc.MutableMapping[str, str]:
-        """What the application itself tells of the session, for lists and operators.
+        """Small texts of the application about the session, for lists and operators.
 
-        A mapping of text to text: what the visitor calls the device, how the user
-        logged in, the ``sid`` of an identity provider. It is kept with the session,
-        through a change of its id, and ends with its content. It is shown in
-        :attr:`.SessionInfo.meta` and by ``flask sessions``, and stored **in clear**,
-        whatever :data:`SESSION_ENCRYPTION_KEY` says. Setting or deleting a name marks
-        the session to be saved; a session of which nothing else is known is not stored
-        for it. Where two requests overlap, each name is merged by itself, as keys are.
+        A mapping of text to text, such as the name of the device, how the user logged
+        in, or the ``sid`` of an identity provider. :attr:`.SessionInfo.meta` and
+        ``flask sessions`` show it. It is **not encrypted**, even with
+        :data:`SESSION_ENCRYPTION_KEY`. It survives a change of the id, and ends with
+        the content. A session without content is not stored for it. If two requests
+        overlap, it is merged name by name.
 
-        Names and values together take 4096 bytes at most, in UTF-8. Setting more
-        raises :exc:`ValueError`, and so does a name that the library uses itself, such
-        as those of :data:`SESSION_TRACK`. What is not ``str`` raises :exc:`TypeError`.
+        Names and values may take 4096 bytes in UTF-8. More raises :exc:`ValueError`,
+        and so does a name that the library uses itself, such as those of
+        :data:`SESSION_TRACK`. Anything but ``str`` raises :exc:`TypeError`.
         """
         return Meta(self._loaded)
 
     @property
     def user(self) -> str | None:
-        """Whom the session belongs to: what :data:`SESSION_USER_KEY` finds in it.
+        """The id of the user, as :data:`SESSION_USER_KEY` finds it in the session.
 
-        As text, whatever type is kept there; ``None`` if nobody is logged in.
+        It is always text; ``None`` if nobody is logged in.
 
         :raises SerializationError: if a container is kept there.
         """
@@ -364,23 +363,24 @@ class ServerSideSession(SessionMixin):
 
     @property
     def ended_because(self) -> str | None:
-        """Why the session that the browser came with is no more.
+        """Why the session of the browser's cookie has ended.
 
-        ``None`` if it goes on, or if the browser came with none. Otherwise what
-        :data:`.session_rejected` tells: ``"expired"``, ``"revoked"``, ``"limit"``,
-        ``"logged out"``, ``"replaced"``, or another of its reasons. It says what this
-        process and the cookie know: what another process has ended may be
-        ``"unknown"``. It keeps its value when the request begins a new session.
+        ``None`` if it has not ended, or if there was no cookie. Otherwise a reason of
+        :data:`.session_rejected`: ``"expired"``, ``"revoked"``, ``"limit"``,
+        ``"logged out"``, ``"replaced"`` or another one. If another process ended the
+        session, this may be ``"unknown"``. It keeps its value when the request starts a
+        new session.
         """
         return self._loaded().ended_because
 
     @property
     def authenticated_at(self) -> dt.datetime | None:
-        """When the user logged in, or confirmed it last, in UTC; ``None`` for nobody.
+        """When the user last logged in or proved their identity, in UTC.
 
-        Set when the user appears or changes, and by :meth:`mark_authenticated`;
-        a new id does not reset it. Where that is not known, because the session was
-        taken over or is one of version 0.1, it is :attr:`created_at`.
+        ``None`` if nobody is logged in. Set when the user appears or changes, and by
+        :meth:`mark_authenticated`; a new id does not reset it. If it is unknown,
+        because the session was taken over or is one of version 0.1, it is
+        :attr:`created_at`.
         """
         unit, core = self._loaded(), self._lifecycle.core
         if (user := core.user_of(unit.data)) is None:
@@ -389,11 +389,11 @@ class ServerSideSession(SessionMixin):
         return _utc(core.times(unit)[0] if moment is None else moment)
 
     def is_fresh(self, max_age: dt.timedelta | float) -> bool:
-        """Whether the user logged in, or confirmed it, at most that long ago.
+        """Whether the user logged in or proved their identity at most that long ago.
 
-        For what needs a recent log-in: a change of the password, a payment. Never true
-        if nobody is logged in, if nobody knows when they did, or if Flask-Login's
-        remember cookie did it.
+        For steps that need a recent log-in, such as a payment. Always false if nobody
+        is logged in, if the time of the log-in is unknown, or if Flask-Login's remember
+        cookie logged the user in.
 
         :param max_age: A duration, in seconds unless it is a timedelta.
         :raises ValueError: if it is not one.
@@ -416,27 +416,27 @@ class ServerSideSession(SessionMixin):
     # What it can do
 
     def mark_authenticated(self) -> None:
-        """Note that the user has just proved again who they are.
+        """Record that the user has just proved their identity again.
 
-        The session gets a new id and keeps its data, :attr:`authenticated_at` is now,
-        and both timeouts start anew. For a password or a second factor that was asked
-        for again; a log-in that changes the user needs no call.
+        Call it after a repeated password or a second factor. The session gets a new id
+        and keeps its data, :attr:`authenticated_at` is now, and both timeouts start
+        again. A log-in that changes the user needs no call.
 
         :raises ServerSessionError: if nobody is logged in, or if the response was
-            already sent, since the browser cannot learn the new id any more.
+            already sent: the browser could not learn the new id.
         """
         self._lifecycle.mark_authenticated(self._loaded())
 
     def regenerate(self, keep_data: bool = True) -> None:
-        """Give the session a new id; the old one is dead once the response is saved.
+        """Give the session a new id. The old id is dead once the session is saved.
 
-        Happens by itself when the user changes: see
+        This happens by itself when the user changes: see
         :data:`SESSION_REGENERATE_ON_LOGIN`.
 
         :param keep_data: ``False`` starts a new, empty session instead, as
             express-session's ``regenerate`` does.
-        :raises ServerSessionError: if the response was already sent, since the
-            browser cannot learn the new id any more.
+        :raises ServerSessionError: if the response was already sent: the browser
+            could not learn the new id.
         """
         self._lifecycle.regenerate(self._loaded(), keep_data)
 
@@ -450,51 +450,50 @@ class ServerSideSession(SessionMixin):
         self._lifecycle.ending.destroy(self._unit)
 
     def reload(self) -> None:
-        """Forget all changes of this request and read the backend again."""
+        """Discard all changes of this request, and read the session again."""
         self.accessed = True
         self._lifecycle.reload(self._unit)
 
     def save(self) -> None:
         """Write the changes now instead of at the end of the request.
 
-        Lists and dicts that were taken out of the session before may be copies
-        afterwards, if another request has saved meanwhile: take them out again.
-        Inside of :meth:`atomic` it is done together with the rest.
+        For code that runs after the response has begun: streams, WebSockets. If another
+        request has saved meanwhile, lists and dicts that were taken out of the session
+        before are copies afterwards: take them out again. Inside :meth:`atomic`, it
+        takes effect at the end of the function.
 
-        For handlers that run after the response was begun: streams, WebSockets.
-
-        :raises ServerSessionError: if the session is new, or its user has changed,
-            and the response was already sent: the browser cannot be told.
+        :raises ServerSessionError: if the session is new or its user has changed, and
+            the response was already sent: the browser could not learn the id.
         """
         self._lifecycle.save(self._unit)
 
     def touch(self) -> None:
-        """Count this request as activity, even if it does not look at the session.
+        """Count this request as activity, even if it does not use the session.
 
-        Also after :meth:`passive`: the last call of the two counts.
+        Of this and :meth:`passive`, the last call counts.
         """
         self._lifecycle.touch(self._unit)
 
     def passive(self) -> None:
         """Do not count this request as activity, whatever it reads and changes.
 
-        The session ends when it would have without the request, and its cookie is not
-        sent again. What the request changes is saved all the same. Does not load the
-        session. For requests that a page makes by itself; as a decorator of views,
-        :func:`flask_serversession.passive`.
+        For requests that a page makes by itself. The request does not extend the life
+        of the session, and its cookie is not sent again. Changes are saved as usual.
+        Does not load the session. The decorator :func:`flask_serversession.passive`
+        does the same for a view.
         """
         self._unit.be_active(False)
 
     def atomic(self, function: cabc.Callable[[ServerSideSession], T]) -> T:
-        """Run ``function(session)`` on the freshest copy and save the result.
+        """Run ``function(session)`` on the newest version, and save the result.
 
-        If another request saves meanwhile, the function runs again on what that one
-        saved, so that counters and balances come out right. It should do nothing
-        but change the session. What this request changed before is saved with it;
-        lists and dicts that it took out of the session before are copies afterwards.
+        If another request saves meanwhile, the function runs again on what that request
+        saved, so that counters and balances are exact. The function should only change
+        the session. What this request changed before is saved with it. Lists and dicts
+        that were taken out of the session before are copies afterwards.
 
         :return: What the function returned when its result was saved.
-        :raises ConflictError: if others were faster very many times in a row.
+        :raises ConflictError: if other requests were faster a hundred times in a row.
         """
         if inspect.iscoroutinefunction(function):
             raise TypeError(
@@ -506,7 +505,7 @@ class ServerSideSession(SessionMixin):
 
 
 class NullServerSession(NullSession):
-    """What there is without a secret: Flask's, which can be read but not changed."""
+    """The session without a secret: Flask's null session, which cannot be changed."""
 
     authenticated_at: dt.datetime | None = None
 

@@ -645,7 +645,7 @@ ROWS: dict[str, tuple[dict[str, t.Any], Step, Cookie]] = {
 def test_the_table_is_that_of_the_documentation(row: str) -> None:
     facts, step, cookie = ROWS[row]
     page = Path(__file__).parents[1] / "docs" / "session.rst"
-    cells = re.findall(r"^    \* - (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    cells = re.findall(r'^    "?(.*)$', page.read_text("utf-8"), re.MULTILINE)
     assert any(cell.startswith(row) for cell in cells), row
     found = [
         path

@@ -104,8 +104,8 @@ class Backend(abc.ABC):
         """Swap the record if, and only if, its stored version is the expected one.
 
         Atomic, and never creates. The new version is ``expected + 1``, whatever
-        ``record.version`` says. A record that has already expired may be passed: it
-        removes the stored one if that is still the expected version, and counts as
+        ``record.version`` says. The given record may have expired already: it then
+        removes the stored one, if the version is the expected one, and counts as
         replaced.
 
         :raises BackendUnavailableError: if the engine did not answer in time.
@@ -116,7 +116,7 @@ class Backend(abc.ABC):
     def delete(self, key: str) -> bool:
         """Remove the record.
 
-        :return: ``True`` if there was one. A tombstone stays, and counts as none.
+        :return: ``True`` if there was one. A tombstone stays, and counts as absent.
         :raises BackendUnavailableError: if the engine did not answer in time.
         :raises RecordError: if what is stored has a newer format; it is left alone.
         """
@@ -125,13 +125,12 @@ class Backend(abc.ABC):
     def touch(self, key: str, touched_at: float, expires_at: float) -> bool:
         """Extend the life of a record without reading or rewriting its data.
 
-        Does not change the version, so it never conflicts with a replace. A record
-        that lives for longer already goes on doing so, since another request may have
-        just prolonged it, which this one does not know; but it ends where
-        ``expires_at`` has passed.
+        Does not change the version, so it never conflicts with a replace. Never
+        shortens the life of a record, because another request may just have extended
+        it. The exception is an ``expires_at`` in the past, which ends the record.
 
         :param touched_at: When the session was last used, in seconds since the epoch.
-        :param expires_at: Until when the record lives at least, in seconds since the
+        :param expires_at: When the record expires at the earliest, in seconds since the
             epoch.
         :return: ``False`` if the record is absent, has expired or is a tombstone;
             nothing is created or changed then.
@@ -139,9 +138,10 @@ class Backend(abc.ABC):
         """
 
     def load_many(self, keys: t.Sequence[str]) -> dict[str, Record]:
-        """Load several records: those that are live, can be read and are no tombstones.
+        """Load several records, for listing.
 
-        For listing. Asks one by one unless the backend knows better.
+        Records that are expired, damaged or tombstones are left out. The records are
+        loaded one by one, unless the backend overrides this method.
 
         :return: The records by their keys, in no special order.
         :raises BackendUnavailableError: if the engine did not answer in time.
@@ -159,15 +159,15 @@ class Backend(abc.ABC):
     def keys_of_user(self, user: str) -> list[str]:
         """Return the keys of all live records of a user, tombstones left out.
 
-        What is known to be the user's and cannot be read is among them: whoever ends
-        all sessions of a user has to learn of it.
+        Records that are known to be the user's, but cannot be read, are included, so
+        that ending all sessions of a user does not miss them.
 
         :raises NotSupportedError: without :attr:`Capability.USER_INDEX`.
         """
         raise NotSupportedError(self.name, "keys_of_user")
 
     def iterate(self) -> t.Iterator[tuple[str, Record]]:
-        """Go through all live records, tombstones left out, in no special order.
+        """Iterate over all live records, without tombstones, in no special order.
 
         :raises NotSupportedError: without :attr:`Capability.ITERATE`.
         """
@@ -183,8 +183,8 @@ class Backend(abc.ABC):
     def prune(self, limit: int) -> int:
         """Delete at most ``limit`` expired records.
 
-        :return: How many were deleted; fewer than ``limit`` only when nothing is left
-            that had expired when this was called.
+        :return: How many were deleted. Fewer than ``limit`` means that no other record
+            had expired when this was called.
         :raises NotSupportedError: without :attr:`Capability.PRUNE`.
         """
         raise NotSupportedError(self.name, "prune")
@@ -192,9 +192,9 @@ class Backend(abc.ABC):
     def sweep(self, limit: int) -> int:
         """Delete at most ``limit`` expired records at a bounded cost.
 
-        For the automatic cleanup, which a visitor waits for. The same as :meth:`prune`
-        unless the backend would have to look at very many records to find that few;
-        then it may stop earlier, and the next call looks elsewhere.
+        For the automatic cleanup, for which a visitor waits. It is the same as
+        :meth:`prune`, unless the backend would have to look at very many records. Then
+        it may stop earlier, and the next call continues elsewhere.
 
         :return: How many were deleted; fewer than ``limit`` does not mean that nothing
             is left.

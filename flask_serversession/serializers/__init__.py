@@ -36,9 +36,9 @@ from .wording import with_article
 class Serializer(t.Protocol):
     """What :data:`SESSION_SERIALIZER` takes: two functions that undo each other.
 
-    ``dumps`` should write equal content as equal bytes. Where it does not, as an
-    encrypting one, what it wrote is read back to be compared, which takes time. Both
-    may be called from several threads at once.
+    ``dumps`` should write equal content as equal bytes. Otherwise, as with encryption,
+    its output is read back to be compared, which takes time. Both may be called from
+    several threads at once.
     """
 
     def dumps(self, data: dict[str, t.Any], /) -> bytes:

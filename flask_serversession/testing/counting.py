@@ -49,9 +49,8 @@ class CountingBackend(Backend):
     An operation is counted when it is asked for, even if it then fails.
 
     :attr:`before` and :attr:`after` are for tests in which another request has to
-    come in between. A hook may use the backend, directly or by way of a request: no
-    hook is called for what happens within a hook. It may remove itself, to be
-    called once::
+    come in between. A hook may use the backend, directly or through a request: hooks
+    are not called within hooks. A hook may remove itself, so that it is called once::
 
         def someone_else_logs_out():
             del backend.before["replace"]

@@ -89,8 +89,8 @@ class FilesystemBackend(Backend):
     ``<path>/<shard>/<name>`` is where a record lies: the name is the key, its prefix
     percent-encoded, and the shard the first two of its 64 hexadecimal digits.
     The first :meth:`create` makes the folders, with mode 0700; files have mode
-    0600, whatever the umask is. What root makes belongs to the owner of the folder
-    that it is made in, so that commands may be run as root. Symbolic links below
+    0600, whatever the umask is. What root creates is given to the owner of the parent
+    folder, so that commands may be run as root. Symbolic links below
     ``path`` are never followed.
 
     *Writing.* A record is written to a temporary file in the same folder, which
@@ -118,9 +118,9 @@ class FilesystemBackend(Backend):
     ends in ``.damaged``, where it stays for a week.
 
     :param path: The folder. It, and what is missing above it, is created when needed.
-    :param prefix: That of the application whose records are listed, counted and
-        pruned, so that several can share a folder: their keys are this and 64
-        hexadecimal digits. ``None`` for all.
+    :param prefix: The prefix of the application's keys. Only its records are listed,
+        counted and pruned, so that several applications can share a folder. ``None``
+        for all records.
     :param lock_timeout: How long an operation waits for another one in the same
         shard, in seconds, before it raises :exc:`.BackendUnavailableError`.
     :param group_access: Share the files with the group of the folder: folders have
@@ -364,7 +364,7 @@ class FilesystemBackend(Backend):
     def prune(self, limit: int) -> int:
         """Delete at most ``limit`` expired records, and what killed processes left.
 
-        Goes through all files, or until it has deleted so many; the next call goes on
+        Goes through all files until it has deleted that many. The next call continues
         where it stopped.
         """
         return self._pruner.prune(limit)
@@ -373,8 +373,8 @@ class FilesystemBackend(Backend):
     def sweep(self, limit: int) -> int:
         """Delete at most ``limit`` expired records, but look only for a while.
 
-        At no more than about 50,000 files, or 100 times ``limit`` if that is more. The
-        next call goes on where this one stopped.
+        It looks at no more than about 50,000 files, or 100 times ``limit`` if that is
+        more. The next call continues where this one stopped.
         """
         return self._pruner.sweep(limit)
 

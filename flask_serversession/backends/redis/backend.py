@@ -62,14 +62,14 @@ class RedisBackend(Backend):
     Both drivers notice a fork, and open connections of their own in the child.
 
     :param client: A client of redis-py or valkey-py; see :meth:`check_client`. Its
-        timeouts and its retries are its owner's: redis-py's defaults add up to a
-        minute. A Cluster client that reads from replicas, and a client-side cache,
-        can return a record that was changed or deleted a moment before.
-    :param prefix: That of the application whose records are listed and counted:
-        their keys are this and 64 hexadecimal digits. ``None`` for all.
+        timeouts and retries are not changed: redis-py's defaults add up to a minute. A
+        Cluster client that reads from replicas can return a record that was changed or
+        deleted a moment ago, and so can a client-side cache.
+    :param prefix: The prefix of the application's keys. Only its records are listed
+        and counted. ``None`` for all records.
     :param clock: Returns the current time in seconds since the epoch. It decides, not
         the server's clock; the server is told durations.
-    :raises TypeError: if the client is none.
+    :raises TypeError: if the object is not such a client.
     :raises ConfigurationError: if the client cannot be used.
     """
 

@@ -63,7 +63,7 @@ class SQLAlchemyBackend(Backend):
     the second one recognizes the data as its own; so data should never be the same
     twice.
 
-    An engine of the application's lends its address, its credentials, its connect
+    An engine of the application only lends its address, its credentials, its connect
     arguments, and what listens on it. The connections are the backend's own, in a
     pool of their own: at most 15 in each process, of which 5 are kept. So a view that
     holds a connection of the application's never waits for a second one of the same
@@ -91,8 +91,8 @@ class SQLAlchemyBackend(Backend):
     :param metadata: Where to define the table, so that Alembic sees it. Backends
         with the same metadata, schema and table name share one definition.
     :param create_table: Whether to create the table when it turns out to be missing.
-    :param prefix: That of the application whose records are listed and counted:
-        their keys are this and 64 hexadecimal digits. ``None`` for all.
+    :param prefix: The prefix of the application's keys. Only its records are listed
+        and counted. ``None`` for all records.
     :param clock: Returns the current time in seconds since the epoch.
     :raises ValueError: if the prefix is too long, or the metadata has another table
         of that name.
