@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 import types
 import typing as t
 from collections.abc import Generator
 
 import psycopg
+import pymysql.cursors
 import pytest
 import sqlalchemy as sa
 from psycopg.rows import tuple_row
 
+from flask_serversession.backends.sqlalchemy import SQLAlchemyBackend
 from flask_serversession.backends.sqlalchemy import engines
+from flask_serversession.backends.sqlalchemy.runner import Runner
+from flask_serversession.backends.sqlalchemy.table import define_table
+from flask_serversession.errors import BackendError
+from flask_serversession.errors import SessionTooLargeError
+from flask_serversession.record import Record
+from flask_serversession.testing import FakeClock
 
 
 def engine_with(driver: str, **dialect: t.Any) -> t.Any:
@@ -158,6 +168,9 @@ def test_rows_are_tuples_of_texts_with_every_driver() -> None:
     connection = connection_of("MySQLdb.connections", default_cursor=tuple)
     engines._prepare_rows(connection, None)
     assert connection.cursorclass is tuple
+    connection = connection_of("pymysql.connections")
+    engines._prepare_rows(connection, None)
+    assert connection.cursorclass is pymysql.cursors.Cursor
     connection = connection_of("another.driver")
     engines._prepare_rows(connection, None)
     assert vars(connection) == {}
@@ -259,3 +272,94 @@ def test_the_answer_is_what_psycopg_returns() -> None:
     with pytest.raises(StopIteration) as info:
         generator.send("ready")
     assert info.value.value == "answer"
+
+
+# What uses them
+
+
+def test_the_backend_has_a_table_and_a_version_to_be_shown() -> None:
+    backend = SQLAlchemyBackend.from_url("sqlite://")
+    assert backend.table.fullname == "server_sessions"
+    assert backend.server_version() == f"SQLite {sqlite3.sqlite_version}"
+
+
+@pytest.mark.parametrize(
+    ("info", "is_mariadb", "shown"),
+    [
+        ((10, 11, 6, "MariaDB"), True, "MariaDB 10.11.6"),
+        ((8, 0, 36), False, "MySQL 8.0.36"),
+        (None, False, "MySQL"),
+    ],
+)
+def test_the_version_of_a_server_is_shown(
+    monkeypatch: pytest.MonkeyPatch, info: t.Any, is_mariadb: bool, shown: str
+) -> None:
+    backend = SQLAlchemyBackend.from_url("sqlite://")
+    dialect = types.SimpleNamespace(
+        name="mysql", is_mariadb=is_mariadb, server_version_info=info
+    )
+
+    def connect() -> t.Any:
+        return contextlib.nullcontext(types.SimpleNamespace(dialect=dialect))
+
+    monkeypatch.setattr(backend._runner, "connect", connect)
+    assert backend.server_version() == shown
+
+
+def test_a_record_is_taken_for_ours_only_if_all_of_it_is() -> None:
+    clock = FakeClock()
+    backend = SQLAlchemyBackend.from_url("sqlite://", clock=clock)
+    record = Record(b"data", 1, clock(), clock(), clock() + 600, "ada", {})
+    assert backend.create("key", record)
+    ours = {"key_": "key", "version_": 1, "data_": backend_data(backend, "key")}
+    assert backend._is_stored("create", ours) is True
+    for other in ({"key_": "other"}, {"version_": 2}, {"data_": b"other"}):
+        assert backend._is_stored("create", ours | other) is False
+
+
+def backend_data(backend: SQLAlchemyBackend, key: str) -> bytes:
+    with backend._runner.connect() as connection:
+        table = backend.table
+        found = connection.execute(sa.select(table.c["data"]).where(table.c.key == key))
+        return t.cast("bytes", found.scalar_one())
+
+
+def runner_of(url: str) -> Runner:
+    return Runner(sa.create_engine(url), define_table(sa.MetaData(), "s", None))
+
+
+@pytest.mark.parametrize(
+    ("url", "limit", "is_named"),
+    [
+        ("mysql+pymysql://host/db", 100_004, True),
+        ("mysql+pymysql://host/db", 100_005, False),
+        ("mysql+pymysql://host/db", 0, False),
+        ("postgresql+psycopg://host/db", 100_004, False),
+    ],
+)
+def test_what_mysql_was_sent_too_much_of_is_named(
+    monkeypatch: pytest.MonkeyPatch, url: str, limit: int, is_named: bool
+) -> None:
+    runner = runner_of(url)
+    monkeypatch.setattr(runner, "_read_limit", lambda: limit)
+    driver = pymysql.OperationalError(1153, "packet")
+    error = sa.exc.OperationalError("INSERT", {"data_": b"12345"}, driver)
+    found = runner.explain(error, "create")
+    assert isinstance(found, SessionTooLargeError) is is_named
+    if isinstance(found, SessionTooLargeError):
+        assert (found.size, found.limit) == (5, limit)
+        assert "'max_allowed_packet'" in str(found)
+    else:
+        assert isinstance(found, BackendError)
+
+
+def test_a_table_with_other_columns_is_asked_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = runner_of("mysql+pymysql://host/db")
+    columns = ["id"]
+    monkeypatch.setattr(runner, "_read_columns", lambda: columns)
+    error = sa.exc.OperationalError("S", {}, pymysql.OperationalError(1054, "column"))
+    assert "it has the columns 'id'" in str(runner.explain(error, "load"))
+    columns.clear()
+    assert "does not accept the statement" in str(runner.explain(error, "load"))

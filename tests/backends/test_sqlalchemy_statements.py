@@ -128,6 +128,14 @@ def test_the_length_of_a_key_is_in_characters(
     assert "substr(s.key" not in text_of(everyones, dialect).replace('"', "")
 
 
+def test_a_replace_leaves_the_key_alone() -> None:
+    statements = Statements(make_table(), SQLITE, PREFIX)
+    assert text_of(statements.replace, SQLITE).startswith(
+        "UPDATE s SET data=?, version=?, created_at=?, touched_at=?, expires_at=?,"
+        ' user=?, meta=? WHERE s."key" = ? AND s.version = ? AND s.expires_at > ?'
+    )
+
+
 def test_what_requests_need_goes_to_the_driver_directly() -> None:
     statements = Statements(make_table(), SQLITE, PREFIX)
     assert statements.frequent == {
