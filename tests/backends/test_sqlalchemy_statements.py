@@ -100,7 +100,7 @@ PRUNE = {
 }
 
 
-@pytest.mark.parametrize("dialect", PRUNE, ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("dialect", PRUNE, ids=["sqlite", "postgres", "mysql", "maria"])
 def test_each_database_prunes_in_its_own_way(dialect: t.Any) -> None:
     statements = Statements(make_table(), dialect, PREFIX)
     assert text_of(statements.prune, dialect) == PRUNE[dialect]
@@ -114,7 +114,7 @@ def test_each_database_prunes_in_its_own_way(dialect: t.Any) -> None:
         (MYSQL, "char_length"),
         (MARIADB, "char_length"),
     ],
-    ids=str,
+    ids=["sqlite", "postgres", "mysql", "maria"],
 )
 @pytest.mark.parametrize("name", ["keys_of_user", "page", "count"])
 def test_the_length_of_a_key_is_in_characters(
