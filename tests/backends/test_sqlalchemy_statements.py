@@ -136,6 +136,38 @@ def test_a_replace_leaves_the_key_alone() -> None:
     )
 
 
+LIVE = 's."key" = ? AND s.expires_at > ?'
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("load", f"SELECT {{columns}} FROM s WHERE {LIVE}"),
+        (
+            "newer",
+            "SELECT coalesce(substr(s.data, ?, ?), ?) AS head FROM s WHERE"
+            f" {LIVE} AND coalesce(substr(s.data, ?, ?), ?) BETWEEN ? AND ?",
+        ),
+        ("delete", f"DELETE FROM s WHERE {LIVE} AND NOT (length(s.data) = ? AND"),
+        (
+            "touch",
+            "UPDATE s SET touched_at=?, expires_at=CASE WHEN (? > ? AND s.expires_at >"
+            f" ?) THEN s.expires_at ELSE ? END WHERE {LIVE} AND coalesce(",
+        ),
+        ("delete_expired", 'DELETE FROM s WHERE s."key" = ? AND s.expires_at <= ?'),
+    ],
+)
+def test_a_statement_is_about_one_record(name: str, start: str) -> None:
+    columns = (
+        "s.data AS data, s.version, s.created_at, s.touched_at, s.expires_at, s.user,"
+        " s.meta"
+    )
+    statement: t.Any = getattr(Statements(make_table(), SQLITE, PREFIX), name)
+    assert text_of(statement, SQLITE).startswith(start.format(columns=columns))
+    now = statement.compile(dialect=SQLITE).binds["now"]
+    assert isinstance(now.type, sa.Double)
+
+
 def test_what_requests_need_goes_to_the_driver_directly() -> None:
     statements = Statements(make_table(), SQLITE, PREFIX)
     assert statements.frequent == {
