@@ -377,8 +377,8 @@ def test_a_session_that_is_not_there_cannot_be_opened(
     with pytest.raises(SessionLostError) as caught:
         change(site, unknown, lambda data: data.update(n=2))
     assert str(caught.value) == (
-        "There is no session '000000000000'. It may have ended, or have a new handle, as"
-        " it gets when somebody logs in or out."
+        "There is no session '000000000000'. It may have ended, or have a new handle,"
+        " as it gets when somebody logs in or out."
     )
     advance(site, 600)
     with pytest.raises(SessionLostError):
