@@ -374,8 +374,12 @@ def test_a_session_that_is_not_there_cannot_be_opened(
             " 8 or more are enough. session.handle and sessions_of() give it; the id"
             " in the cookie is something else."
         )
-    with pytest.raises(SessionLostError, match=r"There is no session '0{12}'\. It may"):
+    with pytest.raises(SessionLostError) as caught:
         change(site, unknown, lambda data: data.update(n=2))
+    assert str(caught.value) == (
+        "There is no session '000000000000'. It may have ended, or have a new handle,"
+        " as it gets when somebody logs in or out."
+    )
     advance(site, 600)
     with pytest.raises(SessionLostError):
         change(site, handle, lambda data: data.update(n=2))
@@ -807,8 +811,12 @@ def test_the_own_session_that_was_ended_is_none(site: Site) -> None:
         twin.visit(lambda: session.clear())
 
     def view_that_is_too_late() -> None:
-        with pytest.raises(SessionLostError):
+        with pytest.raises(SessionLostError) as caught:
             change(site, handle, change_what_ends)
+        assert str(caught.value) == (
+            "Another request ended the session, or gave it a new id, while this one"
+            " ran; its changes are dropped."
+        )
 
     browser.visit(view_that_is_too_late)
     assert browser.read() == {}
@@ -879,16 +887,23 @@ def test_all_sessions_of_a_user_are_changed(make_site: MakeSite) -> None:
 def test_nobody_is_no_user(make_any: MakeSite) -> None:
     site = make_any()
     site.browser().set(n=1)
-    with pytest.raises(ValueError, match="None is nobody"):
+    with pytest.raises(ValueError, match="None is nobody") as caught:
         asked(site, lambda operator: operator.update_user(None, raise_role))
+    assert str(caught.value) == (
+        "update_user() takes a user, and None is nobody: it would change the sessions"
+        " of all who are not logged in."
+    )
 
 
 def test_a_function_that_nobody_would_await_is_refused(site: Site) -> None:
     async def later(data: ServerSideSession) -> None:
         raise AssertionError
 
-    with pytest.raises(TypeError, match="not async"):
+    with pytest.raises(TypeError, match="not async") as caught:
         asked(site, lambda operator: operator.update_user("ada", later))
+    assert str(caught.value) == (
+        "update_user() takes a function that is not async; it would never be awaited."
+    )
 
 
 def test_the_function_runs_again_on_what_a_request_has_saved(

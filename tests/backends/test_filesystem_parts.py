@@ -17,6 +17,7 @@ from flask_serversession.backends.filesystem import backend as backend_module
 from flask_serversession.backends.filesystem import files
 from flask_serversession.backends.filesystem import locks
 from flask_serversession.backends.filesystem import pruning
+from flask_serversession.errors import BackendUnavailableError
 from flask_serversession.errors import RecordError
 from flask_serversession.testing import FakeClock
 
@@ -265,13 +266,36 @@ def test_a_lock_is_asked_for_at_once_and_then_ever_less(
     assert delays == pytest.approx([*growing, *[0.005] * 5])
 
 
+def test_a_lock_that_was_waited_for_in_vain_is_closed(
+    path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FilesystemBackend(path, prefix=PREFIX, lock_timeout=0, clock=clock)
+    backend.create(KEY, make_record(clock))
+    opened: list[int] = []
+    open_lock = files.open_lock
+
+    def open_noted(folder: str, access: files.Access) -> int | None:
+        descriptor = open_lock(folder, access)
+        assert descriptor is not None
+        opened.append(descriptor)
+        return descriptor
+
+    monkeypatch.setattr(files, "open_lock", open_noted)
+    monkeypatch.setattr(locks, "lock_descriptor", lambda *_, **__: False)
+    with pytest.raises(BackendUnavailableError, match="another process has held"):
+        backend.delete(KEY)
+    (descriptor,) = opened
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
 # Cleaning
 
 
 def test_the_folders_are_gone_through_in_turn(
     backend: FilesystemBackend, clock: FakeClock
 ) -> None:
-    shards = ("10", "80", "f0")
+    shards = ("00", "10", "20", "7f", "80", "81", "f0", "ff")
     for shard in shards:
         backend.create(key_in(shard), make_record(clock, lives=10))
     clock.advance(11)
@@ -281,7 +305,7 @@ def test_the_folders_are_gone_through_in_turn(
         assert backend.prune(1) == 1
         left = {folder for folder in shards if is_record_in(backend, folder)}
         order += {*shards} - left - {*order}
-    assert order == ["80", "f0", "10"]
+    assert order == ["80", "81", "f0", "ff", "00", "10", "20", "7f"]
 
 
 def is_record_in(backend: FilesystemBackend, shard: str) -> bool:

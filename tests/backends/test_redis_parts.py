@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 import time
 import types
 import typing as t
@@ -12,7 +13,10 @@ import pytest
 import redis
 import valkey
 
+from flask_serversession.backends.base import Replaced
+from flask_serversession.backends.redis import RedisBackend
 from flask_serversession.backends.redis import pool
+from flask_serversession.backends.redis import scripts
 from flask_serversession.backends.redis import server
 from flask_serversession.backends.redis import user_index
 from flask_serversession.backends.redis import values
@@ -359,6 +363,7 @@ def test_sentinels_share_the_time_of_one_connection() -> None:
         ("redis+cluster://a:7000,b", "a:7000,b", 2.0),
         ("rediss+cluster://u:p@a/0?socket_timeout=5", "a", 5.0),
         ("valkey+cluster://[::1]:3/", "[::1]:3", 2.0),
+        ("redis+cluster://a/0/", "a", 2.0),
     ],
 )
 def test_a_cluster_is_known_before_it_is_connected(
@@ -645,10 +650,28 @@ def test_only_for_a_wrapper_a_pipeline_of_redis_pys_is_made(
     client = find_origin("redis://host", {}).make()
     commands = [("GET", b"a"), ("GET", b"b")]
     monkeypatch.setattr(client, "_with_connection", lambda talk: "directly")
-    monkeypatch.setattr(pool.TracedPipeline, "run", lambda *_: "by a pipeline")
+    traced = lambda client, commands: f"{len(commands)} by a pipeline"  # noqa: E731
+    monkeypatch.setattr(pool.TracedPipeline, "run", traced)
     assert client.execute_together(*commands) == "directly"
     monkeypatch.setattr(redis.client.Pipeline, "execute", lambda *_: None)
-    assert client.execute_together(*commands) == "by a pipeline"
+    assert client.execute_together(*commands) == "2 by a pipeline"
+
+
+def test_the_pipeline_that_is_made_sends_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = find_origin("redis://host", {}).make()
+    made: list[t.Any] = []
+
+    def execute(self: t.Any, raise_on_error: bool) -> list[t.Any]:
+        made.append(self)
+        return [raise_on_error]
+
+    monkeypatch.setattr(redis.client.Pipeline, "execute", execute)
+    commands = [("GET", b"a"), ("GET", b"b")]
+    assert pool.TracedPipeline.run(client, commands) == [False]
+    (pipeline,) = made
+    assert isinstance(pipeline, pool.TracedPipeline)
+    assert pipeline.failure is None
+    assert [command for command, _ in pipeline.command_stack] == commands
 
 
 def test_a_sentinels_connection_is_closed_when_reading_is_interrupted(
@@ -661,3 +684,247 @@ def test_a_sentinels_connection_is_closed_when_reading_is_interrupted(
     connection.read_response()
     connection.read_response(disconnect_on_error=False)
     assert [given["disconnect_on_error"] for given in seen] == [True, False]
+
+
+# -- waiting for a connection
+
+
+USED_UP = redis.ConnectionError("Too many connections")
+
+
+class Taking:
+    """Takes a connection, as soon as there is one."""
+
+    def __init__(self, *answers: Exception | str) -> None:
+        self.answers = [*answers]
+
+    def __call__(self) -> str:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_who_waits_takes_the_connection_that_comes_back() -> None:
+    turns = pool.Turns()
+    turns.next()  # nobody waits
+    assert turns.wait(Taking("a connection"), 0) == "a connection"
+    assert not turns.waiting
+    take = Taking(USED_UP, USED_UP, "a connection")
+
+    class Event(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout)
+            turns.next()
+            return True
+
+    waited: list[float | None] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool.threading, "Event", Event)
+        assert turns.wait(take, 5) == "a connection"
+    assert waited == [5, 5]
+    assert not turns.waiting
+
+
+def test_nobody_waits_for_ever_or_for_another_failure() -> None:
+    turns = pool.Turns()
+    with pytest.raises(redis.ConnectionError, match="Too many connections"):
+        turns.wait(Taking(USED_UP), 0)
+    with pytest.raises(redis.ConnectionError, match="down"):
+        turns.wait(Taking(redis.ConnectionError("down")), 5)
+    assert not turns.waiting
+
+
+# -- the server, by what a client of it is asked
+
+
+class Client:
+    """As much of a client as the server uses."""
+
+    def __init__(self, *answers: t.Any, **attributes: t.Any) -> None:
+        self.answers = [*answers]
+        self.asked: list[t.Any] = []
+        vars(self).update(attributes)
+
+    def _answer(self, asked: t.Any) -> t.Any:
+        self.asked.append(asked)
+        answer = self.answers.pop(0)
+        if isinstance(answer, list):
+            return answer
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def execute_together(self, *commands: tuple[t.Any, ...]) -> list[t.Any]:
+        return t.cast("list[t.Any]", self._answer([*commands]))
+
+    def execute_command(self, *command: t.Any) -> t.Any:
+        return self._answer(command)
+
+    def info(self, section: str) -> t.Any:
+        return self._answer(("INFO", section))
+
+    def close(self) -> None:
+        self.asked.append("close")
+
+
+def origin_of(client: Client | None) -> server.Origin:
+    def make() -> t.Any:
+        if client is None:
+            raise redis.ConnectionError("down")
+        return client
+
+    return server.Origin(make, "here", None)
+
+
+def test_the_connections_to_a_former_primary_are_closed() -> None:
+    closed: list[object] = []
+
+    def disconnect(**options: t.Any) -> None:
+        closed.append(options)
+
+    idle = types.SimpleNamespace(disconnect=disconnect)
+    simple = types.SimpleNamespace(disconnect=disconnect)
+    server.Server(origin_of(Client(connection_pool=simple))).leave_primary()
+    assert closed == [{"inuse_connections": False}]
+    closed.clear()
+    waiting = types.SimpleNamespace(queue=[None, idle, idle])
+    blocking = types.SimpleNamespace(disconnect=closed.append, pool=waiting)
+    server.Server(origin_of(Client(connection_pool=blocking))).leave_primary()
+    assert closed == [{}, {}]
+    server.Server(origin_of(Client())).leave_primary()
+
+
+def test_the_sentinels_are_closed_too() -> None:
+    watcher = Client()
+    manager = types.SimpleNamespace(sentinels=[watcher])
+    client = Client(connection_pool=types.SimpleNamespace(sentinel_manager=manager))
+    ours = server.Server(origin_of(client))
+    ours.close()
+    assert client.asked == []
+    assert ours.connect() is client
+    ours.close()
+    assert client.asked == watcher.asked == ["close"]
+
+
+def test_each_key_gets_the_answer_to_its_command() -> None:
+    foreign = redis.ResponseError("WRONGTYPE words")
+    moved = redis.exceptions.MovedError("1 host:7000")
+    client = Client([b"x", foreign, moved], b"y")
+    names = [b"a", b"b", b"c"]
+    answers = server.Server(origin_of(client)).ask_node(client, names, "GETRANGE", 0, 1)
+    assert [*answers] == [(b"a", b"x"), (b"b", None), (b"c", b"y")]
+    assert client.asked == [
+        [("GETRANGE", name, 0, 1) for name in names],
+        ("GETRANGE", b"c", 0, 1),
+    ]
+    wrong = redis.ResponseError("ERR words")
+    client = Client([wrong])
+    with pytest.raises(redis.ResponseError, match="ERR words"):
+        [*server.Server(origin_of(client)).ask_node(client, [b"a"], "GET")]
+
+
+def test_a_pipeline_that_was_cut_off_is_sent_command_by_command() -> None:
+    client = Client(redis.ConnectionError("died"), b"x", b"y")
+    answers = server.Server(origin_of(client)).ask_node(client, [b"a", b"b"], "GET")
+    assert [*answers] == [(b"a", b"x"), (b"b", b"y")]
+    client = Client(redis.TimeoutError("late"))
+    with pytest.raises(redis.TimeoutError):
+        [*server.Server(origin_of(client)).ask_node(client, [b"a"], "GET")]
+
+
+def test_the_version_of_the_server_is_shown() -> None:
+    for info, shown in (
+        ({"server_name": "valkey", "valkey_version": "8.1"}, "Valkey 8.1"),
+        ({"redis_version": "7.2"}, "Redis 7.2"),
+    ):
+        client = Client(info)
+        assert RedisBackend(origin_of(client)).server_version() == shown
+        assert client.asked == [("INFO", "server")]
+
+
+def test_a_server_that_is_down_is_named_with_the_operation() -> None:
+    index = user_index.UserIndex(server.Server(origin_of(None)), "s:", lambda: 1_000.0)
+    with pytest.raises(BackendUnavailableError) as info:
+        index.args_of("touch", b"s:1", 1_010.0)
+    assert info.value.operation == "touch"
+    assert str(info.value).endswith(" cannot be reached for 'touch'.")
+
+
+def told_index(monkeypatch: pytest.MonkeyPatch, *answers: t.Any) -> t.Any:
+    client = Client(*answers)
+    ours = server.Server(origin_of(client))
+    index: t.Any = user_index.UserIndex(ours, "s:", lambda: 1_000.0)
+    index.left = []
+    index.searched = []
+    monkeypatch.setattr(ours, "leave_primary", lambda: index.left.append(1))
+    monkeypatch.setattr(index, "find", index.searched.append)
+    index.client = client
+    return index
+
+
+def test_a_record_is_created_and_listed_in_one_round_trip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ("SET", b"s:1", b"value")
+    index = told_index(monkeypatch, [64, b"OK"])
+    assert index.create(b"s:1", "ada", 1_010.0, command) is True
+    assert index.searched == [b"ada"]
+    ((listing, created),) = index.client.asked
+    assert listing[:4] == ("EVAL", scripts.INDEX, 1, b"s:user:ada:sessions")
+    assert created == command
+    assert index.left == []
+    index = told_index(monkeypatch, [1, None])
+    assert index.create(b"s:1", "ada", 1_010.0, command) is False
+
+
+def test_a_primary_that_was_demoted_is_left_before_the_second_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    demoted = redis.ReadOnlyError("words")
+    index = told_index(monkeypatch, [demoted, demoted], 1, b"OK")
+    assert index.create(b"s:1", "ada", 1_010.0, ("SET", b"s:1")) is True
+    assert index.left == [1]
+    cut_off = redis.ConnectionError("died")
+    index = told_index(monkeypatch, cut_off, 1, b"OK")
+    assert index.create(b"s:1", "ada", 1_010.0, ("SET", b"s:1")) is True
+    assert index.left == []
+
+
+def test_who_cannot_be_listed_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = redis.OutOfMemoryError("OOM words")
+    index = told_index(monkeypatch, [full, b"OK"], 1)
+    with pytest.raises(BackendUnavailableError, match="is full and refused 'create'"):
+        index.create(b"s:1", "ada", 1_010.0, ("SET", b"s:1"))
+    assert index.client.asked[1:] == [("UNLINK", b"s:1")]
+    index = told_index(monkeypatch, [1, full])
+    with pytest.raises(redis.OutOfMemoryError):
+        index.create(b"s:1", "ada", 1_010.0, ("SET", b"s:1"))
+
+
+def test_an_index_that_has_grown_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = told_index(monkeypatch, 64, 65)
+    for _ in range(2):
+        index.add("touch", b"s:1", b"ada", 1_010.0)
+    assert index.searched == [b"ada"]
+
+
+def test_a_user_who_is_not_listed_is_listed_before_the_replace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend: t.Any = RedisBackend(origin_of(Client()), clock=lambda: 500.0)
+    answers = [scripts.NOT_LISTED, 1]
+    run: list[t.Any] = []
+    added: list[t.Any] = []
+
+    def answer(*args: t.Any) -> t.Any:
+        run.append(args)
+        return answers.pop(0)
+
+    monkeypatch.setattr(backend._server, "run", answer)
+    monkeypatch.setattr(backend._index, "args_of", lambda *_: ())
+    monkeypatch.setattr(backend._index, "add", lambda *args: added.append(args))
+    assert backend.replace("s:1", RECORD, 1) == Replaced(2)
+    assert added == [("replace", b"s:1", b"ada", 1_400.0)]
+    assert [args[:3] for args in run] == [("replace", scripts.REPLACE, b"s:1")] * 2
+    assert [args[7:] for args in run] == [("1350.0",), (b"",)]

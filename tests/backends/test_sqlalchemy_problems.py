@@ -66,7 +66,7 @@ def psycopg(code: str, words: str = "") -> DriverError:
         (DriverError(), []),
         (object(), []),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_each_driver_has_a_place_for_codes(error: t.Any, codes: list[object]) -> None:
     assert [*codes_of(error)] == codes

@@ -100,7 +100,7 @@ PRUNE = {
 }
 
 
-@pytest.mark.parametrize("dialect", PRUNE, ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("dialect", PRUNE, ids=["sqlite", "postgres", "mysql", "maria"])
 def test_each_database_prunes_in_its_own_way(dialect: t.Any) -> None:
     statements = Statements(make_table(), dialect, PREFIX)
     assert text_of(statements.prune, dialect) == PRUNE[dialect]
@@ -114,7 +114,7 @@ def test_each_database_prunes_in_its_own_way(dialect: t.Any) -> None:
         (MYSQL, "char_length"),
         (MARIADB, "char_length"),
     ],
-    ids=str,
+    ids=["sqlite", "postgres", "mysql", "maria"],
 )
 @pytest.mark.parametrize("name", ["keys_of_user", "page", "count"])
 def test_the_length_of_a_key_is_in_characters(
@@ -126,6 +126,46 @@ def test_the_length_of_a_key_is_in_characters(
     assert {1, len(PREFIX), PREFIX, len(PREFIX) + 64} <= {*compiled.params.values()}
     everyones = getattr(Statements(make_table(), dialect, None), name)
     assert "substr(s.key" not in text_of(everyones, dialect).replace('"', "")
+
+
+def test_a_replace_leaves_the_key_alone() -> None:
+    statements = Statements(make_table(), SQLITE, PREFIX)
+    assert text_of(statements.replace, SQLITE).startswith(
+        "UPDATE s SET data=?, version=?, created_at=?, touched_at=?, expires_at=?,"
+        ' user=?, meta=? WHERE s."key" = ? AND s.version = ? AND s.expires_at > ?'
+    )
+
+
+LIVE = 's."key" = ? AND s.expires_at > ?'
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("load", f"SELECT {{columns}} FROM s WHERE {LIVE}"),
+        (
+            "newer",
+            "SELECT coalesce(substr(s.data, ?, ?), ?) AS head FROM s WHERE"
+            f" {LIVE} AND coalesce(substr(s.data, ?, ?), ?) BETWEEN ? AND ?",
+        ),
+        ("delete", f"DELETE FROM s WHERE {LIVE} AND NOT (length(s.data) = ? AND"),
+        (
+            "touch",
+            "UPDATE s SET touched_at=?, expires_at=CASE WHEN (? > ? AND s.expires_at >"
+            f" ?) THEN s.expires_at ELSE ? END WHERE {LIVE} AND coalesce(",
+        ),
+        ("delete_expired", 'DELETE FROM s WHERE s."key" = ? AND s.expires_at <= ?'),
+    ],
+)
+def test_a_statement_is_about_one_record(name: str, start: str) -> None:
+    columns = (
+        "s.data AS data, s.version, s.created_at, s.touched_at, s.expires_at, s.user,"
+        " s.meta"
+    )
+    statement: t.Any = getattr(Statements(make_table(), SQLITE, PREFIX), name)
+    assert text_of(statement, SQLITE).startswith(start.format(columns=columns))
+    now = statement.compile(dialect=SQLITE).binds["now"]
+    assert isinstance(now.type, sa.Double)
 
 
 def test_what_requests_need_goes_to_the_driver_directly() -> None:

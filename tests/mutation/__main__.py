@@ -92,11 +92,11 @@ def try_module(name: str, sample: int | None, seed: int, again: bool) -> bool:
     sample = sample or module.sample
     results = RESULTS / f"{name.replace('/', '.')}.txt"
     mutants = [*find_mutants(name)]
-    if sample is not None and sample < len(mutants):
-        mutants = random.Random(seed).sample(mutants, sample)
     if again:
         last = set(results.read_text("utf-8").split("\n\n"))
         mutants = [mutant for mutant in mutants if mutant.change in last]
+    elif sample is not None and sample < len(mutants):
+        mutants = random.Random(seed).sample(mutants, sample)
     reasons = read_reasons()
     began = time.monotonic()
     survivors: list[str] = []

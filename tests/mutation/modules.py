@@ -124,9 +124,9 @@ MODULES = {
     "hiding": Module(("test_hiding.py",)),
     "breaker": Module(("test_breaker.py",), only=f"{_MEMORY} and not five_waits"),
     "trial": Module(
-        ("test_cli.py",),
-        only=f"{_MEMORY} and (check_names_what or check_tries or check_finds"
-        " or only_pretends or check_waits or check_has)",
+        ("test_trial.py", "test_cli.py"),
+        only=f"{_MEMORY} and (test_trial or check_names_what or check_tries"
+        " or check_finds or only_pretends or check_waits or check_has)",
         sample=100,
     ),
     "serializers/lazy": Module(("test_lazy.py", "test_serializers.py")),

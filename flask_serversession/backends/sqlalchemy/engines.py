@@ -329,7 +329,7 @@ def _create_private_file(
     Its WAL and shared-memory files get the same mode and owner.
     """
     path = arguments[0]
-    if options.get("uri") or path in ("", ":memory:"):
+    if options.get("uri") or path == ":memory:":
         return
     # An existing file keeps its mode; SQLite reports whatever else is wrong.
     with contextlib.suppress(OSError):
