@@ -60,6 +60,23 @@ def wait(core: Core, unit: Unit, current: Record, conflicts: int) -> Record | No
     return core.ask(unit, "load", core.backend.load, unit.key)
 
 
+def has_timed_out(core: Core, unit: Unit, current: Record) -> bool:
+    """Whether a session had ended by itself before this request met it again.
+
+    Its record is there for longer if a request that did not know of a shorter lifetime
+    yet has touched it.
+    """
+    seal, key = core.sealer, unit.key
+    began_at, user = current.created_at, current.user
+    try:
+        envelope = seal.open(current.data, key, created_at=began_at, user=user)
+    except RecordError:
+        return False  # which is said elsewhere
+    lifetime = envelope.lifetime
+    is_idle = lifetime is not None and core.clock() >= current.touched_at + lifetime
+    return is_idle or core.is_too_old(current)
+
+
 def resolve(core: Core, unit: Unit, current: Record) -> None:
     """Bring another request's version and this one's changes together.
 

@@ -285,9 +285,10 @@ def find_values(header: str, name: str) -> list[str]:
     """Return the values that a ``Cookie`` header has for a name, in their order.
 
     As browsers write the header (RFC 6265, section 5.4): pairs are separated by
-    semicolons, and a quote is a character like any other. A parser that knows quotes
-    takes all between two of them for one value, so whoever can plant two cookies could
-    hide the session's between them. Takes a fifth of the time that such a parser does.
+    semicolons, whatever quotes there are. A parser that knows quotes takes all between
+    two of them for one value, so whoever can plant two cookies could hide the session's
+    between them. Takes a fifth of the time that such a parser does. Only a whole value
+    may be in quotes (section 4.1.1), which some clients that are no browsers do.
     """
     values: list[str] = []
     for part in header.split(";"):
@@ -297,7 +298,10 @@ def find_values(header: str, name: str) -> list[str]:
         # Not all that is white to Python: to a browser, that is part of a name, and so
         # a way around what it has decided about names that begin with "__Host-".
         if key.strip(" \t") == name:
-            values.append(value.strip(" \t"))
+            value = value.strip(" \t")
+            if value[:1] == '"' and value[-1:] == '"':
+                value = value[1:-1]
+            values.append(value)
     return values
 
 

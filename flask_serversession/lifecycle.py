@@ -343,7 +343,7 @@ class Lifecycle:
             found = conflicts.wait(self.core, unit, current, attempts.conflicts)
             if found is not None and found.is_tombstone:
                 found = self._follow(unit, found, attempts)
-            if found is None:
+            if found is None or conflicts.has_timed_out(self.core, unit, found):
                 return self._give_up(unit, attempts)
             if attempts.resolve is None:
                 conflicts.resolve(self.core, unit, found)

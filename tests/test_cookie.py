@@ -242,10 +242,19 @@ def test_no_quote_in_the_header_hides_the_session(header: str) -> None:
     assert answer.text == "Ann"
 
 
-def test_what_is_in_quotes_is_never_the_session() -> None:
-    # A browser keeps the quotes as a part of the value, and no value of ours has any.
-    assert find_values('session="a"; b="session=c"', "session") == ['"a"']
+def test_a_client_may_put_the_whole_value_into_quotes() -> None:
+    assert find_values('session="a"; b="session=c"', "session") == ["a"]
+    assert find_values('session= "a"\t; session=""; session="', "session") == [
+        *("a", "", ""),
+    ]
+    signer = CookieSigner(["a secret"])
+    (value,) = find_values(f'session="{make_cookie(signer)}"', "session")
+    assert signer.verify(value) is not None
+
+
+def test_what_begins_or_ends_in_quotes_is_never_the_session() -> None:
     assert find_values('"session"=a; b="; session=c"', "session") == ['c"']
+    assert find_values('session="a; b="', "session") == ['"a']
     planted = '\xa0__Host-s=planted; q="; __Host-s=real; z="; \xa0__Host-s="planted"'
     assert find_values(planted, "__Host-s") == ["real"]
 

@@ -19,6 +19,7 @@ from flask_serversession import ServerSession
 from flask_serversession import session as typed_session
 from flask_serversession import signals
 from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.record import key_of
 from flask_serversession.testing import FakeClock
 
 from .site import Site
@@ -506,3 +507,23 @@ def test_atomic_that_raises_undoes_its_changes_of_a_session_that_is_gone() -> No
 
     assert late.visit(act).text == "{}"
     assert browser.read() == {"_user_id": "ada"}
+
+
+def test_what_has_timed_out_by_a_shorter_lifetime_is_not_saved_again() -> None:
+    clock = FakeClock()
+    site = Site({"SESSION_BACKEND": "memory"}, clock)
+    browser = site.browser()
+    browser.set(_user_id="ada", n=1)
+    other = browser.twin()
+    key = key_of(browser.id, site.state.config.key_prefix)
+
+    def slow_view() -> None:
+        session["n"] = 2
+        other.visit(lambda: setattr(typed_session, "lifetime", 60))
+        # By a request that had come before, and does not know of that.
+        clock.advance(10)
+        site.backend.touch(key, clock(), clock() + 86_400)
+        clock.advance(100)
+
+    browser.visit(slow_view)
+    assert browser.read() == other.read() == {}

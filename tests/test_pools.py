@@ -78,6 +78,25 @@ def test_requests_that_hold_all_of_the_applications_connections_are_answered(
         db.engine.dispose()
 
 
+@pytest.mark.parametrize("size", [1, 5, 100])
+@pytest.mark.parametrize("name", ["postgresql", "mariadb"])
+def test_many_more_requests_than_connections_are_answered(
+    name: str, make_backend_config: Callable[[str], Config], size: int
+) -> None:
+    config = make_backend_config(name)
+    url = config.pop("SESSION_SQLALCHEMY_URL")
+    engine = sa.create_engine(url, pool_size=size, max_overflow=0)
+    app = Flask("shop")
+    app.config.update(SECRET_KEY="k", SESSION_SQLALCHEMY=engine, **config)
+    ServerSession(app)
+    app.add_url_rule("/", view_func=lambda: session.update(n=1) or "")
+    codes: collections.Counter[int] = collections.Counter()
+    run_together(150, lambda: codes.update([app.test_client().get("/").status_code]))
+    assert codes == {200: 150}
+    app.extensions["serversession"].backend.close()
+    engine.dispose()
+
+
 # -- Redis
 
 

@@ -164,9 +164,9 @@ def _build_sqlalchemy(settings: BackendSettings) -> Backend:
         "prefix": config.key_prefix,
         "clock": settings.clock,
     }
-    source, bind_key = config.sqlalchemy, config.sqlalchemy_bind_key
+    source, bind_key = hide(config.sqlalchemy), config.sqlalchemy_bind_key
     with _explained(key, lambda error: _no_driver(key, error, config.sqlalchemy_url)):
-        engine, its_metadata = settings.sqlalchemy_engine(hide(source), bind_key)
+        engine, its_metadata = settings.sqlalchemy_engine(source, bind_key)
         if bind_key is not None and engine is source:
             raise ConfigurationError(
                 f"'SESSION_SQLALCHEMY_BIND_KEY' is {bind_key!r}, which has no effect"

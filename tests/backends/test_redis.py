@@ -1610,9 +1610,15 @@ def test_a_full_server_lets_visitors_log_out(
     assert own_backend.create("key", make_record()) is True
 
 
+@pytest.mark.parametrize("kind", [ValkeyServer, RedisServer])
 def test_the_commands_that_the_documentation_lists_are_enough(
-    own_server: ValkeyServer,
+    kind: type[ValkeyServer], run_server: t.Any
 ) -> None:
+    with run_server(kind) as own_server:
+        check_documented_rights(own_server)
+
+
+def check_documented_rights(own_server: ValkeyServer) -> None:
     page = (Path(__file__).parents[2] / "docs/backends/redis.rst").read_text("utf-8")
     rights = page.partition("ACL SETUSER")[2].partition("For a Cluster")[0]
     names = re.findall(r"\+([a-z]+)", rights)

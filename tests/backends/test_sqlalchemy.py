@@ -1574,6 +1574,60 @@ def test_a_switch_over_costs_nobody_a_request(
         demote.close()
 
 
+def forbid_writing(connection: t.Any) -> None:
+    """Have the server itself refuse to write, with 1792, on this connection."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION TRANSACTION READ ONLY")
+
+
+def in_read_only_mode(connection: t.Any) -> None:
+    """Stand in for MySQL's read-only mode, 1836, which MariaDB does not have."""
+    import pymysql
+
+    query = connection.query
+
+    def refuse(sql: t.Any, *args: t.Any, **options: t.Any) -> t.Any:
+        text = sql.decode(errors="replace") if isinstance(sql, bytes) else sql
+        if not text.lstrip().upper().startswith(("SELECT", "SET", "ROLLBACK")):
+            raise pymysql.err.OperationalError(1836, "Running in read-only mode")
+        return query(sql, *args, **options)
+
+    connection.query = refuse
+
+
+@pytest.mark.parametrize("refuse", [forbid_writing, in_read_only_mode])
+@pytest.mark.parametrize("is_given", [False, True], ids=["own", "given"])
+def test_whatever_a_mysql_that_was_demoted_says_it_costs_nobody_a_request(
+    mariadb_server: MariaDBServer,
+    make: Make,
+    make_engine: Callable[..., sa.Engine],
+    clock: FakeClock,
+    refuse: Callable[[t.Any], None],
+    is_given: bool,
+) -> None:
+    url = mariadb_server.url
+    engine = make_engine(url) if is_given else None
+    backend = make(engine or url)
+    backend.create_tables()
+    own = engine_of(backend)
+    writes: list[Callable[[], object]] = [
+        lambda: backend.create(KEY, record(clock)),
+        lambda: backend.replace(KEY, record(clock, b"new"), 1) == Replaced(2),
+        lambda: backend.touch(KEY, clock(), clock() + 900),
+        lambda: backend.delete(KEY),
+    ]
+    made: list[object] = []
+    event.listen(engine or own, "do_connect", lambda *_: made.append(1))
+    for write in writes:
+        # The connection that is next in the pool still leads to the old primary.
+        with own.connect() as connection:
+            pooled: t.Any = connection.connection.driver_connection
+        refuse(pooled)
+        made.clear()
+        assert write() is True
+        assert made == [1]
+
+
 # -- engines that fail
 
 
