@@ -63,7 +63,7 @@ class Turn:
         unit, now = self.new_unit(), self.core.clock()
         unit.data, unit.lifetime = data, lifetime
         payload = self.core.dumps(unit)
-        return self.core.make_record(unit, IDENTITY, payload, now, now, now)
+        return self.core.make(unit, IDENTITY, payload, now, now, now).record
 
     def store(self, data: dict[str, t.Any], lifetime: float | None = None) -> None:
         """Store what another request has written."""
@@ -391,9 +391,8 @@ def test_what_another_serializer_has_stored_counts_as_changed() -> None:
     turn = Turn()
     unit, json = turn.unit, serializer_for("json")
     assert unit.stored is not None
-    unit.stored = dataclasses.replace(
-        unit.stored, serializer=json, payload=json.dumps({"n": 1})
-    )
+    envelope = dataclasses.replace(unit.stored.envelope, payload=json.dumps({"n": 1}))
+    unit.stored = dataclasses.replace(unit.stored, serializer=json, envelope=envelope)
 
     def fail() -> None:
         raise LookupError

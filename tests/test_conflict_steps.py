@@ -54,12 +54,15 @@ class Meeting:
         unit, now = self._new_unit(), self.core.clock()
         unit.data, unit.lifetime = data, lifetime
         payload = self.core.dumps(unit)
-        return self.core.make_record(unit, IDENTITY, payload, now, now, now)
+        return self.core.make(unit, IDENTITY, payload, now, now, now).record
 
-    def base(self, **values: t.Any) -> Stored:
+    def base(self, payload: bytes | None = None, **values: t.Any) -> Stored:
         """Give what changes are compared with."""
-        assert self.unit.stored is not None
-        return dataclasses.replace(self.unit.stored, **values)
+        stored = self.unit.stored
+        assert stored is not None
+        if payload is not None:
+            values["envelope"] = dataclasses.replace(stored.envelope, payload=payload)
+        return dataclasses.replace(stored, **values)
 
 
 # Waiting

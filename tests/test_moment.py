@@ -14,6 +14,7 @@ from flask_serversession.moment import Moment
 from flask_serversession.moment import is_doubtful
 from flask_serversession.moment import is_public
 from flask_serversession.moment import is_targeted
+from flask_serversession.payload import Envelope
 from flask_serversession.record import Record
 from flask_serversession.testing import FakeClock
 from flask_serversession.unit import Identity
@@ -56,7 +57,8 @@ def with_record(site: Site, lifetime: float | None = None) -> Unit:
     record = Record(b"data", version=1, created_at=now, touched_at=now, expires_at=now)
     unit = with_cookie(site, touched_at=now - 10 * HOUR)
     payload = core.serializer.dumps({})
-    unit.adopt(Stored(record, payload, core.serializer, lifetime, now), {})
+    envelope = Envelope(payload, core.serializer.code, lifetime, now)
+    unit.adopt(Stored(record, envelope, core.serializer), {})
     return unit
 
 
