@@ -16,12 +16,12 @@ from flask_serversession.moment import is_public
 from flask_serversession.moment import is_targeted
 from flask_serversession.payload import Envelope
 from flask_serversession.record import Record
-from flask_serversession.testing import FakeClock
 from flask_serversession.unit import Identity
 from flask_serversession.unit import Stored
 from flask_serversession.unit import Unit
 
 from .site import Site
+from .site import advance
 from .site import present
 
 HOUR = 3600.0
@@ -60,10 +60,6 @@ def with_record(site: Site, lifetime: float | None = None) -> Unit:
     envelope = Envelope(payload, core.serializer.code, lifetime, now)
     unit.adopt(Stored(record, envelope, core.serializer), {})
     return unit
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
 
 
 def test_a_moment_in_a_request_is_not_its_end() -> None:
