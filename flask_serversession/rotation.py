@@ -431,14 +431,15 @@ def refuse_if_closed(unit: Unit, message: str) -> None:
 
     :param message: What to say after the response.
     """
+    if not unit.is_closed:
+        return
     if unit.is_outside:
         raise ServerSessionError(
             "A session that was opened from outside keeps its id and its user, since"
             " only its own browser can be given others. Leave them as they are, or end"
             " the session with clear()."
         )
-    if unit.is_closed:
-        raise ServerSessionError(message)
+    raise ServerSessionError(message)
 
 
 def make_tombstone(
