@@ -90,8 +90,7 @@ def touch_stored(core: Core, unit: Unit, renews: bool) -> bool:
         expires_at = max(record.expires_at, now + 1)
     is_alive = _ask(core, unit, now, expires_at)
     if is_alive and unit.stored is not None:
-        record = dataclasses.replace(record, touched_at=now, expires_at=expires_at)
-        unit.stored = dataclasses.replace(unit.stored, record=record)
+        unit.stored = unit.stored.changed(touched_at=now, expires_at=expires_at)
     return is_alive is not False
 
 
@@ -155,19 +154,19 @@ def _write_track(core: Core, unit: Unit) -> bool:
     stored, identity, now = unit.stored, unit.identity, core.clock()
     assert stored is not None and identity is not None  # noqa: PT018, S101 - as above
     is_own = stored.serializer is core.serializer
-    payload = core.dumps(unit, stored.payload if is_own else None)
+    payload = core.dumps(unit, stored.envelope.payload if is_own else None)
     before = stored.record
-    record = core.make_record(
+    made = core.make(
         unit,
         identity,
         payload,
         now,
         before.created_at,
-        stored.issued_at,
+        stored.envelope.issued_at,
         before.version + 1,
     )
     replace = core.backend.replace
-    result = core.breaker.ask(replace, identity.key, record, before.version)
+    result = core.breaker.ask(replace, identity.key, made.record, before.version)
     if isinstance(result, Conflict):
         # What another request has stored says where that one was.
         return not result.current.is_tombstone and touch_stored(core, unit, True)
@@ -175,9 +174,7 @@ def _write_track(core: Core, unit: Unit) -> bool:
         return False
     handle = core.handle_of(identity.key)
     logger.debug("Session %s touched, with another address or browser", handle)
-    unit.stored = dataclasses.replace(
-        stored, record=record, payload=payload, serializer=core.serializer
-    )
+    unit.stored = made
     return True
 
 

@@ -51,16 +51,17 @@ class _Before(t.NamedTuple):
         return (
             self.wish >= Wish.SAVE
             or serializer is not stored.serializer
-            or not is_same(serializer, self.content, stored.payload)
+            or not is_same(serializer, self.content, stored.envelope.payload)
         )
 
     def restore(self, core: Core, unit: Unit, current: Record) -> None:
         """Put what the request had changed on top of a record."""
         unit.wish, unit.is_modified = self.wish, self.is_modified
         unit.confirmed_at = self.confirmed_at
-        is_mine = self.lifetime != self.stored.lifetime or unit.is_restarted
+        is_changed = self.lifetime != self.stored.envelope.lifetime
         now = unit.stored or self.stored
-        unit.lifetime = self.lifetime if is_mine else now.lifetime
+        is_mine = is_changed or unit.is_restarted
+        unit.lifetime = self.lifetime if is_mine else now.envelope.lifetime
         unit.own_meta = self.own_meta
         rebase(core, unit, current, self.stored, core.serializer.loads(self.content))
 

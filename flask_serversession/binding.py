@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import typing as t
 
-from .payload import device_part
 from .payload import write_device
 from .unit import Unit
 
@@ -24,7 +23,7 @@ def device_of(core: Core, unit: Unit, user: str | None) -> bytes:
     """
     if unit.device is not None:
         return write_device(unit.device)
-    device = b"" if unit.stored is None else device_part(unit.stored.record.data)
+    device = b"" if unit.stored is None else unit.stored.envelope.device
     return b"" if device and _is_other(core, unit, user) else device
 
 

@@ -109,13 +109,13 @@ def is_changed(core: Core, unit: Unit, stored: Stored) -> bool:
     """
     if unit.wish is not Wish.NEW_ID:
         return unit.wish >= Wish.SAVE
-    if unit.lifetime != stored.lifetime or unit.own_meta is not None:
+    if unit.lifetime != stored.envelope.lifetime or unit.own_meta is not None:
         return True
     try:
         content = stored.serializer.dumps(unit.data)
     except SerializationError:
         return True  # what was stored, the former serializer could write
-    return not is_same(stored.serializer, content, stored.payload)
+    return not is_same(stored.serializer, content, stored.envelope.payload)
 
 
 def _unacknowledged(unit: Unit, current: Record) -> Stored | None:
@@ -150,7 +150,8 @@ def _rebase(
     core: Core, unit: Unit, current: Record, base: Stored, mine: _Content
 ) -> None:
     lifetime, meta = unit.lifetime, unit.own_meta
-    is_lifetime_mine = unit.stored is None or lifetime != unit.stored.lifetime
+    stored = unit.stored
+    is_lifetime_mine = stored is None or lifetime != stored.envelope.lifetime
     try:
         core.adopt(unit, current)
     except RecordError as error:
@@ -176,7 +177,8 @@ def _rebase(
             )
             meta = theirs
     unit.own_meta = meta
-    is_other = unit.stored is None or base.payload != unit.stored.payload
+    payload = base.envelope.payload
+    is_other = unit.stored is None or payload != unit.stored.envelope.payload
     if is_other and not unit.is_restarted:
         serial = core.serializer
 
@@ -184,8 +186,7 @@ def _rebase(
             # As they would be stored: 1, 1.0 and True are equal to Python only.
             return is_same(serial, serial.dumps({"": a}), serial.dumps({"": b}))
 
-        content = base.serializer.open(base.payload)
-        mine = _merge(content, mine, unit.data, is_equal)
+        mine = _merge(base.open(), mine, unit.data, is_equal)
     unit.data = mine
 
 

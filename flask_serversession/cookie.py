@@ -114,7 +114,8 @@ class CookieSigner:
             text += f"-{_milliseconds(state.lifetime):x}"
         if state.is_unsettled:
             text += "u"
-        return self._signers[0].sign(text).decode("ascii")
+        signature = self._signers[0].get_signature(text)
+        return f"{text}.{signature.decode('ascii')}"
 
     def verify(self, value: str) -> CookieState | None:
         """Read a cookie's value; ``None`` if it is not one that we signed."""

@@ -252,7 +252,7 @@ class Core:
             return False
         # They are in there and were not found before, if the settings have changed.
         try:
-            return user != self.user_of(stored.serializer.open(stored.payload))
+            return user != self.user_of(stored.open())
         except SerializationError:
             return True
 
@@ -271,7 +271,7 @@ class Core:
             return now if self.is_proven(unit) else None
         if unit.stored is None or user is None:
             return None
-        before, confirmed = unit.stored.authenticated_at, unit.confirmed_at
+        before, confirmed = unit.stored.envelope.authenticated_at, unit.confirmed_at
         if before is None:
             return now if _is_confirmed(unit) else confirmed
         return before if confirmed is None else max(before, confirmed)
@@ -402,7 +402,7 @@ class Core:
             raise SessionTooLargeError(len(payload), self.config.max_size)
         return payload
 
-    def make_record(
+    def make(
         self,
         unit: Unit,
         identity: Identity,
@@ -412,8 +412,8 @@ class Core:
         issued_at: float,
         version: int = 1,
         renews: bool = True,
-    ) -> Record:
-        """Return the record of a session as it is now.
+    ) -> Stored:
+        """Return a session as it is now, such as it is to be stored.
 
         :param issued_at: When the id was issued, in seconds since the epoch.
         :param renews: ``False`` leaves the times of a stored session as they are.
@@ -430,18 +430,19 @@ class Core:
             expires_at = self.limit(now + self.lifetime_of(unit), since)
         else:
             touched_at, expires_at = stored.record.touched_at, stored.record.expires_at
-            if unit.lifetime != stored.lifetime:
+            if unit.lifetime != stored.envelope.lifetime:
                 end = touched_at + self.lifetime_of(unit)
                 expires_at = self.limit(end, authenticated_at or created_at)
+        serializer = self.serializer
         envelope = Envelope(
-            payload=payload,
-            serializer=self.serializer.code,
-            lifetime=unit.lifetime,
-            issued_at=issued_at,
-            authenticated_at=authenticated_at,
-            device=device_of(self, unit, user),
+            payload,
+            serializer.code,
+            unit.lifetime,
+            issued_at,
+            authenticated_at,
+            device_of(self, unit, user),
         )
-        return Record(
+        record = Record(
             data=self.sealer.seal(
                 envelope, identity.key, created_at=created_at, user=user
             ),
@@ -452,6 +453,7 @@ class Core:
             user=user,
             meta=self._meta_of(unit, renews),
         )
+        return Stored(record, envelope, serializer)
 
     def _meta_of(self, unit: Unit, renews: bool) -> cabc.Mapping[str, str]:
         """Return the meta of a session's record as it is now."""
@@ -465,23 +467,11 @@ class Core:
             return seen
         return {**own, **seen}
 
-    def keep(
-        self, unit: Unit, record: Record, payload: bytes, issued_at: float
-    ) -> None:
+    def keep(self, unit: Unit, stored: Stored) -> None:
         """Go on with what this request has just stored."""
-        if self.devices is not None and is_offered(self, unit, record.user):
+        if self.devices is not None and is_offered(self, unit, stored.record.user):
             unit.is_device_offered = True
-        unit.adopt(self.stored(unit, record, payload, issued_at))
-
-    def stored(
-        self, unit: Unit, record: Record, payload: bytes, issued_at: float
-    ) -> Stored:
-        """Return what is known of a record that this request has made."""
-        serializer, lifetime = self.serializer, unit.lifetime
-        authenticated_at = read_authenticated_at(record.data)
-        return Stored(
-            record, payload, serializer, lifetime, issued_at, authenticated_at
-        )
+        unit.adopt(stored)
 
     def adopt(self, unit: Unit, record: Record, is_first_look: bool = False) -> bool:
         """Go on with a record that was loaded.
@@ -495,21 +485,13 @@ class Core:
             envelope = self.sealer.open(
                 record.data, key, created_at=record.created_at, user=record.user
             )
-            payload, serializer = envelope.payload, self.serializer
+            serializer = self.serializer
             if envelope.serializer != serializer.code:
                 serializer = _former_serializer(envelope.serializer)
-            data = serializer.open(payload)
+            data = serializer.open(envelope.payload)
         except RecordError as error:
             raise forget_frames(error) from error.__cause__
-        stored = Stored(
-            record,
-            payload,
-            serializer,
-            envelope.lifetime,
-            envelope.issued_at,
-            envelope.authenticated_at,
-        )
-        return unit.adopt(stored, data, is_first_look)
+        return unit.adopt(Stored(record, envelope, serializer), data, is_first_look)
 
     def is_changed(self, unit: Unit, current: Record) -> bool:
         """Whether a record holds something else than the one that was loaded."""
@@ -520,8 +502,12 @@ class Core:
             )
         except RecordError:
             return True
-        return stored is None or (
-            (envelope.payload, envelope.lifetime) != (stored.payload, stored.lifetime)
+        if stored is None:
+            return True
+        before = stored.envelope
+        return (envelope.payload, envelope.lifetime) != (
+            before.payload,
+            before.lifetime,
         )
 
 
@@ -531,7 +517,7 @@ def _is_confirmed(unit: Unit) -> bool:
     return (
         stored is not None
         and unit.data.get(_FRESH) is True
-        and stored.serializer.open(stored.payload).get(_FRESH) is False
+        and stored.open().get(_FRESH) is False
     )
 
 

@@ -359,20 +359,21 @@ class ServerSessionInterface(SessionInterface):
         That of a browser session may name an earlier touch, which costs no more than
         one touch before its time.
         """
-        core, cookie = self.core, unit.cookie
-        if unit.stored is not None and unit.identity is not None:
-            record = unit.stored.record
+        core, stored, cookie = self.core, unit.stored, unit.presented.cookie
+        if stored is not None and unit.identity is not None:
             cookie = CookieState(
                 unit.identity.id,
                 core.is_permanent(unit),
-                record.touched_at,
-                unit.stored.counts_from,
+                stored.record.touched_at,
+                stored.counts_from,
                 unit.lifetime,
-                is_unsettled=unit.is_unsettled,
+                False,
+                unit.is_unsettled,
             )
         assert cookie is not None  # noqa: S101 - for type checkers
         value = unit.presented.value
-        given = unit.signer.verify(value)  # which it remembers
+        # What came, which is remembered.
+        given = unit.signer.verify(value) if value else None
         if (
             given is not None
             and given.id == cookie.id

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import contextlib
-import dataclasses
 import logging
 import typing as t
 
@@ -174,7 +173,11 @@ class Lifecycle:
         core, stored = self.core, unit.stored
         assert stored is not None  # noqa: S101 - for type checkers
         change = _UNCHANGED
-        if unit.wish >= _SAVE or unit.is_exposed or unit.lifetime != stored.lifetime:
+        if (
+            unit.wish >= _SAVE
+            or unit.is_exposed
+            or unit.lifetime != stored.envelope.lifetime
+        ):
             change = unit.find_change(core.serializer)
             if change[0] and unit.wish < _SAVE:
                 unit.wish = _SAVE
@@ -217,9 +220,9 @@ class Lifecycle:
         except BaseException:
             unit.identity = None  # which may be taken now, if it is tried again
             raise
-        unit.identity, record = made
+        unit.identity, stored = made
         unit.owed = Cookie.SET
-        core.keep(unit, record, payload, now)
+        core.keep(unit, stored)
         core.log_saved(unit, "new")
         tell_stored(core, unit, signals.session_created, None)
         # Others may have logged in at the same moment, and be the last ones.
@@ -234,22 +237,21 @@ class Lifecycle:
             return self._conflict(unit, found, attempts)
         core, before, identity = self.core, unit.stored, unit.identity
         assert before is not None and identity is not None  # noqa: PT018, S101 - for type checkers
-        stored, issued_at, key = before.record, before.issued_at, identity.key
-        payload = core.dumps(unit, attempts.encoded)
-        version = stored.version + 1
-        now = core.clock()
-        record = core.make_record(
+        stored, key = before.record, identity.key
+        payload, now = core.dumps(unit, attempts.encoded), core.clock()
+        made = core.make(
             unit,
             identity,
             payload,
             now,
             stored.created_at,
-            issued_at,
-            version,
+            before.envelope.issued_at,
+            stored.version + 1,
             row.renews,
         )
         if row.step is Step.EXPIRE:
-            record = dataclasses.replace(record, expires_at=now)
+            made = made.changed(expires_at=now)
+        record = made.record
         try:
             result = core.ask(
                 unit, "replace", core.backend.replace, key, record, stored.version
@@ -257,7 +259,7 @@ class Lifecycle:
         except RecordError as error:
             return self._give_up(unit, attempts, error)
         except BaseException:
-            unit.unacknowledged = core.stored(unit, record, payload, issued_at)
+            unit.unacknowledged = made
             raise
         if isinstance(result, Conflict) and result.current.data == record.data:
             # No two writes are alike: an acknowledgement was lost, and a driver that
@@ -267,9 +269,9 @@ class Lifecycle:
             if record.expires_at <= now:
                 self.ending.end(unit)
                 return Outcome.DONE
-            if result.version != version:
-                record = dataclasses.replace(record, version=result.version)
-            core.keep(unit, record, payload, issued_at)
+            if result.version != record.version:
+                made = made.changed(version=result.version)
+            core.keep(unit, made)
             core.log_saved(unit, attempts.reason or "resave")
             tell_stored(core, unit, signals.session_saved, stored.user)
             # Another request of this process may have ended it in the same moment.

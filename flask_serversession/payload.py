@@ -163,21 +163,24 @@ class Sealer:
             size += len(device)
         if len(data) < size:
             raise RecordError("The envelope is truncated.", "damaged")
-        header, payload = data[:size], data[size:]
-        fields = header + _NOT_A_TIME if is_former else header
+        fields = data[:size] + _NOT_A_TIME if is_former else data
         format, serializer, flags, reserved, _, *moments = _HEADER.unpack_from(fields)
         lifetime, issued_at, authenticated_at = moments
+        has_lifetime = not math.isnan(lifetime)
+        has_log_in = not math.isnan(authenticated_at)
         if (
             format == 0
             or flags & ~(_ENCRYPTED | _HAS_DEVICE if device else _ENCRYPTED)
             or reserved
-            or not (math.isnan(lifetime) or 0 < lifetime <= _LONGEST_LIFETIME)
+            or (has_lifetime and not 0 < lifetime <= _LONGEST_LIFETIME)
             or not math.isfinite(issued_at)
             or math.isinf(authenticated_at)
         ):
             raise RecordError("The envelope's header makes no sense.", "damaged")
+        payload = data[size:]
         if flags & _ENCRYPTED:
-            payload = self._decrypt(payload, header + _bind(created_at, user), key)
+            bound = data[:size] + _bind(created_at, user)
+            payload = self._decrypt(payload, bound, key)
         elif self._cipher is not None:
             raise RecordError(
                 "The payload is not encrypted, although 'SESSION_ENCRYPTION_KEY' is"
@@ -185,12 +188,12 @@ class Sealer:
                 "unreadable",
             )
         return Envelope(
-            payload=payload,
-            serializer=serializer,
-            lifetime=_known(lifetime),
-            issued_at=issued_at,
-            authenticated_at=_known(authenticated_at),
-            device=device,
+            payload,
+            serializer,
+            lifetime if has_lifetime else None,
+            issued_at,
+            authenticated_at if has_log_in else None,
+            device,
         )
 
     def move(self, record: Record, key: str, to: str, instead_of: Record) -> Record:
@@ -216,10 +219,6 @@ class Sealer:
                 "unreadable",
             )
         return self._cipher.decrypt(payload, bound, key)
-
-
-def _known(number: float) -> float | None:
-    return None if math.isnan(number) else number
 
 
 def _bind(created_at: float, user: str | None) -> bytes:

@@ -31,6 +31,7 @@ from .record import Record
 from .unit import PERMANENT_KEY
 from .unit import Cookie
 from .unit import Identity
+from .unit import Stored
 from .unit import Unit
 
 logger = logging.getLogger("flask_serversession")
@@ -81,7 +82,7 @@ def find_reason(core: Core, unit: Unit, is_changed: bool) -> str:
         and not unit.phase
         and not unit.is_passive
         and not unit.is_renewed
-        and core.clock() - stored.issued_at >= config.renewal_interval
+        and core.clock() - stored.envelope.issued_at >= config.renewal_interval
     ):
         return RENEWAL
     return ""
@@ -159,9 +160,7 @@ class Successor:
     """A session under its new id, which is stored and which nobody was told yet."""
 
     identity: Identity
-    record: Record
-    payload: bytes = dataclasses.field(repr=False)
-    issued_at: float
+    stored: Stored
 
 
 def create(
@@ -172,15 +171,13 @@ def create(
     now: float,
     created_at: float,
     renews: bool = True,
-) -> tuple[Identity, Record]:
+) -> tuple[Identity, Stored]:
     """Store a new record under an id, or under another one if that is taken."""
     for _ in range(_MAX_TAKEN):
-        record = core.make_record(
-            unit, identity, payload, now, created_at, now, renews=renews
-        )
+        made = core.make(unit, identity, payload, now, created_at, now, renews=renews)
         try:
             is_created = core.ask(
-                unit, "create", core.backend.create, identity.key, record
+                unit, "create", core.backend.create, identity.key, made.record
             )
         except BaseException:
             # Perhaps it is there, and nobody will be told of it.
@@ -188,7 +185,7 @@ def create(
             raise
         if is_created:
             core.ended.discard(identity.key)
-            return identity, record
+            return identity, made
         identity = core.issue()
     raise BackendError(
         f"{_MAX_TAKEN} new ids in a row were taken already; check"
@@ -259,7 +256,7 @@ class Rotation:
     def _store(self, payload: bytes, renews: bool, reason: str) -> Successor | None:
         """Store the successor; ``None`` if it was ended before anybody knew it."""
         core, unit = self._core, self._unit
-        issued_at = now = core.clock()
+        now = core.clock()
         created_at = now if unit.is_restarted else unit.record.created_at
         meta = unit.meta
         pending = self.pending
@@ -271,28 +268,34 @@ class Rotation:
         unit.meta = {**meta, **before, **self._renewed(reason, identity)}
         try:
             if pending is None:
-                identity, record = create(
+                identity, made = create(
                     core, unit, identity, payload, now, created_at, renews
                 )
             else:
-                identity, issued_at = pending.identity, pending.issued_at
-                record = core.make_record(
-                    unit, identity, payload, now, created_at, issued_at, renews=renews
+                earlier = pending.stored
+                made = core.make(
+                    unit,
+                    identity,
+                    payload,
+                    now,
+                    created_at,
+                    earlier.envelope.issued_at,
+                    renews=renews,
                 )
                 replaced = core.ask(
                     unit,
                     "replace",
                     core.backend.replace,
                     identity.key,
-                    record,
-                    pending.record.version,
+                    made.record,
+                    earlier.record.version,
                 )
                 if not isinstance(replaced, Replaced):
                     return None
-                record = dataclasses.replace(record, version=replaced.version)
+                made = made.changed(version=replaced.version)
         finally:
             unit.meta = meta
-        self.pending = Successor(identity, record, payload, issued_at)
+        self.pending = Successor(identity, made)
         return self.pending
 
     def _bury(self, successor: Successor, reason: str) -> bool | Record:
@@ -307,7 +310,7 @@ class Rotation:
         # from another's, should the acknowledgement of it get lost.
         handle = core.handle_of(successor.identity.key)
         meta = {SUCCESSOR: handle, **self._renewed(reason, successor.identity)}
-        if old_record.user == successor.record.user and not unit.is_restarted:
+        if old_record.user == successor.stored.record.user and not unit.is_restarted:
             meta[SAME_USER] = "yes"
         tombstone = make_tombstone(
             core.clock(), core.clock() + core.config.rotation_grace, meta
@@ -332,7 +335,7 @@ class Rotation:
         there: see :mod:`.unsettled`. Not on a log-out: the old session may still be
         live, so don't pretend that it ended.
         """
-        if self._unit.record.user is None or successor.record.user is not None:
+        if self._unit.record.user is None or successor.stored.record.user is not None:
             self._move(successor)
             self._unit.is_unsettled = True
 
@@ -366,7 +369,7 @@ class Rotation:
         key, new_key = self._unit.key, successor.identity.key
         restored, latest, version = (
             self._unit.record,
-            successor.record,
+            successor.stored.record,
             tombstone.version,
         )
         meta = {SUCCESSOR: core.handle_of(key)}
@@ -404,9 +407,7 @@ class Rotation:
         self._unit.identity = successor.identity
         self._unit.is_renewed = self._unit.is_unsettled = False
         self._unit.owed = Cookie.SET
-        self._core.keep(
-            self._unit, successor.record, successor.payload, successor.issued_at
-        )
+        self._core.keep(self._unit, successor.stored)
 
     def take_back(self) -> None:
         """Delete a successor that is not needed."""
@@ -430,14 +431,15 @@ def refuse_if_closed(unit: Unit, message: str) -> None:
 
     :param message: What to say after the response.
     """
+    if not unit.is_closed:
+        return
     if unit.is_outside:
         raise ServerSessionError(
             "A session that was opened from outside keeps its id and its user, since"
             " only its own browser can be given others. Leave them as they are, or end"
             " the session with clear()."
         )
-    if unit.is_closed:
-        raise ServerSessionError(message)
+    raise ServerSessionError(message)
 
 
 def make_tombstone(

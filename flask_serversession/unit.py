@@ -33,6 +33,7 @@ from .hiding import HiddenBytes
 from .hiding import forget_frames
 from .meta import own_part
 from .payload import Device
+from .payload import Envelope
 from .payload import read_device
 from .record import NO_META
 from .record import Record
@@ -127,18 +128,11 @@ class Stored:
     """
 
     record: Record
-    #: The serialized content of the record.
-    payload: bytes
+    #: What is in the record's data.
+    envelope: Envelope
     #: What wrote the payload. It may be another one than the application's, if
     #: ``SESSION_SERIALIZER`` was changed.
     serializer: CodedSerializer
-    #: The session's own idle timeout in seconds; ``None`` for the application's.
-    lifetime: float | None
-    #: When the id was issued, in seconds since the epoch.
-    issued_at: float
-    #: When the user logged in or confirmed it last; ``None`` if nobody did, or nobody
-    #: knows: the session was taken over, or a version that did not keep it stored it.
-    authenticated_at: float | None = None
 
     @property
     def device(self) -> Device | None:
@@ -148,7 +142,16 @@ class Stored:
     @property
     def counts_from(self) -> float:
         """What the absolute timeout counts from."""
-        return self.authenticated_at or self.record.created_at
+        return self.envelope.authenticated_at or self.record.created_at
+
+    def open(self) -> cabc.MutableMapping[str, t.Any]:
+        """Return the content, anew."""
+        return self.serializer.open(self.envelope.payload)
+
+    def changed(self, **fields: t.Any) -> Stored:
+        """Return the same with other fields of the record."""
+        record = dataclasses.replace(self.record, **fields)
+        return Stored(record, self.envelope, self.serializer)
 
     def __repr__(self) -> str:
         return f"<Stored {self.record!r}>"  # without the content of the session
@@ -332,7 +335,7 @@ class Unit:
     def was_empty(self) -> bool:
         """The same, of what is stored."""
         stored = self.stored
-        return stored is None or is_unused(stored.serializer.open(stored.payload))
+        return stored is None or is_unused(stored.open())
 
     @property
     def is_restarted(self) -> bool:
@@ -393,7 +396,7 @@ class Unit:
                 return "device bound" if is_bound else "device registered", None
             is_meta = self.own_meta is not None
             return "meta changed" if is_meta else "key changed", None
-        if self.lifetime != stored.lifetime:
+        if self.lifetime != stored.envelope.lifetime:
             return "lifetime changed", None
         if not self.is_exposed:
             return "", None
@@ -404,7 +407,7 @@ class Unit:
                 raise forget_frames(error) from error.__cause__
             # What was stored, the former serializer could write.
             return "nested change", None
-        if is_same(stored.serializer, encoded, stored.payload):
+        if is_same(stored.serializer, encoded, stored.envelope.payload):
             return "", None
         return "nested change", encoded if stored.serializer is serializer else None
 
@@ -481,7 +484,7 @@ class Unit:
             if is_first_look and self.known is not _UNSEEN:
                 return False
             self.data = data
-            self.lifetime = stored.lifetime
+            self.lifetime = stored.envelope.lifetime
             self.own_meta = None
             self.stored = stored
             # Last: another thread that sees it takes the content for loaded.

@@ -40,27 +40,26 @@ def tell_stored(
 
     In this order: a receiver that raises is no way around the limit.
     """
-    if unit.record.user == user_before:
+    user = unit.record.user
+    if user == user_before or user is None or core.config.max_per_user is None:
         if signal.receivers:
-            core.send(signal, unit.key, user_before, **values)
+            core.send(signal, unit.key, user, **values)
         return
     ended: list[str] = []
     try:
-        _end_first(core, unit, ended)
+        _end_first(core, unit, user, core.config.max_per_user, ended)
     finally:
-        core.send(signal, unit.key, unit.stored_user, **values)
+        core.send(signal, unit.key, user, **values)
         for key in ended:
-            core.send_destroyed(key, unit.stored_user, "limit")
+            core.send_destroyed(key, user, "limit")
 
 
-def _end_first(core: Core, unit: Unit, ended: list[str]) -> None:
+def _end_first(core: Core, unit: Unit, user: str, limit: int, ended: list[str]) -> None:
     """End the sessions that logged in first, of a user who has just logged in.
 
     :param ended: Gets the keys of those that were ended.
     """
-    limit, user, own_key = core.config.max_per_user, unit.stored_user, unit.key
-    if limit is None or user is None:
-        return
+    own_key = unit.key
     gone: set[str] = set()
     trail = Trail(core.backend, core.config.key_prefix, "SESSION_MAX_PER_USER")
     for tries in itertools.count():

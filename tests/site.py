@@ -12,6 +12,7 @@ import flask
 from werkzeug.test import TestResponse
 
 from flask_serversession import ServerSession
+from flask_serversession.ids import key_of
 from flask_serversession.operator import AppState
 from flask_serversession.testing import CountingBackend
 from flask_serversession.testing import FakeClock
@@ -159,3 +160,36 @@ def cookie_of(response: TestResponse, site: Site) -> str:
     if not headers:
         return "none"
     return "deleted" if headers[0].startswith(f"{site.cookie_name()}=;") else "set"
+
+
+def start(site: Site, **values: t.Any) -> Browser:
+    """Give a browser that has a session."""
+    browser = site.browser()
+    browser.set(**values)
+    return browser
+
+
+def key(browser: Browser) -> str:
+    """Give the key of a browser's session."""
+    return key_of(browser.id, browser.site.state.config.key_prefix)
+
+
+def handle_of(browser: Browser) -> str:
+    """Give the handle of a browser's session."""
+    return key_of(browser.id, "")
+
+
+def advance(site: Site, seconds: float) -> None:
+    """Let time pass."""
+    t.cast(FakeClock, site.clock).advance(seconds)
+
+
+def once(site: Site, when: str, operation: str, action: Action) -> None:
+    """Let something happen before or after the next operation of that name."""
+    hooks = getattr(site.backend, when)
+
+    def hook() -> None:
+        del hooks[operation]
+        action()
+
+    hooks[operation] = hook

@@ -13,57 +13,34 @@ from flask_serversession import SessionLostError
 from flask_serversession import session
 from flask_serversession import session_lost
 from flask_serversession.atomic import run
-from flask_serversession.core import Core
 from flask_serversession.record import TOMBSTONE_DATA
 from flask_serversession.record import Record
 from flask_serversession.rotation import SAME_USER
 from flask_serversession.rotation import SUCCESSOR
 from flask_serversession.serializers import serializer_for
 from flask_serversession.signals import backend_failed
-from flask_serversession.unit import Identity
 from flask_serversession.unit import Known
 from flask_serversession.unit import Phase
 from flask_serversession.unit import Unit
 from flask_serversession.unit import Wish
 
+from .prepared import IDENTITY
+from .prepared import Prepared
 from .site import Site
 
-IDENTITY = Identity("the id", "the key")
 
-
-class Turn:
+class Turn(Prepared):
     """A session that was loaded, and what a function that is run on it sees."""
 
     def __init__(self, data: dict[str, t.Any] | None = None, **settings: t.Any) -> None:
-        self.site = Site({"SESSION_BACKEND": "memory"}, **settings)
-        self.core: Core = self.site.state.interface.core
+        super().__init__({"n": 1} if data is None else data, **settings)
         self.loader = self.site.state.interface.lifecycle.loader
-        data = {"n": 1} if data is None else data
-        self.site.backend.create(IDENTITY.key, self.write(data))
-        self.unit = self.new_unit()
-        record = self.site.backend.load(IDENTITY.key)
-        assert record is not None
-        self.core.adopt(self.unit, record)
         #: What was written, and what the function saw each time.
         self.written: list[dict[str, t.Any]] = []
         self.seen: list[dict[str, t.Any]] = []
         #: What other requests store before a write comes off.
         self.others: list[Record] = []
         self.error: Exception | None = None
-
-    def new_unit(self) -> Unit:
-        signer = self.site.state.interface.get_signer(self.site.app)
-        assert signer is not None
-        unit = Unit(signer)
-        unit.identity = IDENTITY
-        return unit
-
-    def write(self, data: dict[str, t.Any], lifetime: float | None = None) -> Record:
-        """Give the record of a content."""
-        unit, now = self.new_unit(), self.core.clock()
-        unit.data, unit.lifetime = data, lifetime
-        payload = self.core.dumps(unit)
-        return self.core.make_record(unit, IDENTITY, payload, now, now, now)
 
     def store(self, data: dict[str, t.Any], lifetime: float | None = None) -> None:
         """Store what another request has written."""
@@ -391,9 +368,8 @@ def test_what_another_serializer_has_stored_counts_as_changed() -> None:
     turn = Turn()
     unit, json = turn.unit, serializer_for("json")
     assert unit.stored is not None
-    unit.stored = dataclasses.replace(
-        unit.stored, serializer=json, payload=json.dumps({"n": 1})
-    )
+    envelope = dataclasses.replace(unit.stored.envelope, payload=json.dumps({"n": 1}))
+    unit.stored = dataclasses.replace(unit.stored, serializer=json, envelope=envelope)
 
     def fail() -> None:
         raise LookupError

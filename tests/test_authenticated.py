@@ -26,6 +26,7 @@ from flask_serversession.testing import FakeClock
 from .backend_configs import Config
 from .site import Browser
 from .site import Site
+from .site import advance
 from .site import cookie_of
 
 DAY = 86_400.0
@@ -35,10 +36,6 @@ KEY = base64.urlsafe_b64encode(bytes(32)).decode()
 def make_site(**settings: t.Any) -> Site:
     clock = FakeClock()
     return Site({"SESSION_BACKEND": MemoryBackend(clock)}, clock, **settings)
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
 
 
 def moment_of(browser: Browser) -> float | None:

@@ -27,10 +27,18 @@ def test_each_kind_of_request_can_be_measured(tmp_path: Path) -> None:
     run("--engine", "sqlite", "--json", str(report), "--chart", str(chart))
     result = json.loads(report.read_text())
     rows = {row["kind"]: row for row in result["requests"]}
-    assert list(rows) == ["unseen", "read", "nested", "change", "login", "destroy"]
+    assert list(rows) == [
+        *("unseen", "read", "nested", "change", "inside", "login", "destroy")
+    ]
     for row in rows.values():
-        for name in ("none", "cookie", "peer", "ours"):
+        for name in ("none", "cookie", "peer", "ours", "twin"):
             assert row[name]["cpu_us"] > 0
+    assert [(row["engine"], row["kind"]) for row in result["growth"]] == [
+        ("sqlite", "read"),
+        ("sqlite", "change"),
+    ]
+    for row in result["growth"]:
+        assert [*row["sizes"]] == ["100B", "2KB", "50KB", "1MB"]
     commands = {
         row["kind"]: row["commands"]
         for row in result["counts"]
@@ -41,6 +49,7 @@ def test_each_kind_of_request_can_be_measured(tmp_path: Path) -> None:
         "read": 1,
         "nested": 1,
         "change": 2,
+        "inside": 2,
         "login": 1,
         "destroy": 1,
     }

@@ -25,6 +25,7 @@ from flask_serversession.testing import FakeClock
 
 from .servers import ValkeyServer
 from .site import Site
+from .site import advance
 
 
 class Engine:
@@ -319,10 +320,6 @@ def site(own_valkey: ValkeyServer) -> Site:
 def own_valkey() -> t.Iterator[ValkeyServer]:
     with ValkeyServer() as server:
         yield server
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
 
 
 def test_an_outage_costs_five_waits_and_then_one_in_two_seconds(

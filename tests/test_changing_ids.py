@@ -20,12 +20,12 @@ from flask_serversession.operator import revoke
 from flask_serversession.operator import revoke_all
 from flask_serversession.operator import revoke_user
 from flask_serversession.operator import sessions_of
-from flask_serversession.record import key_of
 from flask_serversession.testing import FakeClock
 
 from .backend_configs import Config
 from .site import Browser
 from .site import Site
+from .site import handle_of
 
 INDEXED = ("memory", "filesystem", "valkey", "redis", "sqlite", "postgresql", "mariadb")
 # More often than a grace period has seconds.
@@ -47,10 +47,6 @@ def log_in(site: Site) -> Browser:
     browser = site.browser()
     browser.set(_user_id="ada", n=1)
     return browser
-
-
-def handle_of(browser: Browser) -> str:
-    return key_of(browser.id, "")
 
 
 def operate(site: Site, function: Callable[[AppState], t.Any]) -> t.Any:

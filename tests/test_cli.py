@@ -57,6 +57,8 @@ from .servers import PostgresServer
 from .servers import ValkeyServer
 from .site import Browser
 from .site import Site
+from .site import advance
+from .site import handle_of
 
 ROOT = Path(__file__).parent.parent
 INSTANCE = Path(tempfile.mkdtemp(prefix="test_cli-"))
@@ -148,14 +150,6 @@ def log_in(site: Site, user: object = "ada", **options: t.Any) -> Browser:
     browser = site.browser()
     browser.visit(lambda: session.update(n=1, _user_id=user), **options)
     return browser
-
-
-def handle_of(browser: Browser) -> str:
-    return key_of(browser.id, "")
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
 
 
 def make_ids(*ids: str) -> Callable[[], str]:

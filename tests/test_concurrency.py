@@ -43,7 +43,6 @@ from flask_serversession.backends.base import Replaced
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.cookie import CookieState
 from flask_serversession.record import Record
-from flask_serversession.record import key_of
 from flask_serversession.testing import CountingBackend
 from flask_serversession.testing import FakeClock
 
@@ -55,7 +54,11 @@ from .servers import ValkeyServer
 from .site import Action
 from .site import Browser
 from .site import Site
+from .site import advance
 from .site import cookie_of
+from .site import handle_of
+from .site import key
+from .site import start
 
 S = t.TypeVar("S", bound=Server)
 T = t.TypeVar("T")
@@ -114,30 +117,11 @@ def memory_site(**settings: t.Any) -> Site:
 # What the tests are made with
 
 
-def start(site: Site, **values: t.Any) -> Browser:
-    """Give a browser that has a session."""
-    browser = site.browser()
-    browser.set(**values)
-    return browser
-
-
 def sharing(site: Site, **settings: t.Any) -> Site:
     """Give another application on the same store."""
     settings.setdefault("SESSION_KEY_PREFIX", site.state.config.key_prefix)
     backend = settings.pop("SESSION_BACKEND", site.backend.backend)
     return Site({"SESSION_BACKEND": backend}, clock=site.clock, **settings)
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
-
-
-def key(browser: Browser) -> str:
-    return key_of(browser.id, browser.site.state.config.key_prefix)
-
-
-def handle_of(browser: Browser) -> str:
-    return key_of(browser.id, "")
 
 
 def count(site: Site) -> int | None:

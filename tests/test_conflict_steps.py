@@ -15,51 +15,28 @@ from flask_serversession import RecordError
 from flask_serversession.conflicts import rebase
 from flask_serversession.conflicts import resolve
 from flask_serversession.conflicts import wait
-from flask_serversession.core import Core
 from flask_serversession.record import TOMBSTONE_DATA
-from flask_serversession.record import Record
 from flask_serversession.serializers import serializer_for
 from flask_serversession.serializers.lazy import LazyMap
 from flask_serversession.signals import backend_failed
-from flask_serversession.unit import Identity
 from flask_serversession.unit import Stored
 from flask_serversession.unit import Unit
 from flask_serversession.unit import Wish
 
-from .site import Site
+from .prepared import IDENTITY
+from .prepared import Prepared
 
-IDENTITY = Identity("the id", "the key")
 
-
-class Meeting:
+class Meeting(Prepared):
     """A request that has loaded a session, which another one has changed since."""
 
-    def __init__(self, base: dict[str, t.Any], **settings: t.Any) -> None:
-        self.site = Site({"SESSION_BACKEND": "memory"}, **settings)
-        self.core: Core = self.site.state.interface.core
-        self.record = self.write(base)
-        self.site.backend.create(IDENTITY.key, self.record)
-        self.unit = self._new_unit()
-        self.core.adopt(self.unit, self.record)
-
-    def _new_unit(self) -> Unit:
-        signer = self.site.state.interface.get_signer(self.site.app)
-        assert signer is not None
-        unit = Unit(signer)
-        unit.identity = IDENTITY
-        return unit
-
-    def write(self, data: dict[str, t.Any], lifetime: float | None = None) -> Record:
-        """Give the record of a content."""
-        unit, now = self._new_unit(), self.core.clock()
-        unit.data, unit.lifetime = data, lifetime
-        payload = self.core.dumps(unit)
-        return self.core.make_record(unit, IDENTITY, payload, now, now, now)
-
-    def base(self, **values: t.Any) -> Stored:
+    def base(self, payload: bytes | None = None, **values: t.Any) -> Stored:
         """Give what changes are compared with."""
-        assert self.unit.stored is not None
-        return dataclasses.replace(self.unit.stored, **values)
+        stored = self.unit.stored
+        assert stored is not None
+        if payload is not None:
+            values["envelope"] = dataclasses.replace(stored.envelope, payload=payload)
+        return dataclasses.replace(stored, **values)
 
 
 # Waiting
@@ -237,7 +214,7 @@ def test_what_is_put_on_top_of_what_it_came_from_stays_as_it_is() -> None:
 
 def test_a_new_session_keeps_its_own_lifetime() -> None:
     meeting = Meeting({"n": 1})
-    unit = meeting._new_unit()
+    unit = meeting.new_unit()
     unit.lifetime = 5.0
     current = meeting.write({"n": 1}, 9.0)
     base = meeting.base(payload=meeting.core.serializer.dumps({}))

@@ -15,9 +15,10 @@ from flask_serversession import session_lost
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.testing import FakeClock
 
-from .site import Browser
 from .site import Site
+from .site import advance
 from .site import cookie_of
+from .site import start
 
 POLICIES = ("merge", "overwrite", "raise")
 
@@ -38,16 +39,6 @@ class Encrypting:
 def make_site(**settings: t.Any) -> Site:
     clock = FakeClock()
     return Site({"SESSION_BACKEND": MemoryBackend(clock)}, clock, **settings)
-
-
-def start(site: Site, **values: t.Any) -> Browser:
-    browser = site.browser()
-    browser.set(**values)
-    return browser
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
 
 
 def look() -> None:

@@ -15,6 +15,7 @@ from flask_serversession import SessionTooLargeError
 from flask_serversession.cookie import CookieState
 from flask_serversession.core import Core
 from flask_serversession.ids import key_of
+from flask_serversession.payload import Envelope
 from flask_serversession.record import Record
 from flask_serversession.serializers import serializer_for
 from flask_serversession.signals import backend_failed
@@ -76,7 +77,8 @@ def loaded(core: Core, lifetime: float | None = None, **data: t.Any) -> Unit:
     )
     payload = core.serializer.dumps(data)
     unit.identity = IDENTITY
-    unit.adopt(Stored(record, payload, core.serializer, lifetime, now - 9), data)
+    envelope = Envelope(payload, core.serializer.code, lifetime, now - 9)
+    unit.adopt(Stored(record, envelope, core.serializer), data)
     return unit
 
 
@@ -405,7 +407,7 @@ def test_what_the_application_tells_is_kept_beside_what_is_recorded() -> None:
 
     def meta_of(unit: Unit) -> t.Mapping[str, str]:
         payload = core.dumps(unit)
-        return core.make_record(unit, IDENTITY, payload, now, now, now).meta
+        return core.make(unit, IDENTITY, payload, now, now, now).record.meta
 
     assert meta_of(unit) is unit.meta
     unit.change_meta({"device": "phone"})
@@ -431,7 +433,7 @@ def test_what_the_application_tells_is_kept_beside_what_is_recorded() -> None:
 def test_a_first_look_that_comes_second_adopts_nothing() -> None:
     core = make_core()
     unit = begun(n=1)
-    record = core.make_record(unit, IDENTITY, core.dumps(unit), 1, 1, 1)
+    record = core.make(unit, IDENTITY, core.dumps(unit), 1, 1, 1).record
     found = new_unit()
     found.identity = IDENTITY
     assert core.adopt(found, record, is_first_look=True) is True
@@ -460,13 +462,13 @@ def test_a_record_says_what_the_session_is_now() -> None:
     unit = begun(_user_id="ada")
     unit.meta = {"user_agent": "a browser"}
     payload = core.dumps(unit)
-    record = core.make_record(unit, IDENTITY, payload, now, now, now - 3)
+    record = core.make(unit, IDENTITY, payload, now, now, now - 3).record
     assert (record.version, record.user, record.meta) == (1, "ada", unit.meta)
     assert (record.created_at, record.touched_at) == (now, now)
     assert record.expires_at == now + 600
-    assert core.make_record(
+    assert core.make(
         unit, IDENTITY, payload, now, now - 500, now, version=8
-    ) == dataclasses.replace(
+    ).record == dataclasses.replace(
         record,
         data=t.cast(t.Any, AnyData()),
         version=8,
@@ -478,10 +480,10 @@ def test_a_record_says_what_the_session_is_now() -> None:
     assert found.data == {"_user_id": "ada"}
     assert found.stored is not None
     assert found.stored.record is record
-    assert found.stored.payload == payload
+    assert found.stored.envelope.payload == payload
     assert found.stored.serializer is core.serializer
-    assert found.stored.issued_at == now - 3
-    assert found.stored.lifetime is found.lifetime is None
+    assert found.stored.envelope.issued_at == now - 3
+    assert found.stored.envelope.lifetime is found.lifetime is None
 
 
 class AnyData(bytes):
@@ -498,12 +500,12 @@ def test_what_was_not_used_is_written_with_the_times_that_it_had(renews: bool) -
     core = make_core(SESSION_IDLE_TIMEOUT=600)
     now = core.clock()
     for unit, is_renewed in ((loaded(core, n=1), renews), (begun(n=1), True)):
-        record = core.make_record(
+        record = core.make(
             unit, IDENTITY, core.dumps(unit), now, now, now, renews=renews
-        )
+        ).record
         times = (now, now + 600) if is_renewed else (now - 5, now + 5)
         assert (record.touched_at, record.expires_at) == times
-        record = core.make_record(unit, IDENTITY, core.dumps(unit), now, now, now)
+        record = core.make(unit, IDENTITY, core.dumps(unit), now, now, now).record
         assert (record.touched_at, record.expires_at) == (now, now + 600)
 
 
@@ -512,31 +514,31 @@ def test_its_own_lifetime_is_kept_in_the_record() -> None:
     now = core.clock()
     unit = begun(n=1)
     unit.lifetime = 30.0
-    record = core.make_record(unit, IDENTITY, core.dumps(unit), now, now, now)
+    record = core.make(unit, IDENTITY, core.dumps(unit), now, now, now).record
     assert record.expires_at == now + 30
     found = new_unit()
     found.identity = IDENTITY
     core.adopt(found, record)
     assert found.lifetime == 30
     assert found.stored is not None
-    assert found.stored.lifetime == 30
+    assert found.stored.envelope.lifetime == 30
 
 
-def test_what_was_stored_is_gone_on_with() -> None:
+def test_what_is_to_be_stored_is_what_is_read_afterwards() -> None:
     core = make_core()
-    unit = begun(n=1)
+    unit, found = begun(n=1, _user_id="ada"), new_unit()
     unit.lifetime = 30.0
-    record = loaded(core).record
-    core.keep(unit, record, b"payload", 3.0)
-    assert unit.known is Known.STORED
-    assert unit.stored == Stored(record, b"payload", core.serializer, 30.0, 3.0)
-    assert unit.data == {"n": 1}
+    made = core.make(unit, IDENTITY, core.dumps(unit), 9, 7, 3.0)
+    found.identity = IDENTITY
+    core.adopt(found, made.record)
+    assert found.stored == made
+    assert made.envelope.authenticated_at == 9
 
 
 def test_what_another_serializer_of_ours_wrote_is_read() -> None:
     before = make_core(SESSION_SERIALIZER="json")
     unit = begun(n=1)
-    record = before.make_record(unit, IDENTITY, before.dumps(unit), 1, 1, 1)
+    record = before.make(unit, IDENTITY, before.dumps(unit), 1, 1, 1).record
     after = make_core()
     found = new_unit()
     found.identity = IDENTITY
@@ -555,7 +557,7 @@ def test_what_an_applications_own_serializer_wrote_is_read_by_it_alone() -> None
     )
     before = make_core(SESSION_SERIALIZER=own)
     unit = begun(n=1)
-    record = before.make_record(unit, IDENTITY, before.dumps(unit), 1, 1, 1)
+    record = before.make(unit, IDENTITY, before.dumps(unit), 1, 1, 1).record
     found = new_unit()
     found.identity = IDENTITY
     before.adopt(found, record)
@@ -572,7 +574,7 @@ def test_what_an_applications_own_serializer_wrote_is_read_by_it_alone() -> None
 def test_a_record_is_bound_to_its_key() -> None:
     core = make_core(SESSION_ENCRYPTION_KEY=b"k" * 32)
     unit = begun(n=1)
-    record = core.make_record(unit, IDENTITY, core.dumps(unit), 1, 1, 1)
+    record = core.make(unit, IDENTITY, core.dumps(unit), 1, 1, 1).record
     found = new_unit()
     found.identity = Identity("another id", "another key")
     with pytest.raises(RecordError):

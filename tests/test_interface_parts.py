@@ -18,29 +18,17 @@ from flask_serversession import session as typed_session
 from flask_serversession.cookie import CookieState
 from flask_serversession.interface import ServerSessionInterface
 from flask_serversession.sessions import unit_of
-from flask_serversession.testing import FakeClock
 
 from .site import Browser
 from .site import Site
+from .site import advance
 from .site import cookie_of
+from .site import key
+from .site import start
 
 
 def make_site(**settings: t.Any) -> Site:
     return Site({"SESSION_BACKEND": "memory"}, **settings)
-
-
-def start(site: Site, **values: t.Any) -> Browser:
-    browser = site.browser()
-    browser.set(**values)
-    return browser
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
-
-
-def key(browser: Browser) -> str:
-    return browser.site.state.interface.core.identify(browser.id).key
 
 
 def interface_of(site: Site) -> ServerSessionInterface:

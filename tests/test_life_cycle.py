@@ -23,6 +23,7 @@ from flask_serversession.record import key_of
 from flask_serversession.testing import FakeClock
 
 from .site import Site
+from .site import advance
 from .site import cookie_of
 
 Config = dict[str, t.Any]
@@ -37,10 +38,6 @@ def site(backend_config: Config) -> Site:
 def make_site(**settings: t.Any) -> Site:
     clock = FakeClock()
     return Site({"SESSION_BACKEND": MemoryBackend(clock)}, clock, **settings)
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
 
 
 @pytest.mark.parametrize("is_user_known", [True, False], ids=["user key", "other key"])

@@ -14,13 +14,14 @@ from flask_serversession.moment import Moment
 from flask_serversession.moment import is_doubtful
 from flask_serversession.moment import is_public
 from flask_serversession.moment import is_targeted
+from flask_serversession.payload import Envelope
 from flask_serversession.record import Record
-from flask_serversession.testing import FakeClock
 from flask_serversession.unit import Identity
 from flask_serversession.unit import Stored
 from flask_serversession.unit import Unit
 
 from .site import Site
+from .site import advance
 from .site import present
 
 HOUR = 3600.0
@@ -56,12 +57,9 @@ def with_record(site: Site, lifetime: float | None = None) -> Unit:
     record = Record(b"data", version=1, created_at=now, touched_at=now, expires_at=now)
     unit = with_cookie(site, touched_at=now - 10 * HOUR)
     payload = core.serializer.dumps({})
-    unit.adopt(Stored(record, payload, core.serializer, lifetime, now), {})
+    envelope = Envelope(payload, core.serializer.code, lifetime, now)
+    unit.adopt(Stored(record, envelope, core.serializer), {})
     return unit
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
 
 
 def test_a_moment_in_a_request_is_not_its_end() -> None:

@@ -33,7 +33,6 @@ from flask_serversession.backends.filesystem import FilesystemBackend
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.cleanup import Cleanup
 from flask_serversession.config import SessionConfig
-from flask_serversession.record import key_of
 from flask_serversession.signals import session_destroyed
 from flask_serversession.testing import CountingBackend
 from flask_serversession.testing import FakeClock
@@ -44,7 +43,10 @@ from .backend_configs import Config
 from .benchmarks.cleanup import simulate
 from .site import Browser
 from .site import Site
+from .site import advance
 from .site import cookie_of
+from .site import handle_of
+from .site import once
 
 MakeSite = Callable[..., Site]
 T = t.TypeVar("T")
@@ -131,10 +133,6 @@ def handles_of(site: Site, user: object) -> list[str]:
     return [info.handle for info in sessions_of(site, user)]
 
 
-def handle_of(browser: Browser) -> str:
-    return key_of(browser.id, "")
-
-
 def log_in(site: Site, user: object = "ada", **options: t.Any) -> Browser:
     """Give a browser that has a session of its own and then logs in."""
     browser = site.browser()
@@ -145,10 +143,6 @@ def log_in(site: Site, user: object = "ada", **options: t.Any) -> Browser:
 
 def is_live(browser: Browser) -> bool:
     return browser.read().get("n") == 1
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
 
 
 @contextlib.contextmanager
@@ -163,17 +157,6 @@ def destroyed_by(site: Site) -> Iterator[list[tuple[str | None, str | None]]]:
 
     with session_destroyed.connected_to(receive, site.app):
         yield sent
-
-
-def once(site: Site, when: str, operation: str, action: Callable[[], t.Any]) -> None:
-    """Let something happen before or after the next operation of that name."""
-    hooks = getattr(site.backend, when)
-
-    def hook() -> None:
-        del hooks[operation]
-        action()
-
-    hooks[operation] = hook
 
 
 # What a backend without the index says

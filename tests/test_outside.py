@@ -24,13 +24,15 @@ from flask_serversession import SessionLostError
 from flask_serversession import session as typed_session
 from flask_serversession import signals
 from flask_serversession.backends.memory import MemoryBackend
-from flask_serversession.record import key_of
 from flask_serversession.testing import FakeClock
 
 from .backend_configs import BACKEND_CONFIGS
 from .backend_configs import Config
 from .site import Browser
 from .site import Site
+from .site import advance
+from .site import handle_of
+from .site import once
 
 MakeSite = Callable[..., Site]
 T = t.TypeVar("T")
@@ -65,8 +67,8 @@ def log_in(site: Site, user: str = "ada", **options: t.Any) -> Browser:
     return browser
 
 
-def handle_of(browser: Browser) -> str:
-    return key_of(browser.id, "")
+def rotate(browser: Browser) -> None:
+    browser.visit(lambda: typed_session.regenerate())
 
 
 def asked(site: Site, function: Callable[[ServerSession], T]) -> T:
@@ -91,21 +93,6 @@ def change(
             function(data)
 
     asked(site, run)
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
-
-
-def once(site: Site, when: str, operation: str, action: Callable[[], t.Any]) -> None:
-    """Let something happen before or after the next operation of that name."""
-    hooks = getattr(site.backend, when)
-
-    def hook() -> None:
-        del hooks[operation]
-        action()
-
-    hooks[operation] = hook
 
 
 # What is changed
@@ -615,7 +602,7 @@ def test_a_change_follows_a_session_to_its_new_id(
     handle = handle_of(browser)
     twin = browser.twin()
 
-    def rotate() -> None:
+    def change_id() -> None:
         if way == "renew":
             advance(site, 61)
             twin.set(theirs=1)
@@ -627,9 +614,9 @@ def test_a_change_follows_a_session_to_its_new_id(
 
         twin.visit(view)
         if way == "twice":
-            twin.visit(lambda: typed_session.regenerate())
+            rotate(twin)
 
-    once(site, "before", moment.rpartition(" ")[2], rotate)
+    once(site, "before", moment.rpartition(" ")[2], change_id)
     change(site, handle, lambda data: data.update(mine=2))
     assert handle_of(twin) != handle
     assert twin.read() == {"_user_id": "ada", "n": 1, "theirs": 1, "mine": 2}
@@ -648,10 +635,7 @@ def test_a_change_follows_after_a_conflict_too(make_site: MakeSite) -> None:
     def rotate_at_the_second() -> None:
         twin.set(second=1)
         # The pause comes before the record is loaded again.
-        once(site, "before", "load", rotate)
-
-    def rotate() -> None:
-        twin.visit(lambda: typed_session.regenerate())
+        once(site, "before", "load", lambda: rotate(twin))
 
     once(site, "before", "replace", rotate_later)
     change(site, handle_of(browser), lambda data: data.update(mine=2))
@@ -677,7 +661,7 @@ def test_a_session_that_ends_after_it_got_a_new_id_does_not_come_back(
     twin = browser.twin()
 
     def rotate_and_end() -> None:
-        twin.visit(lambda: typed_session.regenerate())
+        rotate(twin)
         twin.visit(lambda: session.clear())
 
     once(site, "before", "replace", rotate_and_end)
@@ -694,12 +678,7 @@ def test_an_end_from_outside_follows_to_the_new_id(
     site = make_site()
     browser = log_in(site)
     twin = browser.twin()
-    once(
-        site,
-        "before",
-        "delete",
-        lambda: twin.visit(lambda: typed_session.regenerate()),
-    )
+    once(site, "before", "delete", lambda: rotate(twin))
     change(site, handle_of(browser), lambda data: getattr(data, way)())
     assert twin.read() == {}
     assert site.backend.count() == 0
@@ -721,7 +700,7 @@ def test_in_the_middle_of_a_rotation_the_change_reaches_the_new_id(
         change(site, before, lambda data: data.update(by_predecessor=1))
 
     once(site, "after", "create", lambda: in_thread(change_both))
-    twin.visit(lambda: typed_session.regenerate())
+    rotate(twin)
     assert twin.read() == {
         **{"_user_id": "ada", "n": 1},
         **{"by_successor": 1, "by_predecessor": 1},
@@ -943,12 +922,7 @@ def test_a_session_that_gets_a_new_id_meanwhile_is_changed_once(
     site = make_site()
     browser = log_in(site)
     twin = browser.twin()
-    once(
-        site,
-        "before",
-        moment,
-        lambda: twin.visit(lambda: typed_session.regenerate()),
-    )
+    once(site, "before", moment, lambda: rotate(twin))
     assert asked(site, lambda operator: operator.update_user("ada", count_up)) == 1
     assert twin.read() == {"_user_id": "ada", "n": 2}
 
@@ -961,7 +935,7 @@ def test_a_session_that_gets_new_ids_after_it_was_changed_is_changed_once(
 
     def rotate_twice() -> None:
         for _ in range(2):
-            browser.visit(lambda: typed_session.regenerate())
+            rotate(browser)
 
     once(site, "after", "replace", rotate_twice)
     assert asked(site, lambda operator: operator.update_user("ada", count_up)) == 1
@@ -994,7 +968,7 @@ def test_in_the_middle_of_a_rotation_a_session_is_changed_once(
             updated.append(site.extension.update_user("ada", count_up))
 
     once(site, "after", "create", lambda: in_thread(update))
-    browser.visit(lambda: typed_session.regenerate())
+    rotate(browser)
     assert updated == [1]
     assert browser.read() == {"_user_id": "ada", "n": 2}
     assert site.backend.count() == 1

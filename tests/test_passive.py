@@ -20,6 +20,7 @@ from flask_serversession.testing import FakeClock
 
 from .site import Browser
 from .site import Site
+from .site import advance
 from .site import cookie_of
 
 Config = dict[str, t.Any]
@@ -56,10 +57,6 @@ def site(request: pytest.FixtureRequest) -> Site:
 def make_site(**settings: t.Any) -> Site:
     clock = FakeClock()
     return Site({"SESSION_BACKEND": MemoryBackend(clock)}, clock, **settings)
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
 
 
 def log_in(site: Site) -> Browser:

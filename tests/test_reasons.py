@@ -19,6 +19,7 @@ from flask_serversession.testing import FakeClock
 
 from .site import Browser
 from .site import Site
+from .site import advance
 
 Config = dict[str, t.Any]
 MINUTE = 60.0
@@ -39,10 +40,6 @@ def log_in(site: Site) -> Browser:
 
 def why(browser: Browser) -> str:
     return browser.visit(lambda: str(typed_session.ended_because)).text
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
 
 
 def revoke(site: Site, browser: Browser) -> None:

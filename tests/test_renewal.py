@@ -33,6 +33,7 @@ from .figures import add_counts
 from .site import Action
 from .site import Browser
 from .site import Site
+from .site import advance
 from .site import cookie_of
 from .test_concurrency import WAIT
 from .test_concurrency import closers
@@ -72,10 +73,6 @@ def in_memory(**settings: t.Any) -> Site:
     clock = FakeClock()
     settings.setdefault("SESSION_RENEWAL_INTERVAL", INTERVAL)
     return Site({"SESSION_BACKEND": MemoryBackend(clock)}, clock, **settings)
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
 
 
 def aged(site: Site, **values: t.Any) -> Browser:

@@ -152,8 +152,8 @@ def test_a_new_id_has_the_session_and_the_old_one_a_tombstone() -> None:
     assert record.meta["user_agent"] == "a browser"
     assert unit.meta == {"user_agent": "a browser"}
     assert unit.stored is not None
-    assert unit.stored.issued_at == turn.now
-    assert unit.stored.payload == turn.core.serializer.dumps(unit.data)
+    assert unit.stored.envelope.issued_at == turn.now
+    assert unit.stored.envelope.payload == turn.core.serializer.dumps(unit.data)
     assert Sealer().open(record.data, unit.key).issued_at == turn.now
     assert turn.core.ended.has(turn.old_key)
     assert turn.rotation.pending is None
@@ -199,7 +199,7 @@ def test_who_starts_over_begins_another_session() -> None:
     expected = {"_user_id": "ada", "m": 1, "_permanent": True}
     assert turn.unit.data == expected
     assert turn.unit.stored is not None
-    assert turn.core.serializer.loads(turn.unit.stored.payload) == expected
+    assert turn.core.serializer.loads(turn.unit.stored.envelope.payload) == expected
 
 
 @pytest.mark.parametrize("is_restarted", [True, False])
@@ -216,7 +216,7 @@ def test_what_was_written_already_is_not_written_again() -> None:
     encoded = turn.core.serializer.dumps({"written": 1})
     assert turn.attempt(encoded=encoded) is True
     assert turn.unit.stored is not None
-    assert turn.unit.stored.payload == encoded
+    assert turn.unit.stored.envelope.payload == encoded
 
 
 def test_what_was_not_used_is_not_prolonged_by_a_new_id() -> None:
@@ -267,9 +267,10 @@ def test_what_another_request_has_stored_comes_back_and_the_new_id_waits() -> No
     assert calls == {"replace": 2}
     assert unit.identity == pending.identity
     assert unit.stored is not None
-    assert unit.stored.issued_at == pending.issued_at == turn.now
+    assert unit.stored.envelope.issued_at == turn.now
+    assert pending.stored.envelope.issued_at == turn.now
     assert unit.record == turn.stored(unit.key)
-    assert unit.record.version == pending.record.version + 1
+    assert unit.record.version == pending.stored.record.version + 1
     assert unit.record.touched_at == turn.now + 5
     assert unit.record.created_at == turn.began_at
     found = Sealer().open(unit.record.data, unit.key)
@@ -455,9 +456,10 @@ def test_an_id_that_is_taken_is_not_overwritten() -> None:
     taken = turn.core.identify("x" * 20)
     turn.backend.create(taken.key, turn.unit.record)
     turn.core.ended.add(turn.old_key, "rotated")
-    identity, record = create(
+    identity, stored = create(
         turn.core, turn.unit, taken, b"payload", turn.now, turn.now - 7
     )
+    record = stored.record
     assert identity.id != taken.id
     assert turn.stored(identity.key) == record
     assert turn.stored(taken.key) == turn.unit.record

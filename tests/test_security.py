@@ -25,6 +25,7 @@ from flask_serversession import signals
 from flask_serversession.atomic import _Before
 from flask_serversession.backends import Replaced
 from flask_serversession.backends.memory import MemoryBackend
+from flask_serversession.payload import Envelope
 from flask_serversession.record import key_of
 from flask_serversession.rotation import Successor
 from flask_serversession.serializers import serializer_for
@@ -457,8 +458,9 @@ def test_the_error_of_a_backend_shows_no_password() -> None:
 def test_what_a_session_is_made_of_shows_neither_its_id_nor_its_content() -> None:
     record = Record(b"a secret value", 1, 1.0, 1.0, 2.0)
     identity = Identity("a secret id", "key")
-    stored = Stored(record, b"a secret value", serializer_for("json"), None, 1.0)
+    envelope = Envelope(b"a secret value", b"j", None, 1.0)
+    stored = Stored(record, envelope, serializer_for("json"))
     before = _Before(stored, b"a secret value", Wish.SAVE, True, None, None, None)
-    successor = Successor(identity, record, b"a secret value", 1.0)
+    successor = Successor(identity, stored)
     for part in (identity, stored, before, successor):
         assert "secret" not in f"{part!r} {part}"

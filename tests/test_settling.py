@@ -20,34 +20,19 @@ from flask_serversession.signals import backend_failed
 from flask_serversession.signals import session_destroyed
 from flask_serversession.signals import session_lost
 from flask_serversession.signals import session_saved
-from flask_serversession.testing import FakeClock
 
 from .site import Action
 from .site import Browser
 from .site import Site
+from .site import advance
 from .site import cookie_of
+from .site import handle_of
+from .site import key
+from .site import start
 
 
 def make_site(**settings: t.Any) -> Site:
     return Site({"SESSION_BACKEND": "memory"}, **settings)
-
-
-def start(site: Site, **values: t.Any) -> Browser:
-    browser = site.browser()
-    browser.set(**values)
-    return browser
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
-
-
-def key(browser: Browser) -> str:
-    return browser.site.state.interface.core.identify(browser.id).key
-
-
-def handle(browser: Browser) -> str:
-    return browser.site.state.interface.core.handle_of(key(browser))
 
 
 def streaming(action: Action) -> Action:
@@ -117,12 +102,12 @@ def test_what_became_of_a_session_is_in_the_log_with_the_reason(
     action, settings, expected = REASONS[name]
     site = make_site(SESSION_TOUCH_INTERVAL=1000, **settings)
     browser = start(site, n=1, items=[])
-    before = handle(browser)
+    before = handle_of(browser)
     advance(site, 50)
     with caplog.at_level(logging.DEBUG, "flask_serversession"):
         caplog.clear()
         browser.visit(action)
-    after = handle(browser) if browser.cookie else ""
+    after = handle_of(browser) if browser.cookie else ""
     messages = [record.getMessage() for record in caplog.records]
     assert {record.levelname for record in caplog.records} == {"DEBUG"}
     expected = f"Session {before} {expected.format(after)}"
@@ -138,7 +123,7 @@ def test_a_new_session_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
         caplog.clear()
         browser.set(n=1)
     (record,) = caplog.records
-    assert record.getMessage() == f"Session {handle(browser)} saved: new"
+    assert record.getMessage() == f"Session {handle_of(browser)} saved: new"
 
 
 def test_a_rotation_that_was_begun_goes_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -166,7 +151,7 @@ def test_a_loss_is_logged_told_and_perhaps_raised(
 ) -> None:
     site = make_site(SESSION_ON_LOST=policy)
     browser = start(site, n=1)
-    name, twin = handle(browser), browser.twin()
+    name, twin = handle_of(browser), browser.twin()
     heard: list[tuple[t.Any, t.Any]] = []
 
     def hear(sender: object, **values: t.Any) -> None:
@@ -362,7 +347,7 @@ def test_reload_without_a_look_before_is_a_look() -> None:
 def test_what_was_ended_is_told_with_its_user_and_leaves_no_wish() -> None:
     site = make_site()
     browser = start(site, _user_id="ada", items=[])
-    name = handle(browser)
+    name = handle_of(browser)
     heard: list[tuple[t.Any, t.Any]] = []
 
     def hear(sender: object, **values: t.Any) -> None:

@@ -23,13 +23,13 @@ from flask_serversession import RecordError
 from flask_serversession import SessionLostError
 from flask_serversession import session as typed_session
 from flask_serversession import signals
-from flask_serversession.record import key_of
-from flask_serversession.testing import FakeClock
 
 from .backend_configs import Config
 from .site import Browser
 from .site import Site
+from .site import advance
 from .site import cookie_of
+from .site import handle_of
 
 Action = Callable[[], t.Any]
 
@@ -96,14 +96,6 @@ def make_site(config: Config | None = None, **settings: t.Any) -> tuple[Site, Li
 @pytest.fixture
 def heard() -> tuple[Site, Listener]:
     return make_site()
-
-
-def handle_of(browser: Browser) -> str:
-    return key_of(browser.id, "")
-
-
-def advance(site: Site, seconds: float) -> None:
-    t.cast(FakeClock, site.clock).advance(seconds)
 
 
 def log_in(site: Site, user: str = "ada") -> Browser:

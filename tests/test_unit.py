@@ -12,6 +12,7 @@ from flask_serversession import BackendUnavailableError
 from flask_serversession import SerializationError
 from flask_serversession.cookie import CookieSigner
 from flask_serversession.cookie import CookieState
+from flask_serversession.payload import Envelope
 from flask_serversession.record import Record
 from flask_serversession.serializers import serializer_for
 from flask_serversession.unit import Cookie
@@ -35,7 +36,8 @@ def stored(
     record = Record(
         b"data", version=1, created_at=1, touched_at=2, expires_at=3, user="ada"
     )
-    return Stored(record, serializer.dumps(data), serializer, lifetime, 1.0)
+    envelope = Envelope(serializer.dumps(data), serializer.code, lifetime, 1.0)
+    return Stored(record, envelope, serializer)
 
 
 def loaded(serializer: t.Any = MSGPACK, **data: t.Any) -> Unit:

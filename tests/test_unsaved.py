@@ -8,6 +8,7 @@ import pytest
 from flask import request_tearing_down
 
 from flask_serversession import BackendUnavailableError
+from flask_serversession.payload import Envelope
 from flask_serversession.record import Record
 from flask_serversession.unit import Identity
 from flask_serversession.unit import Known
@@ -42,7 +43,8 @@ class Request:
         record = Record(b"d", version=1, created_at=1, touched_at=1, expires_at=2)
         serializer = self.core.serializer
         payload = serializer.dumps(data)
-        self.own.adopt(Stored(record, payload, serializer, None, 1), data)
+        envelope = Envelope(payload, serializer.code, None, 1)
+        self.own.adopt(Stored(record, envelope, serializer), data)
         prefix = self.site.state.config.key_prefix
         self.own.identity = Identity("id", f"{prefix}the handle")
 

@@ -28,19 +28,16 @@ from .orders import World
 from .orders import interleave
 from .orders import others_of
 from .orders import without_pauses
-from .site import Action
 from .site import Browser
 from .site import Site
+from .site import key
+from .site import once
 
 TRIES = 6
 
 
 def make_site(limit: int, **settings: t.Any) -> Site:
     return Site({"SESSION_BACKEND": "memory"}, SESSION_MAX_PER_USER=limit, **settings)
-
-
-def key(browser: Browser) -> str:
-    return key_of(browser.id, browser.site.state.config.key_prefix)
 
 
 def log_in(site: Site, user: str = "ada") -> Browser:
@@ -53,16 +50,6 @@ def log_in(site: Site, user: str = "ada") -> Browser:
 
 def is_live(browser: Browser) -> bool:
     return browser.read() != {}
-
-
-def once(site: Site, when: str, operation: str, action: Action) -> None:
-    hooks = getattr(site.backend, when)
-
-    def hook() -> None:
-        del hooks[operation]
-        action()
-
-    hooks[operation] = hook
 
 
 @pytest.fixture

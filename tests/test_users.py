@@ -16,6 +16,7 @@ from flask_serversession import SerializationError
 from flask_serversession import session as typed_session
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.testing import FakeClock
+from flask_serversession.users import ask_function
 from flask_serversession.users import find_user
 from flask_serversession.users import stored_name
 from flask_serversession.users import stored_name_of
@@ -288,13 +289,13 @@ def test_the_messages_name_key_type_and_remedy() -> None:
     )
     assert caught.value.path == "session['user_id']"
     with pytest.raises(SerializationError) as caught:
-        find_user({}, lambda data: ["secret"])
+        ask_function({}, lambda data: ["secret"])
     assert str(caught.value) == (
         "The function 'SESSION_USER_KEY' returned a list, which names nobody. Let it"
         " return the user's id."
     )
     with pytest.raises(SerializationError) as caught:
-        find_user({}, lambda data: data["secret"])
+        ask_function({}, lambda data: data["secret"])
     assert str(caught.value) == (
         "The function 'SESSION_USER_KEY' raised KeyError. It has to return the user's"
         " id, and None where nobody is logged in."
@@ -308,8 +309,8 @@ def test_the_messages_name_key_type_and_remedy() -> None:
 
 
 def test_a_function_may_find_nobody() -> None:
-    assert find_user({}, lambda data: None) is None
-    assert find_user({"a": 1}, lambda data: data["a"]) == "1"
+    assert ask_function({}, lambda data: None) is None
+    assert ask_function({"a": 1}, lambda data: data["a"]) == "1"
     assert find_user({}, ("_user_id",)) is None
 
 

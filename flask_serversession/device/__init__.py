@@ -199,7 +199,7 @@ class Devices:
             or attributes["partitioned"]
         ):
             return
-        now = stored.issued_at
+        now = stored.envelope.issued_at
         challenge = make_challenge(unit.signer, registration_of(unit.key), now)
         response.headers["Secure-Session-Registration"] = (
             f'(ES256);path="{url_of(self.path)}";challenge="{challenge}"'

@@ -155,7 +155,10 @@ _TIME = 8
 _TIMEDELTA = 9
 
 _msgpack: t.Any = msgpack  # which has no type hints
-_FALLBACK = "msgpack.fallback"
+_Packer, _unpackb = _msgpack.Packer, _msgpack.unpackb
+# The pure-Python msgpack would otherwise intern keys that are a str, which fails for
+# Markup.
+_PAIRS_HOOK = dict if _unpackb.__module__ == "msgpack.fallback" else None
 # Skips the checks in ExtType.__new__, which take longer than everything else.
 _ext: t.Any = functools.partial(
     tuple.__new__,  # pyright: ignore[reportUnknownMemberType]
@@ -227,28 +230,18 @@ def _write(value: t.Any) -> t.Any:
 
 # A new packer for each call: as fast as one per thread (most of its cost is the buffer,
 # so it starts small and grows), and packers are not reentrant.
-_packer: t.Any = functools.partial(
-    _msgpack.Packer,
-    default=_write,
-    strict_types=True,
-    unicode_errors="surrogatepass",
-    buf_size=512,
-)
+def _packer() -> t.Any:
+    return _Packer(
+        default=_write,
+        strict_types=True,
+        unicode_errors="surrogatepass",
+        buf_size=512,
+    )
+
+
 # Takes two thirds of the time, but refuses lone surrogates.
-_strict_packer: t.Any = functools.partial(
-    _msgpack.Packer, default=_write, strict_types=True, buf_size=512
-)
-# Limits every length to that of the input, so a few bytes cannot allocate gigabytes.
-# msgpack's own timestamps, written by other programs, become datetimes.
-_unpack: t.Any = functools.partial(
-    _msgpack.unpackb,
-    strict_map_key=False,
-    unicode_errors="surrogatepass",
-    timestamp=3,
-    # The pure-Python msgpack would otherwise intern keys that are a str, which fails
-    # for Markup.
-    object_pairs_hook=dict if _msgpack.unpackb.__module__ == _FALLBACK else None,
-)
+def _strict_packer() -> t.Any:
+    return _Packer(default=_write, strict_types=True, buf_size=512)
 
 
 def _unpacker(data: bytes) -> t.Any:
@@ -263,12 +256,23 @@ def _unpacker(data: bytes) -> t.Any:
 
 
 def _read(data: bytes) -> t.Any:
+    reader = read_ext = read_list = None
     # A hook on every list is slow; without this byte there are no markers.
-    if b"\xd4" not in data:
-        return _unpack(data, ext_hook=_read_ext)
-    reader = _MarkReader()
-    value = _unpack(data, ext_hook=reader.read_ext, list_hook=reader.read_list)
-    if reader.open:
+    if b"\xd4" in data:
+        reader = _MarkReader()
+        read_ext, read_list = reader.read_ext, reader.read_list
+    # Limits every length to that of the input, so a few bytes cannot allocate
+    # gigabytes. msgpack's own timestamps, written by other programs, become datetimes.
+    value = _unpackb(
+        data,
+        ext_hook=read_ext or _read_ext,
+        list_hook=read_list,
+        object_pairs_hook=_PAIRS_HOOK,
+        strict_map_key=False,
+        unicode_errors="surrogatepass",
+        timestamp=3,
+    )
+    if reader is not None and reader.open:
         raise ValueError("a marker outside of its place")
     return value
 

@@ -305,8 +305,9 @@ class Takeover:
         now, key = core.clock(), unit.key
         id = self._ids(unit, legacy, nonce)[0]
         identity = core.identify(id)
-        record, payload = self._make_record(unit, identity, content, now)
-        if not core.ask(unit, "create", core.backend.create, identity.key, record):
+        made = self._make(unit, identity, content, now)
+        create = core.backend.create
+        if not core.ask(unit, "create", create, identity.key, made.record):
             raise BackendError(
                 "A key that was never used before is taken.",
                 backend=core.backend.name,
@@ -318,7 +319,7 @@ class Takeover:
             _NONCE: nonce,
         }
         marker = make_tombstone(now, self._forgotten_at(), meta)
-        if not core.ask(unit, "create", core.backend.create, key, marker):
+        if not core.ask(unit, "create", create, key, marker):
             winner = core.ask(unit, "load", core.backend.load, key)
             # An answer that was lost makes a driver ask again, and meet its own.
             if winner is None or winner.meta.get(_NONCE) != nonce:
@@ -326,8 +327,7 @@ class Takeover:
                 return winner
         unit.identity = identity
         # As every later request will see it.
-        data = core.serializer.loads(payload)
-        unit.adopt(Stored(record, payload, core.serializer, None, now), data)
+        unit.adopt(made, core.serializer.loads(made.envelope.payload))
         if unit.is_restarted:
             unit.data.clear()
         self._send_cookie(unit)
@@ -338,10 +338,10 @@ class Takeover:
         )
         return marker
 
-    def _make_record(
+    def _make(
         self, unit: Unit, identity: Identity, content: dict[str, t.Any], now: float
-    ) -> tuple[Record, bytes]:
-        """Return the record of a session that is taken over, and its payload.
+    ) -> Stored:
+        """Return a session that is taken over, as it is to be stored.
 
         :raises RecordError: if it cannot be stored here. A 500 at every request of
             this visitor would help nobody.
@@ -351,7 +351,7 @@ class Takeover:
         heir.known, heir.data, heir.meta = Known.STORED, content, unit.meta
         try:
             payload = core.dumps(heir)
-            return core.make_record(heir, identity, payload, now, now, now), payload
+            return core.make(heir, identity, payload, now, now, now)
         except (SerializationError, SessionTooLargeError) as error:
             raise RecordError(f"It cannot be stored here. {error}", "unreadable") from (
                 error

@@ -23,9 +23,11 @@ from .chart import draw
 from .device import measure_devices
 from .device import print_devices
 from .engines import ENGINES
+from .holding import measure_growth
 from .requests import count_requests
 from .requests import measure_requests
 from .tables import print_counts
+from .tables import print_growth
 from .tables import print_requests
 from .tables import print_targets
 
@@ -66,11 +68,15 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = given.size or (["100B"] if given.quick else [*SIZES])
     blocks, calls = (3, 4) if given.quick else (given.blocks, given.calls)
 
-    report: dict[str, t.Any] = {"versions": get_versions()}
+    report: dict[str, t.Any] = {"versions": get_versions(), "growth": []}
     with ExitStack() as stack:
         report["requests"] = measure_requests(
             stack, engines, kinds, sizes, blocks=blocks, calls=calls
         )
+        if given.size is None:
+            report["growth"] = measure_growth(
+                stack, engines, blocks=blocks, calls=calls
+            )
         # After all that is timed: counting slows the process down.
         report["counts"] = count_requests(stack, engines, kinds)
         report["devices"] = measure_devices(blocks=blocks, calls=calls)
@@ -78,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         print_devices(report["devices"])
         print_counts(report["counts"])
         print_targets(report["requests"])
+        print_growth(report["growth"])
     if given.json is not None:
         given.json.write_text(json.dumps(report, indent=1) + "\n")
     if given.chart is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import typing as t
 import warnings
@@ -24,15 +25,19 @@ KINDS = {
     "read": "a value is read",
     "nested": "a value inside of a dict is read",
     "change": "a value is changed",
+    "inside": "a value inside of a dict is changed",
     "login": "a session with a user is begun",
     "destroy": "the session is ended",
 }
 #: The sizes of the sessions: about so many bytes, as msgpack.
 SIZES = {"100B": 100, "2KB": 2_000, "50KB": 50_000}
+#: One more, for how the cost grows with what a session holds.
+LARGEST = {"1MB": 1_000_000}
 
 _users = itertools.count(10_000)
 
 
+@functools.cache
 def make_data(size: int) -> dict[str, t.Any]:
     """Give what a session of about so many bytes holds: a cart."""
     items: list[dict[str, t.Any]] = []
@@ -68,7 +73,7 @@ def make_app(setup: Callable[[Flask], object] | None = None) -> Flask:
             app.add_url_rule(rule, kind, view)
         return app
 
-    contents = {name: make_data(size) for name, size in SIZES.items()}
+    sizes = {**SIZES, **LARGEST}
 
     @app.get("/unseen")
     def unseen() -> str:
@@ -89,9 +94,16 @@ def make_app(setup: Callable[[Flask], object] | None = None) -> Flask:
         session["n"] += 1
         return "ok"
 
+    @app.get("/inside")
+    def inside() -> str:
+        session["cart"]["total"] += 1
+        if setup is use_cookie:
+            session.modified = True  # it finds out in no other way
+        return "ok"
+
     @app.get("/login/<size>")
     def login(size: str) -> str:
-        session.update(contents[size])
+        session.update(make_data(sizes[size]))
         session["_user_id"] = f"user-{next(_users)}"
         return "ok"
 

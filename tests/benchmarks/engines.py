@@ -276,7 +276,7 @@ def make_bare_calls(
 
     if kind in ("read", "nested"):
         return lambda count: [own] * count, bare.load
-    if kind == "change":
+    if kind in ("change", "inside"):
         return lambda count: [own] * count, change
     if kind == "login":
         return (

@@ -41,6 +41,10 @@ if (cluster.isPrimary) {
     assert(request.session.cart.total);
     response.send("ok");
   });
+  app.get("/inside", (request, response) => {
+    request.session.cart.total += 1;
+    response.send("ok");
+  });
   app.get("/change", (request, response) => {
     assert.equal(typeof request.session.n, "number");
     request.session.n += 1;

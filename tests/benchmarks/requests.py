@@ -28,6 +28,7 @@ from .engines import ENGINES
 from .engines import Engine
 from .engines import Places
 from .engines import make_bare_calls
+from .measure import Result
 from .measure import Subject
 from .measure import measure
 
@@ -38,6 +39,7 @@ SUBJECTS = {
     "peer": "Flask-Session on the same engine",
     "bare": "the engine alone, through the same driver",
     "ours": "this library",
+    "twin": "the same once more: how much identical work differs",
 }
 
 _COUNTED = 20
@@ -67,24 +69,29 @@ def measure_requests(
                     # A cookie of 50 KB, which no browser takes.
                     warnings.simplefilter("ignore")
                     results = measure(subjects, blocks=blocks, calls=count)
-                ours = results["ours"]
-                row: dict[str, t.Any] = {"engine": name, "kind": kind, "size": size}
-                for subject, result in results.items():
-                    row[subject] = {
-                        "cpu_us": result.median(),
-                        "wall_us": result.median("wall"),
-                    }
-                    if subject not in ("ours", "bare"):
-                        row[subject]["ratio"] = ours.ratio(result)
-                        row[subject]["wall_ratio"] = ours.ratio(result, "wall")
-                floor = results["none"].median()
-                if "bare" in results:
-                    floor += results["bare"].median()
-                row["floor"] = {"cpu_us": floor, "ratio": ours.median() / floor}
-                rows.append(row)
+                row = {"engine": name, "kind": kind, "size": size}
+                rows.append({**row, **_figures(results)})
                 print(".", end="", flush=True, file=sys.stderr)  # noqa: T201
     print(file=sys.stderr)  # noqa: T201
     return rows
+
+
+def _figures(results: dict[str, Result]) -> dict[str, t.Any]:
+    ours = results["ours"]
+    figures: dict[str, t.Any] = {}
+    for subject, result in results.items():
+        figures[subject] = {
+            "cpu_us": result.median(),
+            "wall_us": result.median("wall"),
+        }
+        if subject not in ("ours", "bare"):
+            figures[subject]["ratio"] = ours.ratio(result)
+            figures[subject]["wall_ratio"] = ours.ratio(result, "wall")
+    floor = results["none"].median()
+    if "bare" in results:
+        floor += results["bare"].median()
+    figures["floor"] = {"cpu_us": floor, "ratio": ours.median() / floor}
+    return figures
 
 
 def _make_browsers(engine: Engine) -> dict[str, Browser]:
@@ -101,8 +108,9 @@ def _make_subjects(
     engine: Engine, browsers: dict[str, Browser], kind: str, size: str
 ) -> list[Subject]:
     subjects = [
-        _make_subject(name, browser, kind, size) for name, browser in browsers.items()
+        _make_subject(browser, kind, size, name) for name, browser in browsers.items()
     ]
+    subjects.append(_make_subject(browsers["ours"], kind, size, "twin"))
     if engine.bare is not None:
         data = msgpack.packb(make_data(SIZES[size]))
         calls = make_bare_calls(engine.bare, kind, data)
@@ -111,7 +119,7 @@ def _make_subjects(
     return subjects
 
 
-def _make_subject(name: str, browser: Browser, kind: str, size: str) -> Subject:
+def _make_subject(browser: Browser, kind: str, size: str, name: str = "") -> Subject:
     cookie = browser.log_in(size)
     return Subject(
         name,
@@ -147,7 +155,7 @@ def count_requests(
             browsers = _make_browsers(engine)
             for kind in kinds:
                 for subject in ("peer", "ours"):
-                    one = _make_subject(subject, browsers[subject], kind, "100B")
+                    one = _make_subject(browsers[subject], kind, "100B")
                     for environ in one.prepare(10):  # also for prepared statements
                         one.call(environ)
                     environs = one.prepare(_COUNTED)

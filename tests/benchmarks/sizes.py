@@ -116,7 +116,7 @@ ENGINES = {
 
 def make_record(app: flask.Flask, content: int, *, has_user: bool) -> Record:
     """Give the record that a session of about so many bytes makes."""
-    data = make_data(content)
+    data = {**make_data(content)}
     if has_user:
         data["_user_id"] = "10000000"
     with app.test_client() as client:
