@@ -167,11 +167,12 @@ def _is_no_duration(value: t.Any) -> bool:
 
 
 def _is_no_secure(value: t.Any) -> bool:
-    return value not in (True, False, "auto")
+    return value != "auto" and _is_no_boolean(value)
 
 
 def _is_no_boolean(value: t.Any) -> bool:
-    return value not in (True, False)
+    # Not 0 or 1: werkzeug would send "Secure=0", which browsers take for Secure.
+    return not isinstance(value, bool)
 
 
 def _is_no_samesite(value: t.Any) -> bool:

@@ -9,6 +9,8 @@ import logging
 import typing as t
 import weakref
 
+from flask import Flask
+
 from . import signals
 from .backends.base import Backend
 from .binding import device_of
@@ -54,7 +56,6 @@ from .users import stored_name
 
 if t.TYPE_CHECKING:
     from blinker import NamedSignal
-    from flask import Flask
 
     from .device import Devices
 
@@ -94,6 +95,10 @@ class Core:
         self._app = weakref.ref(app)
         #: The application's own settings, some of which are read at each request.
         self.app_config: dict[str, t.Any] = app.config
+        # A subclass of Flask may have a property in place of the setting.
+        flask: t.Any = Flask
+        lifetime = t.cast("t.Any", type(app)).permanent_session_lifetime
+        self._has_own_lifetime = lifetime is not flask.permanent_session_lifetime
         self.config = config
         # Empty if a function tells whose a session is.
         self._user_keys = () if callable(config.user_key) else config.user_key
@@ -325,8 +330,10 @@ class Core:
         timeout = self.config.idle_timeout
         if not is_permanent and timeout is not None:
             return timeout
-        # What app.permanent_session_lifetime reads, in half the time.
-        lifetime = self.app_config["PERMANENT_SESSION_LIFETIME"]
+        if self._has_own_lifetime:
+            lifetime = self.app.permanent_session_lifetime
+        else:  # what that reads, in half the time
+            lifetime = self.app_config["PERMANENT_SESSION_LIFETIME"]
         if isinstance(lifetime, dt.timedelta):
             return lifetime.total_seconds()
         return float(lifetime)

@@ -80,6 +80,7 @@ _WORDS = {
     **dict.fromkeys(("true", "yes", "on"), True),
     **dict.fromkeys(("false", "no", "off"), False),
 }
+_NUMBERS = {"1": True, "0": False}
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 _REDIS = ("redis", "SESSION_REDIS_URL")
@@ -197,14 +198,14 @@ def suggest(value: object, allowed: cabc.Iterable[str], end: str = ".") -> str:
 
 
 def suggest_value(value: object, is_accepted: cabc.Callable[[t.Any], bool]) -> str:
-    """Return what a text stands for that came from the environment, as a sentence.
+    """Return what a value stands for that came from the environment, as a sentence.
 
     :return: It begins with a space; empty if nothing of it would be accepted.
     """
-    if not isinstance(value, str):
+    if type(value) is not int and not isinstance(value, str):
         return ""
     meant: list[tuple[object, str]] = []
-    word = value.strip().casefold()
+    word = str(value).strip().casefold()
     if word in _WORDS:
         meant.append((_WORDS[word], repr(_WORDS[word])))
     elif re.fullmatch(r"\d{1,18}(\.\d{1,9})?", word):
@@ -214,6 +215,8 @@ def suggest_value(value: object, is_accepted: cabc.Callable[[t.Any], bool]) -> s
         with contextlib.suppress(OverflowError):
             span = dt.timedelta(**{unit: number})
             meant.append((span, f"timedelta({unit}={number})"))
+    if word in _NUMBERS:
+        meant.append((_NUMBERS[word], repr(_NUMBERS[word])))
     meant.append(((value,), repr((value,))))
     found = next((text for thing, text in meant if is_accepted(thing)), None)
     return f" Did you mean {found}?" if found else ""

@@ -491,14 +491,14 @@ def test_a_long_value_is_cut_in_a_message() -> None:
 def test_all_wrong_keys_are_in_one_message() -> None:
     error = refused(
         SESSION_BACKEND="nowhere:Backend",
-        SESSION_RESAVE=1,
+        SESSION_RESAVE=2,
         SESSION_TOUCH_INTERVAL="60",
         SESSION_COOKIE_NAME="",
     )
     lines = str(error).splitlines()
     assert error.option == "SESSION_RESAVE"
     assert lines[0] == "4 settings are wrong:"
-    assert lines[1] == "- 'SESSION_RESAVE' is 1; expected True or False."
+    assert lines[1] == "- 'SESSION_RESAVE' is 2; expected True or False."
     assert [line.split("'")[1] for line in lines[1:]] == [
         "SESSION_RESAVE",
         "SESSION_TOUCH_INTERVAL",

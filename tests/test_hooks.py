@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import typing as t
 
@@ -758,3 +759,45 @@ def test_nobody_is_logged_in_as_somebody_else_by_a_shared_cache() -> None:
     assert not has_cookie(kept)
     assert "Vary" not in kept.headers
     kept.close()
+
+
+# The lifetime
+
+
+class PropertyOfItsOwn(Flask):
+    @property
+    def permanent_session_lifetime(self) -> dt.timedelta:  # type: ignore[override]
+        return dt.timedelta(minutes=20)
+
+
+class AttributeOfItsOwn(Flask):
+    permanent_session_lifetime = dt.timedelta(minutes=20)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", [PropertyOfItsOwn, AttributeOfItsOwn])
+def test_a_lifetime_of_the_applications_own_holds_for_cookie_and_record(
+    kind: type[Flask],
+) -> None:
+    clock = FakeClock()
+    app = kind("hooks")
+    app.config.update(SECRET_KEY="a secret", SESSION_BACKEND="memory", TESTING=True)
+    ServerSession(app, clock=clock)
+
+    @app.get("/write")
+    def write() -> str:
+        session.permanent = True
+        session["n"] = 1
+        return ""
+
+    @app.get("/read")
+    def read() -> str:
+        return str(session.get("n"))
+
+    client = app.test_client(use_cookies=False)
+    response = client.get("/write")
+    assert "Max-Age=1200;" in response.headers["Set-Cookie"]
+    cookie = {"Cookie": response.headers["Set-Cookie"].partition(";")[0]}
+    clock.advance(20 * MINUTE - 1)
+    assert client.get("/read", headers=cookie).text == "1"
+    clock.advance(20 * MINUTE)
+    assert client.get("/read", headers=cookie).text == "None"

@@ -24,6 +24,7 @@ from datetime import timedelta
 from datetime import timezone
 from datetime import tzinfo
 from decimal import Decimal
+from pathlib import PurePosixPath
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -746,7 +747,7 @@ def test_sets_in_sets_take_no_exponential_time() -> None:
     assert is_exact(back(MSGPACK, value), value)
 
 
-def test_the_applications_json_provider_plays_no_part() -> None:
+def test_the_json_provider_has_no_say_in_what_can_be_written_without_it() -> None:
     class Provider(flask.json.provider.DefaultJSONProvider):
         def dumps(self, obj: t.Any, **kwargs: t.Any) -> str:
             raise AssertionError
@@ -761,6 +762,101 @@ def test_the_applications_json_provider_plays_no_part() -> None:
     with app.app_context():
         assert JSON.dumps(data) == outside
         assert list(JSON.loads(outside)) == ["b", "a"]
+
+
+class Tagged:
+    """What a provider writes in a form that Flask's session reads as something else."""
+
+
+class Looped:
+    """What a provider makes itself of."""
+
+
+class Broken:
+    """What a provider fails at."""
+
+
+class OwnProvider(flask.json.provider.DefaultJSONProvider):
+    """Knows more types than Flask's, as its documentation shows."""
+
+    @staticmethod
+    def default(o: t.Any) -> t.Any:  # type: ignore[override]
+        if isinstance(o, PurePosixPath):
+            return str(o)
+        if isinstance(o, (set, frozenset)):
+            return sorted(t.cast("set[str]", o))
+        if isinstance(o, complex):
+            return {"real": o.real, "parts": (PurePosixPath("x"), Decimal(1))}
+        if isinstance(o, Tagged):
+            return {" t": [1, 2]}
+        if isinstance(o, Looped):
+            return o
+        if isinstance(o, Broken):
+            raise ZeroDivisionError("a secret value")
+        return flask.json.provider.DefaultJSONProvider.default(o)
+
+
+@pytest.fixture
+def own_provider() -> t.Iterator[None]:
+    app = flask.Flask(__name__)
+    app.json = OwnProvider(app)
+    with app.app_context():
+        yield
+
+
+FLASKS = TaggedJSONSerializer()
+
+
+@pytest.mark.usefixtures("own_provider")
+@pytest.mark.parametrize(
+    "value",
+    [
+        PurePosixPath("/a"),
+        1j,
+        Tagged(),
+        [PurePosixPath("/a"), (PurePosixPath("b"),)],
+        {"a": {"b": PurePosixPath("/a")}},
+        collections.OrderedDict(a=PurePosixPath("/a")),
+    ],
+    ids=repr,
+)
+def test_what_the_json_provider_knows_is_read_back_as_flask_reads_it(
+    serializer: CodedSerializer, value: t.Any
+) -> None:
+    assert is_exact(
+        back(serializer, value), FLASKS.loads(FLASKS.dumps({"v": value}))["v"]
+    )
+    address = back(serializer, Address("street", [value]))
+    assert address["lines"] == [back(serializer, value)]
+
+
+@pytest.mark.usefixtures("own_provider")
+def test_what_json_has_no_form_for_is_the_json_providers() -> None:
+    assert back(JSON, {"b", "a"}) == ["a", "b"]
+    assert back(JSON, [frozenset({"a"})]) == [["a"]]
+    assert back(MSGPACK, {"b", "a"}) == {"a", "b"}
+    error_of(JSON, {"at": time(1)})
+    error_of(JSON, {"grid": {(1, 2): 3}})
+
+
+@pytest.mark.usefixtures("own_provider")
+def test_a_member_of_a_set_is_what_the_json_provider_makes_of_it() -> None:
+    assert back(MSGPACK, {PurePosixPath("/a")}) == {"/a"}
+    error_of(MSGPACK, {"v": {1j}})  # which becomes a dict
+
+
+@pytest.mark.usefixtures("own_provider")
+def test_what_the_json_provider_fails_at_is_named(serializer: CodedSerializer) -> None:
+    for value in (Opaque(), {PurePosixPath("/a"): 1}):
+        error = error_of(serializer, {"v": value})
+        assert "cannot write" in str(error)
+        assert error.path == "session['v']"
+    for broken, raised in ((Looped(), "ValueError"), (Broken(), "ZeroDivisionError")):
+        error = error_of(serializer, {"v": [broken]})
+        assert str(error) == (
+            f"flask.session['v'][0] is a {__name__}.{type(broken).__name__}, which"
+            f" raised {raised} while the {serializer.name} serializer wrote it."
+        )
 
 
 def test_a_timestamp_that_another_program_packed_is_a_datetime() -> None:

@@ -365,12 +365,20 @@ def test_an_app_context_makes_the_current_application_one() -> None:
         ("SESSION_TRACK", "user_agent", "('user_agent',)"),
         ("SESSION_COOKIE_SECURE", "True", "True"),
         ("SESSION_COOKIE_HTTPONLY", "no", "False"),
+        ("SESSION_COOKIE_SECURE", "1", "True"),
+        # As app.config.from_prefixed_env() reads "0" and "1".
+        ("SESSION_COOKIE_SECURE", 0, "False"),
+        ("SESSION_COOKIE_SECURE", 1, "True"),
+        ("SESSION_COOKIE_HTTPONLY", 0, "False"),
+        ("SESSION_COOKIE_PARTITIONED", 1, "True"),
+        ("SESSION_REFRESH_EACH_REQUEST", 0, "False"),
+        ("SESSION_RESAVE", 1, "True"),
         ("SESSION_CONFLICT", "MERGE", "'merge'"),
         ("SESSION_SERIALIZER", "JSON", "'json'"),
     ],
 )
 def test_a_value_of_an_environment_variable_is_refused_with_what_it_means(
-    key: str, value: str, meant: str
+    key: str, value: object, meant: str
 ) -> None:
     text = str(refused(**{key: value}))
     assert text.startswith(f"{key!r} is {value!r}; expected ")
@@ -380,8 +388,10 @@ def test_a_value_of_an_environment_variable_is_refused_with_what_it_means(
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("SESSION_RESAVE", "1"),
+        ("SESSION_RESAVE", "2"),
+        ("SESSION_RESAVE", 2),
         ("SESSION_RESAVE", "maybe"),
+        ("SESSION_MAX_SIZE", 0),
         ("SESSION_IDLE_TIMEOUT", "0"),
         ("SESSION_IDLE_TIMEOUT", "9" * 30 + " days"),
         ("SESSION_IDLE_TIMEOUT", "9" * 400),

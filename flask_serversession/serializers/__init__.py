@@ -12,7 +12,8 @@ Both accept whatever Flask's own session accepts. Instances of subclasses come b
 the type that Flask restores: an enum member that is a ``str`` as ``str``, an
 ``OrderedDict`` as ``dict``, a named tuple as ``tuple``, a dataclass instance as the
 dict of its fields, anything with ``__html__`` as :class:`~markupsafe.Markup`. A
-``bytearray`` or ``memoryview`` comes back as ``bytes``.
+``bytearray`` or ``memoryview`` comes back as ``bytes``. What neither knows becomes
+what the application's JSON provider makes of it (:attr:`flask.Flask.json`).
 """
 
 from __future__ import annotations

@@ -57,8 +57,9 @@ class JSONSerializer:
 
     set, frozenset, time, timedelta and tuples as keys are refused, as Flask does.
 
-    Does not use the application's JSON provider: a setting made for responses must not
-    change the meaning of stored data.
+    The application's JSON provider is asked for what is refused otherwise, and for
+    nothing else: a setting made for responses must not change the meaning of stored
+    data.
     """
 
     name: str = "json"

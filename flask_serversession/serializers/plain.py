@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import types
 import typing as t
 from datetime import date
@@ -13,6 +14,7 @@ from datetime import timedelta
 from decimal import Decimal
 from uuid import UUID
 
+from flask.json.tag import TaggedJSONSerializer
 from markupsafe import Markup
 from werkzeug.datastructures import CombinedMultiDict
 from werkzeug.datastructures import ImmutableMultiDict
@@ -117,8 +119,8 @@ class _Converter:
 
     def convert(self, value: t.Any, place: _Place) -> t.Any:
         kind, convert = self.kind_of(value, place)
-        if kind in self.format.refused:
-            raise self.refusal(value, place, self.format.refused[kind])
+        if kind is object or kind in self.format.refused:
+            return self.convert(self.ask_provider(value, kind, place), place)
         converted = self.apply(convert, value, place)
         if kind not in CONTAINERS:
             return converted
@@ -170,6 +172,10 @@ class _Converter:
         kind, convert = self.kind_of(value, place)
         if place.lead is _IN_KEYS and kind in self.format.refused_keys:
             raise self.refusal(value, place, self.format.refused_keys[kind])
+        if kind is object:
+            if place.lead is _IN_KEYS:  # of which Flask asks nobody
+                raise self.refusal(value, place, _remedy(value))
+            return self.convert_hashed(self.ask_provider(value, kind, place), place)
         if kind in (dict, list, set, MultiDict):
             remedy = f"It would become a {kind.__name__}, which cannot be hashed."
             raise self.refusal(value, place, remedy)
@@ -193,7 +199,25 @@ class _Converter:
                     return _DATACLASS
         except Exception as error:
             raise self.failure(value, place, error) from error
-        raise self.refusal(value, place, _remedy(value))
+        return _UNKNOWN
+
+    def ask_provider(self, value: t.Any, kind: t.Any, place: _Place) -> t.Any:
+        """Return what Flask's session reads back of a value that we cannot write.
+
+        An application's JSON provider may know more types than Flask's own.
+        """
+        text: t.Any = None
+        try:
+            text = _FLASKS.dumps(value)
+        except TypeError:
+            pass  # nor can the provider
+        except Exception as error:
+            raise self.failure(value, place, error) from error
+        if text is None:
+            remedy = self.format.refused.get(kind) or _remedy(value)
+            raise self.refusal(value, place, remedy)
+        # Not by the provider, which could return anything, such as the value again.
+        return json.loads(text, object_hook=_FLASKS.untag)
 
     def apply(
         self, function: t.Callable[[t.Any], t.Any], value: t.Any, place: _Place
@@ -314,6 +338,10 @@ _KINDS_AFTER_HTML: tuple[_Kind, ...] = (
     (frozenset, list),
 )
 _DATACLASS: _Kind = (dict, _items_of_dataclass)
+_UNKNOWN: _Kind = (object, lambda value: value)
+
+#: As Flask's session has it: it asks the JSON provider of the current application.
+_FLASKS = TaggedJSONSerializer()
 
 
 # The wording of errors
