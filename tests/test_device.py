@@ -723,6 +723,17 @@ def test_reading_again_needs_the_proof_too(shop: Shop) -> None:
     assert browser.send("/again").text == "{}"
 
 
+def test_a_thief_is_not_recorded_as_the_visitor(shop: Shop) -> None:
+    shop.settings |= {"SESSION_TRACK": ("user_agent",), "SESSION_PERMANENT": True}
+    shop.app = shop.make_app()
+    browser = shop.logged_in()
+    (before,) = shop.infos()
+    shop.clock.advance(LIFETIME * 2)
+    response = browser.send("/ignore", headers={"User-Agent": "a thief's"})
+    assert "Set-Cookie" not in response.headers
+    assert shop.infos() == [before]
+
+
 def test_a_picture_does_not_take_the_session_away(shop: Shop) -> None:
     """Browsers ask for no proof before static files; applications may look anyway."""
 
