@@ -211,13 +211,15 @@ class Loader:
     def _refuse(self, unit: Unit) -> None:
         """Go on without a session that is bound to a key of another device, perhaps."""
         devices = self.core.devices
-        error = None if devices is None else devices.find_excuse(unit)
-        if error is None:
+        assert devices is not None  # noqa: S101 - who else refuses?
+        error = devices.find_excuse(unit)
+        if error is None and not devices.is_out_of_scope():
             self.begin_instead(unit, "unproven")
             return
         # As if nobody could tell: neither cookie is touched.
         unit.fail(error)
-        raise error
+        if error is not None:
+            raise error
 
     def take_unreadable(self, unit: Unit, error: RecordError) -> None:
         """Go on without a record that cannot be read; log it once."""

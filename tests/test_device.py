@@ -9,6 +9,7 @@ import math
 import re
 import struct
 import typing as t
+from pathlib import Path
 
 import pytest
 from flask import Flask
@@ -62,7 +63,7 @@ class Shop:
     def make_app(self, **settings: t.Any) -> Flask:
         """Make the application: another worker, or the same one after a restart."""
         app = Flask("shop")
-        app.config.update(self.settings, SESSION_BACKEND=self.backend)
+        app.config.update({**self.settings, "SESSION_BACKEND": self.backend})
         app.config.update(settings)
         self.extension = ServerSession(app, clock=self.server_clock)
         add_views(app)
@@ -722,6 +723,35 @@ def test_reading_again_needs_the_proof_too(shop: Shop) -> None:
     assert browser.send("/again").text == "{}"
 
 
+def test_a_thief_is_not_recorded_as_the_visitor(shop: Shop) -> None:
+    shop.settings |= {"SESSION_TRACK": ("user_agent",), "SESSION_PERMANENT": True}
+    shop.app = shop.make_app()
+    browser = shop.logged_in()
+    (before,) = shop.infos()
+    shop.clock.advance(LIFETIME * 2)
+    response = browser.send("/ignore", headers={"User-Agent": "a thief's"})
+    assert "Set-Cookie" not in response.headers
+    assert shop.infos() == [before]
+
+
+def test_a_picture_does_not_take_the_session_away(shop: Shop) -> None:
+    """Browsers ask for no proof before static files; applications may look anyway."""
+
+    @shop.app.before_request
+    def count() -> None:
+        session["n"] = session.get("n", 0) + 1
+
+    browser = shop.logged_in()
+    before = browser.id
+    shop.clock.advance(LIFETIME * 2)
+    response = browser.fetch("/static/logo.png", mode="no-cors")
+    assert response.status_code == 404
+    assert "Set-Cookie" not in response.headers
+    assert browser.events[2:] == []
+    assert browser.id == before
+    assert shop.user_of(browser.fetch("/page")) == "ann"
+
+
 def test_a_view_may_look_late(shop: Shop) -> None:
     @shop.app.get("/slow")
     def slow() -> str:
@@ -873,6 +903,30 @@ def test_a_proof_is_no_activity(shop: Shop) -> None:
     shop.clock.advance(501)
     assert browser.refresh(device) is None
     assert browser.sessions == {}  # it has timed out
+
+
+def test_a_session_that_is_moved_keeps_the_key(tmp_path: Path) -> None:
+    shop = Shop({"SESSION_BACKEND": "memory"})
+    plain = {
+        "SESSION_BACKEND": "filesystem",
+        "SESSION_FILESYSTEM_PATH": str(tmp_path),
+    }
+    shop.app = shop.make_app(**plain)
+    browser = shop.logged_in()
+    browser.app = shop.make_app(
+        **plain,
+        SESSION_KEY_PREFIX="new:",
+        SESSION_ENCRYPTION_KEY=bytes(32),
+        SESSION_MIGRATE_FROM={
+            "SESSION_KEY_PREFIX": "session:",
+            "SESSION_ENCRYPTION_KEY": None,
+        },
+        SESSION_MIGRATE_UNTIL="2200-01-01",
+    )
+    shop.clock.advance(LIFETIME * 2)
+    assert shop.user_of(browser.send("/page")) is None
+    assert shop.user_of(browser.fetch("/page")) == "ann"
+    assert "ended" not in browser.events
 
 
 def test_a_log_out_with_a_message_unbinds(shop: Shop) -> None:

@@ -44,6 +44,7 @@ import urllib.parse
 
 from flask import Flask
 from flask import Response
+from flask import current_app
 from flask import has_request_context
 from flask import request as current_request
 from flask.sessions import SessionInterface
@@ -161,6 +162,17 @@ class Devices:
             )
         return None
 
+    def is_out_of_scope(self) -> bool:
+        """Whether the browser sends such a request without asking for a proof.
+
+        What the application does before each request may look at the session of a
+        picture, too.
+        """
+        if not has_request_context():
+            return False
+        path = path_out_of_scope(current_app)
+        return bool(path) and current_request.path.startswith(path)
+
     # What a response says
 
     def tell(
@@ -234,6 +246,14 @@ def _end_of_proof(signer: CookieSigner, proof: str, point: bytes) -> float:
 def registration_of(key: str) -> str:
     """Return the subject of the challenge that a log-in gives out."""
     return f"log-in {key}"
+
+
+def path_out_of_scope(app: Flask) -> str:
+    """Return how addresses begin for which no proof is asked; empty if there are none.
+
+    Those of static files, which are many and need no session.
+    """
+    return app.static_url_path or "" if app.has_static_folder else ""
 
 
 def url_of(path: str) -> str:

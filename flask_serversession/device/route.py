@@ -29,6 +29,7 @@ from ..unit import Unit
 from ..unit import Wish
 from . import SUFFIX
 from . import Devices
+from . import path_out_of_scope
 from . import registration_of
 from . import url_of
 from .seals import CHALLENGE_AGE
@@ -171,9 +172,8 @@ class _DeviceRoute:
         app = _current_app()
         attributes = attributes_of(self._interface, app, SUFFIX)
         scope: list[dict[str, str]] = []
-        if app.has_static_folder and app.static_url_path:
-            path = url_of(app.static_url_path)
-            scope = [{"type": "exclude", "domain": "*", "path": path}]
+        if path := path_out_of_scope(app):
+            scope = [{"type": "exclude", "domain": "*", "path": url_of(path)}]
         document: dict[str, t.Any] = {
             "session_identifier": identifier,
             "refresh_url": url_of(self._devices.path),
