@@ -108,6 +108,8 @@ def test_a_key_has_one_name() -> None:
         KEY.identifier[:-1] + "\n",
         base64.urlsafe_b64encode(b"\4" + POINT[1:]).decode(),
     ],
+    # The key is another one in each process.
+    ids=range(10),
 )
 def test_what_is_no_name_of_a_key(text: str) -> None:
     assert read_point(text) is None
