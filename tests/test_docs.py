@@ -46,6 +46,7 @@ from __future__ import annotations
 
 import ast
 import collections
+import csv
 import dataclasses
 import datetime as dt
 import functools
@@ -53,6 +54,7 @@ import gc
 import importlib
 import importlib.util
 import inspect
+import io
 import itertools
 import logging
 import os
@@ -815,7 +817,7 @@ def test_the_readmes_log_in_rotates_the_id_and_its_log_out_ends_it(
 def table_rows(page: Path, *header: str) -> list[list[str]]:
     """Give the cells of the table that has this header, with it."""
     text = page.read_text(encoding="utf-8")
-    for rows in [*list_tables(text), *simple_tables(text)]:
+    for rows in [*list_tables(text), *simple_tables(text), *csv_tables(text)]:
         if rows[0][: len(header)] == list(header):
             return rows
     raise AssertionError(f"{page.name} has no such table")
@@ -834,6 +836,21 @@ def list_tables(text: str) -> Iterator[list[list[str]]]:
             cells = re.split(r"^ +-(?: |$)", row, flags=re.MULTILINE)
             rows.append([" ".join(cell.split()) for cell in cells])
         yield rows
+
+
+def csv_tables(text: str) -> Iterator[list[list[str]]]:
+    for header, body in re.findall(
+        r"^\.\. csv-table::\n(?:    :header: (.+)\n)?(?:    :.*\n)*\n((?:    .+\n)+)",
+        text,
+        re.MULTILINE,
+    ):
+        lines = [header] if header else []
+        source = io.StringIO("\n".join([*lines, textwrap.dedent(body)]))
+        yield [
+            [" ".join(cell.split()) for cell in row]
+            for row in csv.reader(source, skipinitialspace=True)
+            if row
+        ]
 
 
 def simple_tables(text: str) -> Iterator[list[list[str]]]:
