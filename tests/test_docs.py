@@ -1198,6 +1198,11 @@ def test_the_examples_of_merging_are_what_is_merged() -> None:
 # -- what a page must not say
 
 
+def test_the_pages_are_not_too_long() -> None:
+    # As `wc -w` counts them.
+    assert sum(len(page.read_text("utf-8").split()) for page in READ) <= 22_000
+
+
 @pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
 def test_lines_are_not_too_long(page: Path) -> None:
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
