@@ -47,6 +47,7 @@ nitpick_ignore_regex = [
         r"(cabc|collections|contextlib|datetime|markupsafe|os|pathlib|t|zoneinfo)\..*",
     ),
     ("py:.*", r"(cachelib|flask|sa|sqlalchemy)\..*"),
+    ("py:class", "Flask|FlaskClient"),
     # Type variables, and the values of a t.Literal.
     ("py:class", r"flask_serversession\.(sessions|opened)\.T|P|'\w+'"),
 ]

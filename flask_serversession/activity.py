@@ -35,7 +35,7 @@ _ENDING = frozenset({Step.EXPIRE, Step.DELETE})
 def time_left(core: Core, loader: Loader, unit: Unit) -> float:
     """Return for how many seconds a session lives if it is not used again.
 
-    What this request does to it counts, as far as it is known. To ask is no activity.
+    This includes what the request has done so far. Asking does not count as activity.
     """
     if unit.known is Known.UNSEEN:
         loader.load(unit)

@@ -43,7 +43,8 @@ def is_offered(core: Core, unit: Unit, user: str | None) -> bool:
 def _is_other(core: Core, unit: Unit, user: str | None) -> bool:
     """Whether the user of a session was not the one who has it now.
 
-    Who empties a session and is in it again is the same: nothing was asked for.
+    A user who is put back into a session that was emptied is the same: they proved
+    nothing.
     """
     if unit.stored is None:
         return True

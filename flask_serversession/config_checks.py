@@ -199,7 +199,7 @@ def _is_no_token(name: t.Any) -> bool:
     return not isinstance(name, str) or _TOKEN.fullmatch(name) is None
 
 
-# The keys, the first of which is to blame; a function that takes their values and
+# The keys, of which the first one is reported; a function that takes their values and
 # returns whether the rule is broken; and a sentence: {0} is the first key's value.
 _RULES: tuple[tuple[tuple[str, ...], cabc.Callable[..., bool], str], ...] = (
     (

@@ -159,7 +159,7 @@ class CookieSigner:
     def attest(self, note: str, label: bytes = NOTE_KEY) -> str:
         """Return what proves that a note is the application's.
 
-        :param label: What kind of note it is. The proof of one is none of another.
+        :param label: The kind of the note. A proof is only valid for its own kind.
         """
         return self._derive_all(label, note.encode())[0]
 

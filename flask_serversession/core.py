@@ -217,13 +217,13 @@ class Core:
         return self.identify(id)
 
     def user_of(self, data: cabc.Mapping[str, t.Any]) -> str | None:
-        """Return whom a session's content belongs to, as its record has it."""
+        """Return the user of a session's content, as stored in its record."""
         keys = self._user_keys
         user = find_user(data, keys) if keys else self.user_text_of(data)
         return None if user is None else stored_name(user)
 
     def user_text_of(self, data: cabc.Mapping[str, t.Any]) -> str | None:
-        """Return whom a session's content belongs to, as the application has it.
+        """Return the user of a session's content, as the application names them.
 
         :raises SerializationError: if that cannot be told.
         """
@@ -234,7 +234,7 @@ class Core:
         return None if is_unused(data) else ask_function(data, function)
 
     def is_user_key(self, key: object) -> bool:
-        """Whether a session's content says under a key whom it belongs to."""
+        """Whether the user of a session is stored under this key."""
         return key in (self._user_keys or self._keys_read)
 
     @functools.cached_property

@@ -36,8 +36,8 @@ class Ending:
             unit.want(Wish.END)
             self._loader.load(unit)  # which ends what is left under the id before
         if unit.failure is not None:
-            # Not known to be ended, so nobody may be told that it is: the response
-            # neither, should the view go on.
+            # It may not have ended, so nobody may be told that it has. If the view
+            # catches this, the response must not say so either.
             unit.want(Wish.END)
             raise unit.failure
         if unit.known is Known.BROKEN:

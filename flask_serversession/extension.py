@@ -207,7 +207,7 @@ class ServerSession:
         :raises NotSupportedError: if the backend keeps no index of users.
         :raises RecordError: if a later version of the library wrote one of the
             records; the others are ended.
-        :raises ValueError: for ``None``: nobody is no user.
+        :raises ValueError: if the user is ``None``.
         """
         return operator.revoke_user(_current_state(), user, except_current)
 
@@ -323,7 +323,8 @@ def _current_state() -> AppState:
 def _check_application(app: t.Any) -> Flask:
     """Return the application itself.
 
-    :raises ConfigurationError: if it is none, or has sessions already.
+    :raises ConfigurationError: if it is not a Flask application, or has been
+        initialized already.
     """
     if app and hasattr(app, "_get_current_object"):  # current_app
         app = app._get_current_object()

@@ -131,10 +131,11 @@ class Loader:
     ) -> Record | None:
         """Look behind the cookie of a session that is gone for that of a live one.
 
-        A browser goes on sending one that was left on another path or domain, before
-        or after the one that it was given since.
+        A browser also sends an old cookie that was left on another path or domain,
+        before or after the current one.
 
-        :return: The live one's record; else the given one, and the unit is as before.
+        :return: The record of the live session. If there is none, the given record, and
+            the unit is unchanged.
         """
         presented, core = unit.presented, self.core
         for number, cookie in presented.candidates(unit.signer, identity.id):

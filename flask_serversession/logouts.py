@@ -14,7 +14,7 @@ from .unit import Wish
 
 
 def logs_out(core: Core, unit: Unit) -> bool:
-    """Whether nobody is logged in to a session afterwards who was before."""
+    """Whether this request logs out the user of a session."""
     if unit.stored_user is None:
         return unit.wish is Wish.END
     return unit.is_restarted or core.user_of(unit.data) is None
@@ -41,9 +41,9 @@ def note_removal(core: Core, unit: Unit, key: object) -> None:
 
 
 def note_return(core: Core, unit: Unit, key: object) -> None:
-    """Take a user who is put back into a session for the log-in that it is meant to be.
+    """Count a user who is put back into a session as a new log-in.
 
-    :param unit: Of a session out of which the user was removed in this request.
+    :param unit: That of a session from which this request has removed the user.
     """
     if core.is_user_key(key) and core.user_of(unit.data) == unit.stored_user:
         unit.has_logged_out = False

@@ -1,4 +1,4 @@
-"""``session.meta``: what an application tells of a session, for lists and operators.
+"""``session.meta``: small texts of an application, for lists and operators.
 
 It lies in the meta of the record, in clear, beside what the library keeps there itself:
 what :data:`SESSION_TRACK` asks for, and what leads from one id to the next.
@@ -35,7 +35,7 @@ _RESERVED = TRACKED | INTERNAL
 
 
 class Meta(cabc.MutableMapping[str, str]):
-    """What the application itself tells of a session: text under names that are text.
+    """The application's own texts about a session, by their names.
 
     Kept with the session, in clear, and shown in lists. Not for use by several
     threads at once, like the session.

@@ -51,27 +51,26 @@ _STEP = 100
 class SessionInfo:
     """What an operator may see of a session."""
 
-    #: Its public name, for :meth:`ServerSession.revoke` and ``open``.
+    #: The session's public name, for :meth:`ServerSession.revoke` and ``open``.
     handle: str
-    #: Whom it belongs to, ``None`` if nobody. ``sha256:`` and a hash for a user whose
-    #: name has more than 255 characters.
+    #: The id of the user, ``None`` if nobody is logged in. ``sha256:`` and a hash if it
+    #: has more than 255 characters.
     user: str | None
     #: When it began, in UTC.
     created_at: dt.datetime
-    #: When the user logged in, or confirmed it last, in UTC; ``None`` if nobody is
-    #: logged in, and ``created_at`` if that is not known.
+    #: When the user last logged in or proved their identity, in UTC. ``None`` if nobody
+    #: is logged in, and ``created_at`` if it is unknown.
     authenticated_at: dt.datetime | None
     #: The last activity recorded, in UTC; exact to :data:`SESSION_TOUCH_INTERVAL`.
     last_seen_at: dt.datetime
     #: When it ends if it is not used, in UTC.
     expires_at: dt.datetime
-    #: What :data:`SESSION_TRACK` asks for, and what the application itself tells of
-    #: the session: its :attr:`.ServerSideSession.meta`.
+    #: What :data:`SESSION_TRACK` asks for, and the application's
+    #: :attr:`.ServerSideSession.meta`.
     meta: cabc.Mapping[str, str]
     #: Whether it is the session of the current request.
     current: bool
-    #: Whether it can be used with a key of its browser's device only: see
-    #: :data:`SESSION_DEVICE_BOUND`.
+    #: Whether the session is bound to a device: see :data:`SESSION_DEVICE_BOUND`.
     is_device_bound: bool = False
 
 
@@ -175,7 +174,7 @@ def find_key(
     handle: object,
     progress: cabc.Callable[[int], None] | None = None,
 ) -> str | None:
-    """Return the key that a handle stands for; a whole handle asks nobody.
+    """Return the key of a handle. A whole handle needs no round trip.
 
     :param handle: The handle, or its first eight digits or more.
     :param progress: Told how many sessions were looked at.
@@ -319,7 +318,7 @@ def _end_all(
             trail.step()
             found = find()
             keys = {*found} - {current, *ended, *failures}
-            # Whoever has come since is none of those that were to be ended.
+            # Sessions that began meanwhile are not among those to be ended.
             keys = {
                 key
                 for key in keys

@@ -209,7 +209,7 @@ def _stored(unit: Unit, moment: Moment) -> Plan:
         )
     cookie = _SET if is_due or is_owed else _NONE
     if wish >= _SAVE or moment.rotation or (moment.resave and not unit.is_saved):
-        # Who changes a session from outside is not its user.
+        # A change from outside is not made by the user, so it renews nothing.
         return _written(unit, moment, cookie, not unit.is_outside and renews)
     if moment.is_ended_here(unit):
         return NOTHING
@@ -235,10 +235,10 @@ def _written(unit: Unit, moment: Moment, cookie: Cookie, renews: bool) -> Plan:
     if (
         moment.rotation
         or wish in (_NEW_ID, _RESTART)
-        # After the response it goes on under its id: the browser cannot learn another.
+        # After the response it keeps its id, since the browser cannot learn another.
         or (wish is _END and not unit.is_closed)
     ):
-        # Whoever logs in, or gets a new id, has just been there, whatever asked for it.
+        # A log-in and a new id count as activity, even in a passive request.
         return Plan(Step.ROTATE, _SET, renews or unit.is_passive)
     return Plan(Step.REPLACE, cookie, renews)
 

@@ -204,7 +204,7 @@ def are_sensible(version: object, *moments: object) -> bool:
 def parse_meta(text: str | bytes) -> object:
     """Return what is in the JSON of a record's meta.
 
-    :raises ValueError: if it is none, or very long.
+    :raises ValueError: if it is not JSON, or very long.
     """
     if len(text) > _MAX_META:
         raise ValueError
@@ -217,7 +217,7 @@ def parse_meta(text: str | bytes) -> object:
 def check_meta(value: object) -> dict[str, str]:
     """Return the meta of a record.
 
-    :raises ValueError: if it is something else than texts by their names.
+    :raises ValueError: if it is not a mapping of texts to texts.
     """
     if not isinstance(value, dict):
         raise ValueError
@@ -249,7 +249,7 @@ def encode_user(user: str) -> bytes:
 
 
 def decode_user(start: bytes) -> str | None:
-    """Read whom a record belongs to, from an encoded record or from its beginning.
+    """Read the user of a record from its encoded form, or from the beginning of it.
 
     :param start: The header and what follows it, at least as much as the user has.
     :raises RecordError: as :func:`decode_record`, but for the checksum of the data.

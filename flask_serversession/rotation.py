@@ -41,7 +41,7 @@ SUCCESSOR = "successor"
 #: Key in a tombstone's meta: the id changed, but not whom the session belongs to.
 SAME_USER = "same_user"
 #: Key in a tombstone's meta: the id is as old as :data:`SESSION_RENEWAL_INTERVAL`, and
-#: nothing else has changed. Who still has it works on the successor. Signed.
+#: nothing else has changed. Requests with the old id work on the successor. Signed.
 RENEWED = "renewed"
 
 #: Why the id of a session is renewed.
@@ -50,8 +50,8 @@ RENEWAL = "it is as old as 'SESSION_RENEWAL_INTERVAL'"
 _FOUND = "its user is found by other settings"
 _CHANGED = "the user changed"
 
-# After how many steps nobody goes on after a session whose id is changing all the time.
-# A step is faster than a change, so no client gets there.
+# How many steps a session is followed whose id is changing all the time. A step is
+# faster than a change, so no client gets there.
 _MAX_STEPS = 10_000
 # How often a custom generator may return an id that is taken.
 _MAX_TAKEN = 5
@@ -61,7 +61,7 @@ def find_reason(core: Core, unit: Unit, is_changed: bool) -> str:
     """Return why a session needs a new id that nobody asked for; empty if it does not.
 
     :param is_changed: Whether this request has changed what the session holds.
-    :raises SerializationError: if nobody can tell whom a changed session belongs to.
+    :raises SerializationError: if the user of a changed session cannot be found.
     """
     config, stored = core.config, unit.stored
     assert stored is not None  # noqa: S101 - for type checkers
@@ -94,7 +94,7 @@ def predecessor_of(record: Record, prefix: str) -> str | None:
 
 
 def successor_of(record: Record | None, prefix: str) -> str | None:
-    """Return the key that a tombstone leads to; ``None`` if it is none."""
+    """Return the key that a tombstone leads to; ``None`` if it is not a tombstone."""
     if record is None or not record.is_tombstone:
         return None
     return key_of_handle(record.meta.get(SUCCESSOR), prefix)
@@ -180,7 +180,7 @@ def create(
                 unit, "create", core.backend.create, identity.key, made.record
             )
         except BaseException:
-            # Perhaps it is there, and nobody will be told of it.
+            # The record may have been created, but no browser will learn its id.
             core.leftovers.add(identity.key)
             raise
         if is_created:
@@ -342,8 +342,8 @@ class Rotation:
     def _undo(self, successor: Successor) -> None:
         """Put everything back as it was, after an interruption.
 
-        The browser may never get an answer, and goes on with the old id then. A log-out
-        is not undone: others may have been told that it has come.
+        The browser may never get an answer, and then keeps using the old id. A log-out
+        is not undone: others may already have been told of it.
         """
         backend, key = self._core.backend, self._unit.key
         is_undone = False
@@ -427,7 +427,7 @@ class Rotation:
 
 
 def refuse_if_closed(unit: Unit, message: str) -> None:
-    """Refuse what the browser would have to be told of, if that is impossible.
+    """Refuse a change of the id that the browser could not learn of.
 
     :param message: What to say after the response.
     """
@@ -462,15 +462,14 @@ def follow_renewal(
     tombstone: Record,
     load: cabc.Callable[[str], Record | None],
 ) -> Record | None:
-    """Go on with a session whose id another request has renewed, and nothing more.
+    """Follow a session whose id another request has only renewed.
 
-    What a request was allowed to do may have changed with any other new id. Who changes
-    a session from outside asks for the session, whatever id it has, as long as it has
-    the same user.
+    With any other new id, privileges may have changed. A change from outside follows
+    the session to any id, as long as the user is the same.
 
     :param tombstone: What was found under the id. Its word is only taken if it was
         signed: whoever can write to the store could lead to another's session.
-    :return: The session's record; ``None`` if it is gone for who has that id.
+    :return: The session's record; ``None`` if this id no longer leads to it.
     :raises RecordError: if it cannot be read.
     """
     trail = Trail(core.backend, core.config.key_prefix, "load")

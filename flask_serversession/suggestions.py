@@ -262,7 +262,7 @@ def suggest_driver(module: str, scheme: str) -> str:
 
 
 def suggest_keys(key: str, known: cabc.Collection[str]) -> str | None:
-    """Return the keys that are meant by one that there is not, in words.
+    """Return the keys that an unknown key was probably meant to be, in words.
 
     :param known: The keys that begin with "SESSION_".
     :return: ``None`` if it looks like a key of something else.

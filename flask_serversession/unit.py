@@ -217,7 +217,7 @@ class Presented:
     def verify_next(self, signer: CookieSigner, id: str) -> CookieState | None:
         """Go on to the next cookie that verifies and has another id.
 
-        :return: It, which is not yet the one that counts; ``None`` if there is none.
+        :return: Its state, which is not chosen yet; ``None`` if no other one verifies.
         """
         # Not by candidates(): a generator takes as long as everything else here.
         values = self.values[self._tried : MAX_CANDIDATES]
@@ -300,8 +300,8 @@ class Unit:
     is_modified: bool = False
     #: A value that can change in place was handed out.
     is_exposed: bool = False
-    #: The request is no activity: it neither renews the session nor sends its cookie
-    #: again.
+    #: The request does not count as activity: it neither renews the session nor sends
+    #: its cookie again.
     is_passive: bool = False
     #: Only its time was asked for, which is passive until its content is looked at.
     is_glanced: bool = False
@@ -378,7 +378,7 @@ class Unit:
 
     @property
     def stored_user(self) -> str | None:
-        """To whom the stored record belongs."""
+        """The user of the stored record."""
         return None if self.stored is None else self.stored.record.user
 
     def find_change(self, serializer: CodedSerializer) -> tuple[str, bytes | None]:

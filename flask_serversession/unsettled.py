@@ -84,7 +84,7 @@ class Settlement:
         )
 
     def _leave(self, key: str, successor: str | None, tombstone: Record) -> str | None:
-        """Return the key where to go on; ``None`` if all is settled."""
+        """Return the key to continue with; ``None`` if everything is settled."""
         unit, meta = self._unit, tombstone.meta
         if successor is None or successor == unit.key:
             return None

@@ -12,7 +12,7 @@ import typing as t
 
 from .errors import SerializationError
 
-#: Keys, of which the first that is there counts, or a function of the content.
+#: Keys, of which the first one present counts, or a function of the content.
 UserKey: t.TypeAlias = (
     tuple[str, ...] | cabc.Callable[[cabc.Mapping[str, t.Any]], t.Any]
 )
@@ -24,7 +24,7 @@ _SHOWN_HASH = re.compile(_HASH + "[0-9a-f]{64}")
 
 
 def find_user(data: cabc.Mapping[str, t.Any], keys: tuple[str, ...]) -> str | None:
-    """Return whom a session's content belongs to, as the application names them.
+    """Return the user of a session's content, as the application names them.
 
     :raises SerializationError: if that is a container.
     """

@@ -281,7 +281,7 @@ class Takeover:
             self._follow(unit, legacy, marker, loader)
 
     def is_to_be_reported(self, error: RecordError) -> bool:
-        """Whether a session that cannot be read is told of as any other would be."""
+        """Whether a session that cannot be read is reported like any other."""
         if not isinstance(error, PickledError):
             return True
         if not self._is_pickle_told:

@@ -332,7 +332,7 @@ def _remedy_of(error: Exception) -> str:
     )
 
 
-# What the pools say that wait for no connection, and those that have waited in vain.
+# What pools say that do not wait for a connection, and pools that have waited too long.
 _EXHAUSTED = ("Too many connections", "No connection available.")
 _UNTRUSTED = "SSLCertVerificationError"
 
