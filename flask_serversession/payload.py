@@ -157,10 +157,8 @@ class Sealer:
                 f"The envelope has format {data[0]}; this version knows {FORMAT}.",
                 "newer",
             )
-        is_former = data[:1] == b"\1"
-        size = _FORMER_SIZE if is_former else _HEADER.size
-        if device := device_part(data):
-            size += len(device)
+        is_former, device = data[:1] == b"\1", device_part(data)
+        size = (_FORMER_SIZE if is_former else _HEADER.size) + len(device)
         if len(data) < size:
             raise RecordError("The envelope is truncated.", "damaged")
         fields = data[:size] + _NOT_A_TIME if is_former else data
