@@ -359,6 +359,10 @@ def set_ours(app: Flask, expires: t.Any) -> str:
         return response.headers["Set-Cookie"]
 
 
+# A name that the checks would have refused is warned of, and sent all the same.
+@pytest.mark.filterwarnings(
+    "ignore:'SESSION_COOKIE_NAME' is:flask_serversession.ConfigurationWarning"
+)
 @pytest.mark.parametrize(
     "expires",
     [
