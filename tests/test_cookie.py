@@ -13,10 +13,14 @@ from werkzeug.sansio.http import parse_cookie
 
 from flask_serversession import ServerSession
 from flask_serversession.config import MAX_DURATION
+from flask_serversession.cookie import NOTE_KEY
 from flask_serversession.cookie import CookieSigner
 from flask_serversession.cookie import CookieState
+from flask_serversession.cookie import attributes_of
 from flask_serversession.cookie import claims_permanent
+from flask_serversession.cookie import delete_cookie
 from flask_serversession.cookie import find_values
+from flask_serversession.cookie import is_well_formed
 from flask_serversession.cookie import set_cookie
 from flask_serversession.ids import check_id
 from flask_serversession.ids import generate_id
@@ -359,6 +363,10 @@ def set_ours(app: Flask, expires: t.Any) -> str:
         return response.headers["Set-Cookie"]
 
 
+# A name that the checks would have refused is warned of, and sent all the same.
+@pytest.mark.filterwarnings(
+    "ignore:'SESSION_COOKIE_NAME' is:flask_serversession.ConfigurationWarning"
+)
 @pytest.mark.parametrize(
     "expires",
     [
@@ -462,3 +470,70 @@ def test_a_note_in_the_store_is_proved_by_any_of_the_secrets_and_by_nothing_else
         assert not now.attests(note, proof)
     # No id that follows from the same text is a proof of it.
     assert not any(now.attests(note, id) for id in now.derive_ids(note.encode()))
+
+
+# -- the parts
+
+
+def test_what_a_cookie_says_is_not_shown() -> None:
+    assert repr(CookieState("secret", True, 1, 2)) == "<CookieState>"
+    # In stores: has to stay what it is.
+    assert NOTE_KEY == b"flask_serversession.note"
+
+
+def test_a_cookie_is_deleted_with_the_attributes_it_was_set_with() -> None:
+    app = make_app(
+        SESSION_COOKIE_DOMAIN="shop.example",
+        SESSION_COOKIE_PATH="/shop",
+        SESSION_COOKIE_SECURE=True,
+        SESSION_COOKIE_SAMESITE="Lax",
+        SESSION_COOKIE_PARTITIONED=True,
+    )
+    named = {
+        "key": "session",
+        "domain": "shop.example",
+        "path": "/shop",
+        "secure": True,
+        "partitioned": True,
+        "samesite": "Lax",
+        "httponly": True,
+    }
+    for suffix in ("", "_other"):
+        with app.test_request_context():
+            ours = app.make_response("")
+            delete_cookie(app.session_interface, app, ours, suffix)
+            attributes = attributes_of(app.session_interface, app, suffix)
+        assert attributes == {**named, "key": f"session{suffix}"}
+        theirs = Response()
+        theirs.delete_cookie(**attributes)
+        assert ours.headers["Set-Cookie"] == theirs.headers["Set-Cookie"]
+    with app.test_request_context():
+        ours = app.make_response("")
+        delete_cookie(app.session_interface, app, ours)
+        assert attributes_of(app.session_interface, app) == named
+    assert ours.headers["Set-Cookie"].startswith("session=;")
+
+
+def test_both_ways_to_set_a_cookie_give_the_same() -> None:
+    app = make_app()
+    expires = dt.datetime(2030, 1, 1, tzinfo=dt.timezone.utc)
+    plain = set_ours(app, expires)
+    assert "Expires=Tue, 01 Jan 2030" in plain
+    app.response_class = type("Marked", (Response,), {})
+    assert set_ours(app, expires) == plain
+
+
+@pytest.mark.parametrize(
+    ("value", "is_well"),
+    [
+        ("id.pa-b.signature", True),
+        ("id.pa-b", False),
+        ("id.pa-b.", False),
+        (".pa-b.signature", False),
+        ("id.x.signature", False),
+        ("id", False),
+        ("", False),
+    ],
+)
+def test_what_looks_like_a_cookie_of_ours(value: str, is_well: bool) -> None:
+    assert is_well_formed(value) is is_well

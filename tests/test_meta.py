@@ -15,6 +15,7 @@ from flask_serversession import SessionLostError
 from flask_serversession import rotation
 from flask_serversession import session as typed_session
 from flask_serversession.meta import INTERNAL
+from flask_serversession.meta import LEFT_AT
 from flask_serversession.meta import MAX_SIZE
 from flask_serversession.meta import PREDECESSOR
 from flask_serversession.meta import TRACKED
@@ -427,8 +428,9 @@ def test_what_is_stored_has_three_parts() -> None:
     assert own_part({}) == {}
     # These are in stores, and have to stay what they are.
     assert {"user_agent", "remote_addr"} == TRACKED
-    assert PREDECESSOR == "predecessor"
-    assert {"moving", "predecessor", "renewed", "same_user", "successor"} == INTERNAL
+    assert (PREDECESSOR, LEFT_AT) == ("predecessor", "left_at")
+    others = {"moving", "renewed", "same_user", "successor"}
+    assert {PREDECESSOR, LEFT_AT, *others} == INTERNAL
 
 
 def test_the_size_is_that_in_utf_8() -> None:

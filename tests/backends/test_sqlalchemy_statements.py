@@ -7,8 +7,8 @@ import typing as t
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.schema import CreateTable
 
 from flask_serversession.backends.sqlalchemy.statements import Statements
@@ -16,7 +16,7 @@ from flask_serversession.backends.sqlalchemy.table import define_table
 
 PREFIX = "session:"
 SQLITE: t.Any = sqlite.dialect()  # type: ignore[no-untyped-call]
-POSTGRESQL: t.Any = postgresql.dialect()  # type: ignore[no-untyped-call]
+POSTGRESQL: t.Any = psycopg.dialect()  # type: ignore[no-untyped-call]
 MYSQL: t.Any = mysql.dialect()  # type: ignore[no-untyped-call]
 MARIADB: t.Any = mysql.dialect()  # type: ignore[no-untyped-call]
 MARIADB.name = "mariadb"

@@ -118,9 +118,9 @@ MODULES = {
     ),
     "leftovers": Module(("test_leftovers.py", "test_unsettled.py")),
     "outside": Module(("test_outside.py",), sample=100),
-    "users": Module(("test_users.py", "test_flow.py")),
+    "users": Module(("test_users.py",)),
     "meta": Module(("test_meta.py",)),
-    "opened": Module(("test_sessions.py", "test_passive.py", "test_contexts.py")),
+    "opened": Module(("test_opened.py", "test_passive.py")),
     "hiding": Module(("test_hiding.py",)),
     "breaker": Module(("test_breaker.py",), only=f"{_MEMORY} and not five_waits"),
     "trial": Module(
