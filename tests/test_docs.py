@@ -611,47 +611,9 @@ HELPERS: Namespace = {
 # -- every message
 
 
-<<<<<<< HEAD
 def pattern_of(message: str) -> str:
     pieces = message.split(load_messages().PLACEHOLDER)
     return ".{0,999}?".join(re.escape(piece) for piece in pieces)
-=======
-#: Calls with texts that are no messages, or are documented elsewhere: what each key
-#: accepts is in config.rst; help and what is printed when all goes well, in cli.rst.
-_NO_MESSAGES = {
-    *("InvalidValueError", "_duration_or", "_duration_or_none"),
-    *("AppGroup", "_Group", "Hidden", "write_line", "progress_bar", "option"),
-    *("cast", "compile", "execute", "search", "startswith", "text"),
-    *("AssertionError", "OperationalError", "RuntimeError"),  # handled inside
-}
-#: The same for what is no argument of a call.
-_NO_SENTENCES = {
-    # handled inside, or looked for in what drivers say
-    *("a marker outside of its place", "a named offset without the offset"),
-    *("not an HTTP date", "not a string", "not a dict of lists", "… cannot be written"),
-    *("already exists", "is locked", "timed out", "timeout expired"),
-    *("unknown database", "Too many connections", "No connection available."),
-    # for who debugs the reading of pickles: all of them end in one message
-    *(
-        "There is no end.",
-        "… is not for plain data.",
-        "That is no ….",
-        "The stack is empty.",
-    ),
-    *("That is not one of the types.", "Only a UUID gets its content afterwards."),
-    *("A type is no plain data.", "There is too much in it."),
-    *("A key is too deep or too large.", "There is too much text in it."),
-    # in a table that is printed
-    *("compare and swap", "count them", "delete expired ones by itself"),
-    *("delete expired ones on demand", "list all sessions", "no answer", "It can"),
-    *("Samsung Internet", "Yandex Browser", "Headless Chrome"),
-    *("User agent", "Last seen", "Logged in", "<… (not loaded)>"),
-    *("Flask's signature", "Flask's age", "Ids in cookies", "not signed"),
-    *("…, as SESSION_USE_SIGNER says", "Keys begin with", "Sessions read"),
-    "Not readable",
-}
-_PLACEHOLDER = "\N{HORIZONTAL ELLIPSIS}"
->>>>>>> 2c31d83 (Fit the list of sessions into 80 columns, with the names of browsers)
 
 
 @functools.cache
