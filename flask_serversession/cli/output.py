@@ -204,7 +204,7 @@ def _columns_of(
     told = {name for info in listed for name in info.meta}
     columns: list[tuple[str, cabc.Callable[[SessionInfo], str]]] = []
     if any(info.is_device_bound for info in listed):
-        columns.append(("DEVICE", lambda info: "bound" if info.is_device_bound else "-"))
+        columns.append(("DEVICE", lambda i: "bound" if i.is_device_bound else "-"))
     if not told <= META_TITLES.keys():
         columns.append(("META", _shown_meta))
     if "remote_addr" in told:
