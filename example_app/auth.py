@@ -41,13 +41,15 @@ PASSWORD_RULE = f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters."
 #: Why somebody is logged out, in words. Of other reasons, such as a cookie that nobody
 #: here has made, there is nothing to say.
 REASONS = {
-    "expired": "you have not been here for a while",
-    "revoked": "your session was ended from another device, or by an administrator",
-    "limit": "you have logged in on too many other devices since",
-    "logged out": "you have logged out here before",
-    "unproven": "this browser could not prove that the session began here",
-    "replaced": "somebody else has logged in here since",
-    "unknown": "your session has ended",
+    "expired": "Your session ended, because you have not been here for a while.",
+    "revoked": "Your session was ended from another device, or by an administrator.",
+    "limit": "Your session ended, because you have logged in on many other devices.",
+    "logged out": "You have logged out here before.",
+    "unproven": (
+        "Your session ended, because this browser could not prove that it began here."
+    ),
+    "replaced": "Your session ended, because somebody else has logged in here since.",
+    "unknown": "Your session has ended.",
 }
 
 
@@ -61,9 +63,8 @@ def load_user(user_id: str) -> User | None:
 def ask_to_log_in() -> ResponseReturnValue:
     """Lead from a page that needs a user to the log-in, and back."""
     # Now or never: a message begins a new session, with which the browser comes next.
-    reason = REASONS.get(session.ended_because or "")
-    before = f"You were logged out because {reason}. " if reason else ""
-    flash(f"{before}Log in to see that page.", "info")
+    reason = REASONS.get(session.ended_because or "", "")
+    flash(f"{reason} Log in to see that page.".lstrip(), "info")
     # A form is not sent again; the address that it was sent to may show nothing.
     target = request.full_path.removesuffix("?") if request.method == "GET" else None
     return redirect(url_for("auth.log_in", next=target))

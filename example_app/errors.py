@@ -1,7 +1,7 @@
 """Error pages, and the headers that every answer has.
 
-The error pages do not look at the session: they work while its backend is down, and
-whoever asks for a page that does not exist costs nothing.
+They look as the visitor has chosen, and show the cart and the log-out, as other pages
+do. Where the session cannot be read, they are as they would be for a stranger.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
 from flask_serversession import BackendUnavailableError
+
+from . import preferences
 
 HEADERS = {
     # No scripts and styles but the files in static.
@@ -90,11 +92,24 @@ def show_unavailable(error: BackendUnavailableError) -> Response:
 
 
 def _page(error: HTTPException, title: str, text: str) -> Response:
+    code = error.code or 500
+
+    try:
+        chosen = preferences.current()
+        has_session = code < 500
+    except BackendUnavailableError:
+        chosen, has_session = {}, False
+
     # The error's own response has the right status and headers.
-    response = Response(
-        render_template("error.html", code=error.code, title=title, text=text),
-        error.code,
+    page = render_template(
+        "error.html",
+        code=code,
+        title=title,
+        text=text,
+        chosen=chosen,
+        has_session=has_session,
     )
+    response = Response(page, code)
     response.headers.extend(
         header for header in error.get_headers() if header[0] != "Content-Type"
     )

@@ -116,29 +116,24 @@ def home() -> ResponseReturnValue:
 @blueprint.get("/products/<sku>")
 def product(sku: str) -> ResponseReturnValue:
     """Show one product."""
-    return render_template(
-        "product.html", product=_product_or_404(sku), max_quantity=MAX_QUANTITY
-    )
+    return _product_page(_product_or_404(sku))
 
 
 @blueprint.get("/cart")
 def cart() -> ResponseReturnValue:
     """Show the cart."""
-    lines = _lines(cart_items())
-    return render_template(
-        "cart.html", lines=lines, total=_total(lines), max_quantity=MAX_QUANTITY
-    )
+    return _cart_page()
 
 
 @blueprint.post("/cart/add")
 def add_to_cart() -> ResponseReturnValue:
     """Put a product into the cart, or more of it."""
     product = _product_or_404(request.form.get("sku", ""))
-    quantity = _quantity(request.form.get("quantity", "1"))
+    sent = request.form.get("quantity", "1")
 
-    if not quantity:
-        flash("Say how many, from 1 on.", "error")
-        return redirect(url_for(".product", sku=product.sku))
+    if not (quantity := _quantity(sent)):
+        error = f"Say how many, from 1 to {MAX_QUANTITY}."
+        return _product_page(product, sent, error), 422
 
     session.setdefault("cart", {"items": {}})
     session["cart"]["items"].setdefault(
@@ -146,9 +141,17 @@ def add_to_cart() -> ResponseReturnValue:
     )
     # Found and saved, as deep as it is: session.modified need not be set.
     session["cart"]["items"][product.sku]["quantity"] += quantity
-    _limit_quantity(product.sku)
+    surplus = _limit_quantity(product.sku)
 
-    flash(f"{product.name}: {quantity} added to your cart.", "success")
+    if surplus:
+        flash(
+            f"{product.name}: {quantity - surplus} of {quantity} added, because a cart"
+            f" holds {MAX_QUANTITY} of a product at most.",
+            "warning",
+        )
+    else:
+        flash(f"{product.name}: {quantity} added to your cart.", "success")
+
     return redirect(url_for(".cart"))
 
 
@@ -156,15 +159,16 @@ def add_to_cart() -> ResponseReturnValue:
 def update_cart() -> ResponseReturnValue:
     """Set the quantities of several products; 0 takes one out."""
     items = cart_items()
-    asked = {
-        sku: _quantity(request.form[f"quantity-{sku}"])
+    sent = {
+        sku: request.form[f"quantity-{sku}"]
         for sku in items
         if f"quantity-{sku}" in request.form
     }
+    asked = {sku: _quantity(text) for sku, text in sent.items()}
 
     if None in asked.values():
-        flash(f"A quantity is a number from 0 to {MAX_QUANTITY}.", "error")
-        return redirect(url_for(".cart"))
+        wrong = {sku for sku, quantity in asked.items() if quantity is None}
+        return _cart_page(sent, wrong), 422
 
     for sku, quantity in asked.items():
         if quantity:
@@ -181,8 +185,21 @@ def remove_from_cart() -> ResponseReturnValue:
     """Take a product out."""
     product = _product_or_404(request.form.get("sku", ""))
 
-    if cart_items().pop(product.sku, None) is not None:
+    if (item := cart_items().pop(product.sku, None)) is not None:
+        session["removed"] = {product.sku: item}
         flash(f"Removed: {product.name}.", "info")
+
+    return redirect(url_for(".cart"))
+
+
+@blueprint.post("/cart/undo")
+def undo_removal() -> ResponseReturnValue:
+    """Put back what was taken out last."""
+    items = session.setdefault("cart", {"items": {}})["items"]
+
+    for sku, item in session.pop("removed", {}).items():
+        items.setdefault(sku, item)
+        flash(f"Back in your cart: {PRODUCTS[sku].name}.", "success")
 
     return redirect(url_for(".cart"))
 
@@ -240,6 +257,35 @@ def _quantity(text: str) -> int | None:
     return number if 0 <= number <= MAX_QUANTITY else None
 
 
-def _limit_quantity(sku: str) -> None:
+def _limit_quantity(sku: str) -> int:
+    """Take out what is too much, and give how much that was."""
     item = session["cart"]["items"][sku]
-    item["quantity"] = min(item["quantity"], MAX_QUANTITY)
+    surplus: int = max(item["quantity"] - MAX_QUANTITY, 0)
+    item["quantity"] -= surplus
+    return surplus
+
+
+def _product_page(product: Product, quantity: str = "1", error: str = "") -> str:
+    return render_template(
+        "product.html",
+        product=product,
+        quantity=quantity,
+        error=error,
+        max_quantity=MAX_QUANTITY,
+    )
+
+
+def _cart_page(
+    sent: t.Mapping[str, str] | None = None, wrong: t.Collection[str] = ()
+) -> str:
+    lines = _lines(cart_items())
+    removed = [PRODUCTS[sku] for sku in session.get("removed", ()) if sku in PRODUCTS]
+    return render_template(
+        "cart.html",
+        lines=lines,
+        total=_total(lines),
+        sent=sent or {},
+        wrong=wrong,
+        removed=removed,
+        max_quantity=MAX_QUANTITY,
+    )

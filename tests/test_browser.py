@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import shutil
 import time
 import typing as t
@@ -215,6 +216,14 @@ class Visitor:
         with self.page.expect_navigation():
             self.link(name).or_(self.button(name)).click()
 
+    def ask_and_click(self, name: str) -> None:
+        """Click on a button that asks first."""
+        button = self.page.locator("button", has_text=name)
+        question = self.page.locator("details.ask").filter(has=button)
+        assert not self.button(name).is_visible()
+        question.locator("summary").click()
+        self.click(name)
+
     def press_enter(self) -> None:
         """Press the key on what has the focus, and wait for the page."""
         with self.page.expect_navigation():
@@ -222,7 +231,8 @@ class Visitor:
 
     def fill(self, **fields: str) -> None:
         for label, text in fields.items():
-            self.page.get_by_label(label.replace("_", " ")).fill(text)
+            beginning = re.compile(f"^{label.replace('_', ' ')}")
+            self.page.get_by_label(beginning).fill(text)
 
     def log_in(self, name: str = "ada", password: str = "countess") -> None:
         self.go("/log-in")
@@ -297,7 +307,7 @@ def test_one_browser_ends_the_session_of_another(
     desktop.click("Your devices")
     assert desktop.devices == ["Firefox, Linux This device", "Safari, iPhone"]
     assert "198.51.100.7" in desktop.page.get_by_role("listitem").last.inner_text()
-    desktop.click("End session on Safari, iPhone")
+    desktop.ask_and_click("End session on Safari, iPhone")
     assert desktop.message == "The session on Safari, iPhone is ended."
     assert desktop.devices == ["Firefox, Linux This device"]
 
@@ -321,7 +331,7 @@ def test_somebody_logs_out_everywhere_else(open_browser: Opener) -> None:
         each.log_in()
     desktop.go("/devices")
     assert len(desktop.devices) == 4
-    desktop.click("Log out everywhere else")
+    desktop.ask_and_click("Log out everywhere else")
     assert desktop.message == "Logged out everywhere else; sessions ended: 3."
     assert desktop.devices == ["Firefox, Linux This device"]
     for each in (desktop, stranger, *others):
@@ -379,7 +389,7 @@ def test_a_dialog_counts_down_and_then_the_log_in_says_why(
     desktop.link("Log in").wait_for()
     assert not dialog.is_visible()
     desktop.click("Log in")
-    reason = "You were logged out because you have not been here for a while."
+    reason = "Your session ended, because you have not been here for a while."
     assert desktop.message == reason
 
 
@@ -392,7 +402,7 @@ def test_an_administrator_ends_the_session_of_somebody(open_browser: Opener) -> 
     desktop.page.get_by_role("searchbox", name="User name").fill("Grace")
     desktop.click("Search")
     assert desktop.message == "grace has one session."
-    desktop.click("End session on Safari, iPhone")
+    desktop.ask_and_click("End session on Safari, iPhone")
     messages = desktop.page.get_by_role("status").all_inner_texts()
     assert messages[0] == "The session of grace on Safari, iPhone is ended."
     assert messages[1].startswith("grace has no sessions")
@@ -432,6 +442,8 @@ def test_the_keyboard_alone_is_enough(open_browser: Opener) -> None:
 
     tab_to(desktop.link("Your devices"))
     desktop.press_enter()
+    tab_to(page.locator("summary", has_text="End session… on Safari, iPhone"))
+    page.keyboard.press("Enter")
     tab_to(desktop.button("End session on Safari, iPhone"))
     desktop.press_enter()
     assert desktop.message == "The session on Safari, iPhone is ended."
@@ -479,7 +491,7 @@ def test_a_screen_reader_gets_names_and_not_only_looks(open_browser: Opener) -> 
     assert page.title().startswith("Your devices")
     sessions = page.get_by_role("region", name="Sessions").get_by_role("listitem")
     assert sessions.get_by_role("heading", level=2).all_inner_texts() == desktop.devices
-    end = desktop.button("End session on Safari, iPhone")
+    end = page.locator("summary", has_text="End session… on Safari, iPhone")
     description = end.evaluate(
         "button => document.getElementById(button.getAttribute('aria-describedby'))"
         ".innerText"
@@ -572,13 +584,98 @@ def assert_fits(visitor: Visitor, width: int) -> None:
     narrow = visitor.page.locator("main button, main .button").evaluate_all(
         """elements => elements.filter(element => {
             const box = element.getBoundingClientRect();
-            return box.right > innerWidth || box.height < 24 || box.width < 24;
+            return element.checkVisibility()
+                && (box.right > innerWidth || box.height < 24 || box.width < 24);
         }).map(element => element.innerText)"""
     )
     assert narrow == []
 
 
+def test_the_menu_of_a_phone_opens_and_closes(open_browser: Opener) -> None:
+    phone = open_browser(PHONE, viewport=PHONE_SIZE, is_mobile=True, has_touch=True)
+    phone.go("/")
+    assert not phone.link("Notes").is_visible()
+    phone.button("Menu").click()
+    assert phone.page.get_by_role("navigation", name="Main").is_visible()
+    phone.page.keyboard.press("Escape")
+    assert not phone.link("Notes").is_visible()
+    phone.button("Menu").click()
+    phone.click("Notes")
+    assert phone.page.url.endswith("/notes")
+    assert not phone.link("Preferences").is_visible()
+    desktop = open_browser(FIREFOX)
+    desktop.go("/")
+    assert desktop.link("Notes").is_visible()
+    assert not desktop.button("Menu").is_visible()
+
+
+def test_what_was_typed_survives_and_its_field_says_what_is_wrong(
+    open_browser: Opener,
+) -> None:
+    desktop = open_browser(FIREFOX)
+    desktop.go("/notes")
+    desktop.fill(Name="a/b", Text="a long thought")
+    desktop.click("Add note")
+    assert len(desktop.complaints) == 2  # of the status, and nothing else
+    assert all("422" in complaint for complaint in desktop.complaints)
+    desktop.complaints.clear()
+    assert (
+        desktop.page.get_by_label("Text", exact=True).input_value() == "a long thought"
+    )
+    field = desktop.page.get_by_label("Name", exact=True)
+    assert field.input_value() == "a/b"
+    described_by = field.get_attribute("aria-describedby", timeout=TIMEOUT)
+    assert (
+        "A name has up to 40" in desktop.page.locator(f"#{described_by}").inner_text()
+    )
+    desktop.fill(Name="Thought")
+    desktop.click("Add note")
+    desktop.page.get_by_label("Choose Thought").check()
+    desktop.click("Delete the ticked ones")
+    desktop.click("Undo")
+    assert desktop.message == "Back again: Thought."
+
+
 # For the documentation
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("desktop", DESKTOP_SIZE), ("phone", PHONE_SIZE)]
+)
+@pytest.mark.parametrize("text", ["Normal", "Large"])
+def test_every_page_is_pictured(
+    open_browser: Opener, tmp_path: Path, name: str, size: t.Any, text: str
+) -> None:
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path / "pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    site = open_browser().site
+    fill_with_life(site)
+    visitor = open_browser(PHONE, viewport=size)
+    visitor.log_in()
+    visitor.go("/preferences")
+    visitor.page.get_by_label(text).check()
+    visitor.click("Save")
+    for sku, quantity in (("pen", "99"), ("envelopes", "3")):
+        visitor.go(f"/products/{sku}")
+        visitor.fill(Quantity=quantity)
+        visitor.click("Add to cart")
+    visitor.go("/notes")
+    visitor.fill(Name="To do", Text="Buy stamps")
+    visitor.click("Add note")
+    for address in (*PAGES[:11], "/no-such-page"):
+        visitor.go(address)
+        file = address.strip("/").replace("/", "-").partition("?")[0] or "home"
+        take_picture(visitor, folder / f"{name}-{text.lower()}-{file}.png")
+        assert (
+            visitor.page.evaluate("document.documentElement.scrollWidth")
+            <= (size["width"])
+        )
+    visitor.complaints.clear()  # there is no such page
+    visitor.go("/devices")
+    visitor.page.locator("summary").first.click()
+    if size is PHONE_SIZE:
+        visitor.button("Menu").click()
+    take_picture(visitor, folder / f"{name}-{text.lower()}-open.png")
 
 
 def test_pictures_are_made(open_browser: Opener, site: Site, tmp_path: Path) -> None:

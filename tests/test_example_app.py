@@ -27,6 +27,7 @@ from werkzeug.test import TestResponse
 
 from example_app import create_app
 from example_app.auth import MAX_PASSWORD
+from example_app.auth import REASONS
 from example_app.extensions import server_session
 from example_app.notes import MAX_NOTES
 from example_app.notes import MAX_TEXT
@@ -121,6 +122,8 @@ class Page(html.parser.HTMLParser):
         self.references: set[str] = set()
         self.links: dict[str, str] = {}
         self.messages: list[tuple[str, str]] = []
+        #: What is wrong with fields, by their ids.
+        self.problems: dict[str, str] = {}
         self._open: list[tuple[str, dict[str, str], int]] = []
         self._labels: set[str] = set()
         self._controls: list[dict[str, str]] = []
@@ -189,6 +192,8 @@ class Page(html.parser.HTMLParser):
             self.links[text] = found["href"]
         elif tag == "p" and "message" in found.get("class", "").split():
             self.messages.append((found["class"].removeprefix("message "), text))
+        elif tag == "p" and found.get("class") == "field-error":
+            self.problems[found["id"].removesuffix("-error")] = text
 
     def _check(self) -> None:
         assert not self._open, self._open
@@ -537,14 +542,15 @@ def test_a_page_says_so_when_the_backend_is_down_and_nothing_is_lost(
     # An answer in between: after five failures in a row nobody asks for a while.
     browser.visit("/products/ink")
     with backend.failing():
-        for address in ("/", "/cart", "/session"):
+        for address in ("/", "/session"):
             browser.visit(address)
             assert browser.status == 503
             assert "We will be back in a moment" in browser.page.text
         response = browser.client.get("/cart")
         assert response.headers["Retry-After"] == "5"
         browser.visit("/no-such-page")
-        assert browser.status == 404  # which does not need the session
+        assert browser.status == 404  # which is shown as to a stranger
+        assert "Log out" not in browser.page.text
 
     browser.visit("/products/ink")
     with backend.failing("replace"):
@@ -577,13 +583,14 @@ def test_what_needs_no_session_asks_nothing_of_the_backend(
             assert response.status_code == 200, name
             assert "Set-Cookie" not in response.headers
             response.close()
-        browser.visit("/no-such-page")
+        Browser(app).visit("/no-such-page")
     assert calls == {}
 
-    browser.visit("/")
-    with backend_of(app).counting() as calls:
+    for address in ("/", "/no-such-page"):
         browser.visit("/")
-    assert calls == {"load": 1}
+        with backend_of(app).counting() as calls:
+            browser.visit(address)
+        assert calls == {"load": 1}
 
 
 # The end of a session
@@ -631,14 +638,9 @@ def test_who_is_not_logged_in_is_not_asked_whether_they_are_there(
 
 
 ENDS: dict[str, Callable[[Flask, FakeClock], object]] = {
-    "you have not been here for a while": lambda app, clock: clock.advance(86_400),
-    "you have logged in on too many other devices since": lambda app, clock: (
-        clock.advance(1),
-        Browser(app).log_in(),
-    ),
-    "your session was ended from another device, or by an administrator": (
-        lambda app, clock: server_session.revoke_user("1")
-    ),
+    "expired": lambda app, clock: clock.advance(86_400),
+    "limit": lambda app, clock: (clock.advance(1), Browser(app).log_in()),
+    "revoked": lambda app, clock: server_session.revoke_user("1"),
 }
 
 
@@ -654,8 +656,19 @@ def test_who_was_logged_out_is_told_why(
         ENDS[reason](app, clock)
     page = browser.visit(address)
     ((_, message),) = page.messages
-    assert message.startswith(f"You were logged out because {reason}.")
+    assert message.startswith(REASONS[reason])
     assert browser.visit("/log-in").messages == []
+
+
+def test_whose_cart_has_expired_is_not_told_that_they_were_logged_out(
+    clock: FakeClock, make_app: AppMaker
+) -> None:
+    browser = Browser(make_app(SESSION_BACKEND="memory"))
+    browser.add_to_cart("pen")
+    clock.advance(86_400 * 100)
+    browser.visit("/log-in")
+    ((_, message),) = browser.page.messages
+    assert message == "Your session ended, because you have not been here for a while."
 
 
 def test_who_was_not_logged_in_is_not_told_that_they_were_logged_out(
@@ -1340,20 +1353,40 @@ def test_an_impossible_quantity_changes_nothing(
 ) -> None:
     browser.visit("/products/pen")
     browser.submit("Add to cart", quantity=quantity)
-    assert browser.page.messages == [("error", "Say how many, from 1 on.")]
+    assert browser.status == 422
+    assert browser.page.problems == {"quantity": "Say how many, from 1 to 99."}
+    assert dict(browser.page.fields["#0"])["quantity"] == quantity
     assert browser.cart == {}
 
 
 def test_there_is_a_limit_to_what_is_in_the_cart(browser: Browser) -> None:
     browser.add_to_cart("pen", 60)
     browser.add_to_cart("pen", 60)
-    assert browser.cart == {"pen": "99"}
-    browser.submit("Update quantities", ("quantity-pen", "100"))
-    assert browser.page.messages == [("error", "A quantity is a number from 0 to 99.")]
-    assert browser.cart == {"pen": "99"}
+    because = "added, because a cart holds 99 of a product at most."
+    assert browser.page.messages == [("warning", f"Fountain pen: 39 of 60 {because}")]
+    browser.add_to_cart("pen", 5)
+    assert browser.page.messages == [("warning", f"Fountain pen: 0 of 5 {because}")]
+    browser.add_to_cart("ink")
+    assert browser.cart == {"pen": "99", "ink": "1"}
+    browser.submit("Update quantities", ("quantity-pen", "100"), ("quantity-ink", "2"))
+    assert browser.status == 422
+    assert browser.page.problems == {"quantity-pen": "A number from 0 to 99."}
+    sent = [field for fields in browser.page.fields.values() for field in fields]
+    assert ("quantity-pen", "100") in sent
+    assert ("quantity-ink", "2") in sent
+    assert browser.cart == {"pen": "99", "ink": "1"}
+
+
+def test_what_was_removed_from_the_cart_can_be_put_back(browser: Browser) -> None:
+    browser.add_to_cart("pen", 3)
+    browser.add_to_cart("ink")
     browser.submit("Remove Fountain pen")
     assert browser.page.messages == [("info", "Removed: Fountain pen.")]
-    assert browser.cart == {}
+    assert browser.cart == {"ink": "1"}
+    browser.submit("Undo")
+    assert browser.page.messages == [("success", "Back in your cart: Fountain pen.")]
+    assert browser.cart == {"ink": "1", "pen": "3"}
+    assert "Undo" not in {button.text for button in browser.page.buttons}
 
 
 def test_a_product_that_is_sold_no_more_disappears_from_the_cart(
@@ -1413,11 +1446,18 @@ def test_a_note_that_cannot_be_kept_says_why(
     browser.visit("/notes")
     browser.submit("Add note", name="Taken", text="before")
     browser.submit("Add note", name=name, text=text)
-    ((category, shown),) = browser.page.messages
-    assert category == "error"
+    ((field, shown),) = browser.page.problems.items()
+    assert field == ("text" if "write something" in message else "name")
     assert message in shown
-    browser.submit("Add notes", lines=f"New: note\n{name}: {text}")
-    assert browser.page.messages[0][0] == "error"
+    # Nothing that was typed is lost.
+    sent = [field for fields in browser.page.fields.values() for field in fields]
+    assert {("name", name), ("text", text)} <= {*sent}
+    lines = f"New: note\n{name}: {text}"
+    browser.submit("Add notes", lines=lines)
+    assert browser.status == 422
+    assert [*browser.page.problems] == ["lines"]
+    sent = [field for fields in browser.page.fields.values() for field in fields]
+    assert ("lines", lines) in sent
     assert browser.notes == {"Taken": "before"}
 
 
@@ -1425,12 +1465,67 @@ def test_an_update_that_cannot_be_kept_changes_nothing(browser: Browser) -> None
     browser.visit("/notes")
     browser.submit("Add notes", lines="One: 1\nTwo: 2")
     browser.visit("/note/One")
-    browser.submit("Save", text=" ")
-    assert browser.page.messages[0][0] == "error"
+    long = "x" * (MAX_TEXT + 1)
+    browser.submit("Save", text=long)
+    assert [*browser.page.problems] == ["text"]
+    assert long in browser.page.text
     browser.visit("/notes/edit")
-    browser.submit("Save all", ("text-One", "I"), ("text-Two", ""))
-    assert browser.page.messages[0][0] == "error"
+    browser.submit("Save all", ("text-One", "I"), ("text-Two", long))
+    assert browser.page.problems == {
+        "text-2": f"Two: write something, of up to {MAX_TEXT} characters."
+    }
+    sent = [field for fields in browser.page.fields.values() for field in fields]
+    assert {("text-One", "I"), ("text-Two", long)} <= {*sent}
     assert browser.notes == {"One": "1", "Two": "2"}
+
+
+def test_what_was_deleted_can_be_brought_back(browser: Browser) -> None:
+    browser.visit("/notes")
+    browser.submit("Add notes", lines="One: 1\nTwo: 2")
+    browser.visit("/note/One")
+    browser.submit("Delete this note")
+    assert browser.notes == {"Two": "2"}
+    browser.visit("/notes")
+    browser.submit("Undo")
+    assert browser.page.messages == [("success", "Back again: One.")]
+    assert browser.notes == {"Two": "2", "One": "1"}
+    # What was written anew stays, and there is no more room than before.
+    browser.visit("/note/One")
+    browser.submit("Delete this note")
+    browser.submit("Add note", name="One", text="new")
+    browser.submit("Undo")
+    assert browser.notes == {"Two": "2", "One": "new"}
+
+
+def test_nothing_is_brought_back_for_which_there_is_no_room(browser: Browser) -> None:
+    browser.visit("/notes")
+    lines = [f"{number}: text" for number in range(MAX_NOTES)]
+    browser.submit("Add notes", lines="\n".join(lines))
+    browser.visit("/note/1")
+    browser.submit("Delete this note")
+    browser.submit("Add note", name="another", text="text")
+    browser.submit("Undo")
+    assert browser.page.messages[0][0] == "error"
+    assert "Undo" in {button.text for button in browser.page.buttons}
+    assert len(browser.notes) == MAX_NOTES
+
+
+@pytest.mark.parametrize("address", ["/no-such-page", "/admin"])
+def test_an_error_page_is_the_visitors(browser: Browser, address: str) -> None:
+    browser.register("alan")
+    browser.add_to_cart("pen", 2)
+    browser.visit("/preferences")
+    browser.submit("Save", theme="dark", text="large")
+    page = browser.client.get(address).get_data(as_text=True)
+    assert 'data-theme="dark" data-text="large"' in page
+    browser.visit(address)
+    assert browser.status in (403, 404)
+    assert "alan" in browser.page.text
+    assert "Log out" in {button.text for button in browser.page.buttons}
+    assert "Cart 2" in browser.page.text
+    stranger = Browser(browser.client.application)
+    stranger.visit("/no-such-page")
+    assert stranger.cookie is None
 
 
 def test_there_is_a_limit_to_the_notes(browser: Browser) -> None:
@@ -1438,7 +1533,7 @@ def test_there_is_a_limit_to_the_notes(browser: Browser) -> None:
     lines = "\n".join(f"{n}: text" for n in range(MAX_NOTES))
     browser.submit("Add notes", lines=lines)
     browser.submit("Add note", name="one more", text="text")
-    assert browser.page.messages[0][0] == "error"
+    assert [*browser.page.problems] == ["name"]
     assert len(browser.notes) == MAX_NOTES
 
 

@@ -179,48 +179,51 @@ def progress_bar(
 
 def write_sessions(listed: cabc.Sequence[SessionInfo], is_full: bool) -> None:
     """Write a table of sessions."""
-    told = {name for info in listed for name in info.meta}
-    has_own = not told <= META_TITLES.keys()
     header = ["HANDLE", "USER", "LAST SEEN (UTC)", "LOGGED IN (UTC)", "EXPIRES (UTC)"]
-    has_device = any(info.is_device_bound for info in listed)
-    if has_device:
-        header.append("DEVICE")
-    if has_own:
-        header.append("META")
-    if "remote_addr" in told:
-        header.append("ADDRESS")
-    if "user_agent" in told:
-        header.append("USER AGENT" if is_full else "BROWSER")
-    rows = [header]
+    more = _columns_of(listed, is_full)
+    rows = [[*header, *(title for title, _ in more)]]
     for info in listed:
         handle = info.handle if is_full else info.handle[:SHOWN_DIGITS]
         user = "-" if info.user is None else escape(info.user)
-        meta: list[str] = []
-        if has_device:
-            meta.append("bound" if info.is_device_bound else "-")
-        if has_own:
-            own = [f"{name}={value}" for name, value in own_meta(info)]
-            meta.append(", ".join(own) or "-")
-        if "remote_addr" in told:
-            meta.append(escape(info.meta.get("remote_addr", "-")))
-        if "user_agent" in told:
-            agent = info.meta.get("user_agent", "-")
-            meta.append(escape(agent if is_full else shown_browser(agent)))
+        cells = [value(info) for _, value in more]
         if not is_full:
             user = shorten(user, _WIDEST_USER)
-            meta = [shorten(value, _WIDEST_META) for value in meta]
+            cells = [shorten(cell, _WIDEST_META) for cell in cells]
         moments = (info.last_seen_at, info.authenticated_at, info.expires_at)
         times = ["-" if time is None else f"{time:%Y-%m-%d %H:%M}" for time in moments]
-        rows.append([handle, user, *times, *meta])
+        rows.append([handle, user, *times, *cells])
     if not is_full and (width := terminal_width()) is not None:
         rows = _fitted(rows, width)
     write_table(rows)
 
 
-def shown_browser(user_agent: str) -> str:
-    """Return the name of a browser, or the user agent itself, not escaped."""
+def _columns_of(
+    listed: cabc.Sequence[SessionInfo], is_full: bool
+) -> list[tuple[str, cabc.Callable[[SessionInfo], str]]]:
+    """Return the columns that any of the sessions has something for."""
+    told = {name for info in listed for name in info.meta}
+    columns: list[tuple[str, cabc.Callable[[SessionInfo], str]]] = []
+    if any(info.is_device_bound for info in listed):
+        columns.append(("DEVICE", lambda i: "bound" if i.is_device_bound else "-"))
+    if not told <= META_TITLES.keys():
+        columns.append(("META", _shown_meta))
+    if "remote_addr" in told:
+        columns.append(("ADDRESS", lambda i: escape(i.meta.get("remote_addr", "-"))))
+    if "user_agent" in told and is_full:
+        columns.append(("USER AGENT", lambda i: escape(i.meta.get("user_agent", "-"))))
+    elif "user_agent" in told:
+        columns.append(("BROWSER", _shown_browser))
+    return columns
+
+
+def _shown_meta(info: SessionInfo) -> str:
+    return ", ".join(f"{name}={value}" for name, value in own_meta(info)) or "-"
+
+
+def _shown_browser(info: SessionInfo) -> str:
+    agent = info.meta.get("user_agent", "-")
     # Nearly all user agents begin with it.
-    return browser_name(user_agent) or user_agent.removeprefix("Mozilla/5.0 ")
+    return browser_name(agent) or escape(agent.removeprefix("Mozilla/5.0 "))
 
 
 def _fitted(rows: list[list[str]], width: int) -> list[list[str]]:

@@ -67,6 +67,14 @@ def counting(app: Flask) -> cabc.Generator[collections.Counter[str], None, None]
         with backend.counting() as calls:
             yield calls
         return
+    with _counting_inside(backend) as calls:
+        yield calls
+
+
+@contextlib.contextmanager
+def _counting_inside(
+    backend: object,
+) -> cabc.Generator[collections.Counter[str], None, None]:
     calls = collections.Counter[str]()
     lock, asked = threading.Lock(), threading.local()
 
