@@ -6,7 +6,7 @@
     ├─ ConfigurationError (also ValueError)    from init_app only
     ├─ BackendError                            a backend failed; its driver's
     │  │                                       exception is __cause__
-    │  ├─ BackendUnavailableError (a 503 too)  unreachable or timed out
+    │  ├─ BackendUnavailableError (a 503 too)  unreachable, too slow, or refuses
     │  └─ NotSupportedError                    this backend has no such operation
     ├─ SerializationError (also TypeError)     what the session holds cannot be written
     ├─ RecordError                             a stored record cannot be read back
@@ -91,7 +91,8 @@ class BackendUnavailableError(BackendError, ServiceUnavailable):
 
     :param retry_after: What ``Retry-After`` says, in seconds.
     :param refused: Whether the engine has answered, and refused: it is full or
-        read-only, or another writer holds its lock. Other operations may work.
+        read-only, another writer holds its lock, or there is no such database, table or
+        privilege. Other operations may work.
     """
 
     def __init__(

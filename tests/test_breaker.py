@@ -392,9 +392,9 @@ def test_the_page_says_why_and_what_to_do_in_debug_mode_only(
     assert "hunter2" not in page
     assert browser.id not in page
     assert (
-        f"The Redis backend at 'localhost:1' cannot be reached for '{operation}'."
-        "<br>Is it running, and is its address right? Try it out with: flask sessions"
-        " check<br>Only debug mode shows this."
+        f"The Redis backend at 'localhost:1' cannot be reached for '{operation}':"
+        " Connection refused.<br>Is it running, and is its address right? Try it out"
+        " with: flask sessions check<br>Only debug mode shows this."
     ) in page or not is_debug
     assert ("Redis" in page) is is_debug
 

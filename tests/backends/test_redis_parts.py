@@ -68,17 +68,17 @@ NewerError.__name__ = "MaxConnectionsError"
         (
             redis.AuthenticationError("SECRET"),
             True,
-            "refused user name or password at 'load'.",
+            "refused the log-in at 'load'.",
         ),
         (
             redis.ResponseError("WRONGPASS SECRET"),
             True,
-            "refused user name or password at 'load'.",
+            "refused the log-in at 'load'.",
         ),
         (
             redis.ResponseError("NOAUTH SECRET"),
             True,
-            "refused user name or password at 'load'.",
+            "refused the log-in at 'load'.",
         ),
         (
             redis.exceptions.AuthorizationError("SECRET"),
@@ -164,27 +164,72 @@ NewerError.__name__ = "MaxConnectionsError"
             False,
             "gave an answer that makes no sense to 'load'.",
         ),
-        (redis.ResponseError("ERR SECRET"), None, "refused 'load'."),
+        (redis.ResponseError("ERR SECRET"), True, "refused 'load'."),
         (
             redis.ResponseError("ERR DB index is out of range"),
-            None,
+            True,
             "refused 'load': DB index is out of range.",
         ),
         (
+            redis.AuthenticationError(
+                "AUTH <password> called without any password configured for the default"
+                " user. Are you sure your configuration is correct?"
+            ),
+            True,
+            "refused the log-in at 'load': AUTH <password> called without any password"
+            " configured for the default user.",
+        ),
+        (
+            redis.AuthenticationError("Authentication required."),
+            True,
+            "refused the log-in at 'load': Authentication required.",
+        ),
+        (
+            ConnectionRefusedError(111, "Connection refused"),
+            False,
+            "cannot be reached for 'load': Connection refused.",
+        ),
+        (
+            redis.sentinel.MasterNotFoundError("No master found for 'm'"),
+            False,
+            "has no primary for 'load', says Sentinel.",
+        ),
+        (
+            redis.sentinel.MasterNotFoundError(
+                "No master found for 'm' : <Redis(SECRET)> - ConnectionError('Error -2"
+                " connecting to nohost:26379. Name or service not known.')"
+            ),
+            False,
+            "has no primary for 'load', says Sentinel: nohost:26379. Name or service"
+            " not known.",
+        ),
+        (
+            redis.sentinel.MasterNotFoundError(
+                "No master found for 'm' : <Redis(SECRET)> - network:ConnectionError"
+            ),
+            False,
+            "has no primary for 'load', says Sentinel: network:ConnectionError.",
+        ),
+        (
+            redis.ResponseError("ERR SECRET connecting to SECRET:1. SECRET - a:bError"),
+            True,
+            "refused 'load'.",
+        ),
+        (
             redis.ResponseError("ERR unknown command 'GET', with args: SECRET"),
-            None,
+            True,
             "refused 'load': unknown command 'GET'.",
         ),
         (
             redis.ResponseError("ERR syntax error"),
-            None,
+            True,
             "refused 'load': syntax error.",
         ),
         (
             redis.ResponseError(
                 "ERR the user executing the script can't run this command or subcommand"
             ),
-            None,
+            True,
             "refused 'load': the user executing the script can't run this command or"
             f" subcommand.{REMEDY}",
         ),
@@ -195,21 +240,20 @@ NewerError.__name__ = "MaxConnectionsError"
         ),
         (
             redis.ResponseError("WRONGTYPE SECRET"),
-            None,
+            True,
             "has something else where 'load' needs the sessions of a user.",
         ),
     ],
     ids=lambda value: repr(value)[:30],
 )
 def test_each_failure_has_its_sentence(
-    error: Exception, is_refusal: bool | None, sentence: str
+    error: Exception, is_refusal: bool, sentence: str
 ) -> None:
     found = failure(error)
     assert str(found) == f"The Redis backend at 'localhost:6379' {sentence}"
     assert (found.backend, found.operation) == ("redis", "load")
-    assert isinstance(found, BackendUnavailableError) is (is_refusal is not None)
-    if is_refusal is not None:
-        assert found.refused is is_refusal
+    assert isinstance(found, BackendUnavailableError)
+    assert found.refused is is_refusal
 
 
 def test_what_the_settings_say_is_in_the_sentence() -> None:
@@ -234,6 +278,13 @@ def test_what_the_settings_say_is_in_the_sentence() -> None:
     assert str(backend.failure("load", used_up)).endswith(
         "which allows 9 ('max_connections' of the URL)."
     )
+
+
+def test_what_the_system_said_shows_in_what_it_led_to() -> None:
+    error = redis.exceptions.RedisClusterException("SECRET")
+    error.__cause__ = redis.ConnectionError("SECRET")
+    error.__cause__.__context__ = OSError(-2, "Name or service not known")
+    assert str(failure(error)).endswith("for 'load': Name or service not known.")
 
 
 def test_a_handshake_that_failed_shows_in_what_it_led_to() -> None:

@@ -10,7 +10,6 @@ import re
 import sys
 import typing as t
 
-from ...errors import BackendError
 from ...errors import BackendUnavailableError
 from ...errors import ConfigurationError
 from ...forks import ThreadLocks
@@ -103,7 +102,7 @@ class Server:
     def run(self, operation: str, script: str, name: bytes, *args: t.Any) -> t.Any:
         """Run a script on a key.
 
-        :raises BackendError: if it fails.
+        :raises BackendUnavailableError: if it fails.
         """
         try:
             return self.evaluate(script, name, *args)
@@ -267,7 +266,7 @@ class Server:
         whose = "client" if self._origin is None else "URL"
         return f"which allows {number} ('max_connections' of the {whose})"
 
-    def failure(self, operation: str, error: Exception) -> BackendError:
+    def failure(self, operation: str, error: Exception) -> BackendUnavailableError:
         """Return our exception for one of the driver's, without its text.
 
         That text can hold arguments of the command, and so a session's values.
@@ -277,47 +276,60 @@ class Server:
         names = names_of(error) | (names_of(error.__context__) & {_UNTRUSTED})
         if is_exhausted(error):
             names.add("MaxConnectionsError")
-        for name, code, text in _REASONS:
-            if name in names or (code and has_code(error, code)):
-                if name == "TimeoutError" and self._timeout:
-                    text += f" within {self._timeout:g} seconds"
-                if name == "MaxConnectionsError":
-                    text += f", {self._limit_of_pool}"
-                return BackendUnavailableError(
-                    f"{start} {text.format(repr(operation))}{_words_of(error)}."
-                    f"{_remedy_of(error)}",
-                    backend="redis",
-                    operation=operation,
-                    refused=bool(code),
-                )
-        problem = "refused {}"
-        if has_code(error, "WRONGTYPE"):
-            problem = "has something else where {} needs the sessions of a user"
-        return BackendError(
-            f"{start} {problem.format(repr(operation))}{_words_of(error)}."
+        name, code, text = next(
+            reason
+            for reason in (*_REASONS, _REFUSED)
+            if reason[0] in names or (reason[1] and has_code(error, reason[1]))
+        )
+        if name == "TimeoutError" and self._timeout:
+            text += f" within {self._timeout:g} seconds"
+        if name == "MaxConnectionsError":
+            text += f", {self._limit_of_pool}"
+        return BackendUnavailableError(
+            f"{start} {text.format(repr(operation))}{_words_of(error)}."
             f"{_remedy_of(error)}",
             backend="redis",
             operation=operation,
+            refused=bool(code),
         )
 
 
-# The words of a server about a command; what may follow are arguments of it.
+# The words of a server; what may follow are arguments of a command.
 _WORDS = re.compile(
     r"user \S+ has no permissions to (run the '[^']*' command|access [\w ]+)"
     r"|no permissions to access [\w ]+"
     r"|the user executing the script can't run this command or subcommand"
     r"|unknown (redis )?command( '[\w|]+')?|syntax error(?= |$)"
-    r"|DB index is out of range",
+    r"|DB index is out of range|This instance has cluster support disabled"
+    # About a log-in: with a wrong password, without one, and with a needless one.
+    r"|invalid username-password pair or user is disabled|Authentication required"
+    r"|AUTH <password> called without any password configured for the default user",
     re.IGNORECASE,
+)
+# What redis-py says of a Sentinel that it could not ask.
+_WORDS_ABOUT_SENTINEL = re.compile(
+    r"(?<= connecting to )[\w.:-]+\. [\w ,]+|(?<= - )\w+:\w+Error"
 )
 
 
-def _words_of(error: Exception) -> str:
-    """Return the end of a sentence: what the server says, without values."""
-    if "ResponseError" not in names_of(error):
-        return ""
-    match = _WORDS.search(str(error)[:400])
-    return f": {match[0]}" if match else ""
+def _words_of(error: BaseException | None) -> str:
+    """Return the end of a sentence: what was said of the cause, without values.
+
+    By the server, or by the system where no connection came off.
+    """
+    while error is not None:
+        names = names_of(error)
+        match = None
+        if {"ResponseError", "AuthenticationError"} & names:
+            match = _WORDS.search(str(error)[:400])
+        elif "MasterNotFoundError" in names:
+            match = _WORDS_ABOUT_SENTINEL.search(str(error))
+        if match is not None:
+            return f": {match[0]}"
+        if isinstance(error, OSError) and error.strerror:
+            return f": {error.strerror}"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _remedy_of(error: Exception) -> str:
@@ -348,8 +360,8 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
         " for {}",
     ),
     ("TimeoutError", "", "did not answer {}"),
-    ("AuthenticationError", "WRONGPASS", "refused user name or password at {}"),
-    ("AuthenticationError", "NOAUTH", "refused user name or password at {}"),
+    ("AuthenticationError", "WRONGPASS", "refused the log-in at {}"),
+    ("AuthenticationError", "NOAUTH", "refused the log-in at {}"),
     ("AuthorizationError", "NOPERM", "does not permit {} to this user"),
     ("NoPermissionError", "NOPERM", "does not permit {} to this user"),
     ("BusyLoadingError", "LOADING", "is still loading its data and refused {}"),
@@ -369,7 +381,10 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
     ("ConnectionError", "", "cannot be reached for {}"),
     ("OSError", "", "cannot be reached for {}"),
     ("InvalidResponse", "", "gave an answer that makes no sense to {}"),
+    ("", "WRONGTYPE", "has something else where {} needs the sessions of a user"),
 )
+# What else it may answer.
+_REFUSED = ("Exception", "ERR", "refused {}")
 
 
 def names_of(error: object) -> set[str]:

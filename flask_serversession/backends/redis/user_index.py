@@ -70,7 +70,8 @@ class UserIndex:
         """Create a record and list it. One round trip; two on a Cluster.
 
         :param command: The ``SET`` that creates it, and says whether it did.
-        :raises BackendError: if the index cannot be written; there is no record then.
+        :raises BackendUnavailableError: if the index cannot be written; there is no
+            record then.
         """
         encoded = encode_user(user)
         index, args = self._index_of(encoded), self._args(name, listed)

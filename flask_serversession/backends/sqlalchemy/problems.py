@@ -8,7 +8,6 @@ import typing as t
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from ...errors import BackendError
 from ...errors import BackendUnavailableError
 from .codes import codes_of
 from .codes import is_demoted
@@ -35,6 +34,13 @@ _REFUSED = _COLUMN_MISSING | _NOT_PERMITTED
 # MySQL's "packet bigger than max_allowed_packet", and what clients make of it: the
 # server closes the connection.
 _TOO_LARGE = frozenset({1153, 2006, 2013, 2055})
+# PostgreSQL's invalid_password, invalid_authorization_specification and
+# invalid_catalog_name; MySQL's denied access, and its unknown database.
+_NO_LOG_IN = frozenset({"28P01", "28000", "3D000", 1044, 1045, 1698, 1049})
+# libpq has no code for them.
+_NO_LOG_IN_IN_WORDS = re.compile(
+    r"authentication failed|(role|database) .* does not exist|no pg_hba\.conf entry"
+)
 # How SQLite, which has no class of its own for them, describes wrong statements.
 _SQLITE_REFUSED = ("no such", "near ", "table ", "unknown database")
 
@@ -44,13 +50,10 @@ _SQLITE_NOT_PERMITTED = ("unable to open database", "attempt to write a readonly
 
 def explain(
     error: exc.SQLAlchemyError, operation: str, engine: sa.Engine, table: sa.Table
-) -> BackendError:
+) -> BackendUnavailableError:
     """Return our exception for one of SQLAlchemy's, whose own text may hold values."""
-    error_class, message = _describe(error, operation, engine, table)
-    if error_class is BackendError:
-        return BackendError(message, backend="sqlalchemy", operation=operation)
     return BackendUnavailableError(
-        message,
+        _describe(error, operation, engine, table),
         backend="sqlalchemy",
         operation=operation,
         refused=_is_refusal(error, engine),
@@ -59,38 +62,38 @@ def explain(
 
 def _describe(
     error: exc.SQLAlchemyError, operation: str, engine: sa.Engine, table: sa.Table
-) -> tuple[type[BackendError], str]:
+) -> str:
     where = locate(engine)
     cause = error.orig if isinstance(error, exc.DBAPIError) else error
     what = " ".join([type(cause).__name__, *map(str, codes_of(error))])
     if isinstance(error, exc.DBAPIError) and (words := words_of(error)):
         what += f": {words}"
     if isinstance(error, exc.TimeoutError):
-        return BackendUnavailableError, (
+        return (
             f"The 'sqlalchemy' backend got no connection to {where} for"
             f" {operation!r}: all of the pool of sessions are in use"
             f" ({t.cast('t.Any', engine.pool).status()})."
         )
     if has_lock(engine) and _is_locked(error):
-        return BackendUnavailableError, (
+        return (
             f"The 'sqlalchemy' backend could not {operation!r}: another writer"
             f" held the lock on {where}. If that is a transaction of this"
             " application, end it before the session is saved, or keep the"
             " sessions in a database of their own."
         )
     if _has_code(error, _UNPREPARED):
-        return BackendError, (
+        return (
             f"The 'sqlalchemy' backend could not {operation!r}: {where} lost a"
             f" prepared statement ({what}), as poolers in transaction mode do."
             " Make the engine with connect_args={'prepare_threshold': None}."
         )
     if _is_overdue(error):
-        return BackendUnavailableError, (
+        return (
             f"The 'sqlalchemy' backend could not {operation!r}: {where} did not answer"
             f" in time ({what})."
         )
     if _is_unavailable(error):
-        return BackendUnavailableError, (
+        return (
             f"The 'sqlalchemy' backend could not {operation!r}: {where} cannot be"
             f" reached or refused to work ({what}).{_remedy_of(error)}"
         )
@@ -101,11 +104,11 @@ def _describe(
             else "Grant SELECT, INSERT, UPDATE and DELETE on the table"
             f" {table.fullname!r} to the user of the URL."
         )
-        return BackendError, (
+        return (
             f"The 'sqlalchemy' backend could not {operation!r}: {where} does not permit"
             f" it ({what}). {remedy}"
         )
-    return BackendError, (
+    return (
         f"The 'sqlalchemy' backend could not {operation!r}: {where} does not accept"
         f" the statement ({what}). Does the table"
         f" {table.fullname!r} have the expected types of columns?"
@@ -124,8 +127,11 @@ def _is_refusal(error: exc.SQLAlchemyError, engine: sa.Engine) -> bool:
     """Return whether the engine has answered, and refused to carry a statement out."""
     if engine.dialect.name == "sqlite":
         return True  # nobody waits for another machine
-    if not isinstance(error, exc.DBAPIError) or not error.statement:
-        return False  # there was no connection
+    if not isinstance(error, exc.DBAPIError):
+        return False
+    if not error.statement:  # there was no connection
+        is_told = _NO_LOG_IN_IN_WORDS.search(str(error.orig)) is not None
+        return is_told or _has_code(error, _NO_LOG_IN)
     is_lost = error.connection_invalidated and not is_demoted(error)
     return not is_lost and not _is_overdue(error)
 
@@ -141,27 +147,29 @@ def locate(engine: sa.Engine) -> str:
 
 def other_table(
     operation: str, engine: sa.Engine, table: sa.Table, columns: t.Iterable[str]
-) -> BackendError:
+) -> BackendUnavailableError:
     """Return the error about a table of our name that somebody else has made.
 
     :param columns: Those that it has.
     """
-    return BackendError(
+    return BackendUnavailableError(
         f"The table {table.fullname!r} in {locate(engine)} is not one of this"
         f" library's: it has the columns {', '.join(map(repr, columns))}. Choose"
         " another name in 'SESSION_SQLALCHEMY_TABLE', or rename that table.",
         backend="sqlalchemy",
         operation=operation,
+        refused=True,
     )
 
 
-def missing_table(table: sa.Table, operation: str) -> BackendError:
+def missing_table(table: sa.Table, operation: str) -> BackendUnavailableError:
     """Return the error about a table that is not ours to create."""
-    return BackendError(
+    return BackendUnavailableError(
         f"The table {table.fullname!r} does not exist; run"
         ' "flask sessions init" or add it by a migration.',
         backend="sqlalchemy",
         operation=operation,
+        refused=True,
     )
 
 

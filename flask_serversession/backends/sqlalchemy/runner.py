@@ -14,7 +14,7 @@ from sqlalchemy import exc
 from sqlalchemy.schema import CreateIndex
 from sqlalchemy.schema import CreateTable
 
-from ...errors import BackendError
+from ...errors import BackendUnavailableError
 from ...errors import SessionTooLargeError
 from ...hiding import forget_frames
 from . import engines
@@ -86,7 +86,7 @@ class Runner:
         """Run a statement, again if an error calls for it.
 
         :param is_urgent: Whether to give up quickly if SQLite is locked.
-        :raises BackendError: if it failed.
+        :raises BackendUnavailableError: if it failed.
         :raises RecordError: if what is stored cannot be read.
         """
         tried: set[str] = set()
@@ -157,7 +157,7 @@ class Runner:
 
     def explain(
         self, error: exc.SQLAlchemyError, operation: str
-    ) -> BackendError | SessionTooLargeError:
+    ) -> BackendUnavailableError | SessionTooLargeError:
         """Return our exception for one of SQLAlchemy's."""
         if self._is_mysql and (size := problems.size_if_too_large(error)):
             limit = self._read_limit()

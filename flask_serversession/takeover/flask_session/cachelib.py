@@ -12,7 +12,7 @@ from cachelib import FileSystemCache
 
 from ...backends.cachelib import CachelibBackend
 from ...backends.cachelib import unpickles
-from ...errors import BackendError
+from ...errors import BackendUnavailableError
 from ...errors import NotSupportedError
 from ...errors import RecordError
 from ...hiding import forget_frames
@@ -57,10 +57,11 @@ class FlaskSessionCache(CachelibBackend):
             self._run("delete", self._cache.delete, key)
         except TypeError as error:
             # Files are counted, in a file of their own.
-            raise BackendError(
+            raise BackendUnavailableError(
                 "The cache's count of its files is none.",
                 backend=self.name,
                 operation="delete",
+                refused=True,
             ) from forget_frames(error)
 
     def sample(

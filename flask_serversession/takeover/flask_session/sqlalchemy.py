@@ -7,11 +7,13 @@ import datetime as dt
 import typing as t
 
 import sqlalchemy as sa
+from sqlalchemy import exc
 
 from ...backends.base import Backend
 from ...backends.sqlalchemy import SQLAlchemyBackend
+from ...backends.sqlalchemy.problems import is_column_missing
+from ...backends.sqlalchemy.problems import is_table_missing
 from ...backends.sqlalchemy.runner import Runner
-from ...errors import BackendError
 from ...errors import BackendUnavailableError
 from ...errors import RecordError
 from ...hiding import forget_frames
@@ -102,14 +104,18 @@ class FlaskSessionTable:
     ) -> t.Sequence[t.Any]:
         try:
             return self._runner.run(operation, statement, parameters).rows
-        except BackendUnavailableError:
-            raise
-        except BackendError as error:
-            raise BackendError(
+        except BackendUnavailableError as error:
+            cause = error.__cause__
+            if not isinstance(cause, exc.SQLAlchemyError) or not (
+                is_table_missing(cause) or is_column_missing(cause)
+            ):
+                raise
+            raise BackendUnavailableError(
                 f"Flask-Session's table {self.table.fullname!r} is not there, or has"
                 " other columns. 'SESSION_MIGRATE_TABLE' names it, and"
                 " 'SESSION_SQLALCHEMY_SCHEMA' and 'SESSION_SQLALCHEMY_BIND_KEY' say"
                 " where it is.",
                 backend="sqlalchemy",
                 operation=operation,
+                refused=True,
             ) from forget_frames(error)
