@@ -8,6 +8,7 @@ import typing as t
 
 from .core import Core
 from .errors import BackendUnavailableError
+from .unit import FRESH_KEY
 from .unit import Known
 from .unit import Unit
 from .unit import Wish
@@ -91,6 +92,15 @@ class LogOuts:
         if flask_login is not None:
             self._is_watching = True
             flask_login.user_logged_out.connect(self._end, self._core.app)
+
+    def confirm(self, unit: Unit) -> None:
+        """Let a log-in count as fresh that Flask-Login has marked as not fresh."""
+        flask_login: t.Any = sys.modules.get("flask_login")
+        if hasattr(self._core.app, "login_manager") and self._find() is unit:
+            # It would be marked again if it did not name this address and browser.
+            flask_login.confirm_login()
+        else:
+            unit.data[FRESH_KEY] = True
 
     def _end(self, app: object, **_: t.Any) -> None:
         unit = self._find()

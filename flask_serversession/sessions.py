@@ -21,6 +21,7 @@ from .record import NO_META
 from .serializers.lazy import LazyMap
 from .serializers.plain import IMMUTABLE
 from .suggestions import explain_members
+from .unit import FRESH_KEY
 from .unit import PERMANENT_KEY
 from .unit import Known
 from .unit import Unit
@@ -109,6 +110,9 @@ class ServerSideSession(SessionMixin):
             note_removal(self._lifecycle.core, unit, key)
         elif unit.has_logged_out:
             note_return(self._lifecycle.core, unit, key)
+        if value is True and key == FRESH_KEY:
+            # login_user() as the same user, or confirm_login().
+            unit.confirmed_at = self._lifecycle.core.clock()
 
     def __delitem__(self, key: str) -> None:
         unit = self._loaded()
@@ -377,8 +381,9 @@ class ServerSideSession(SessionMixin):
     def authenticated_at(self) -> dt.datetime | None:
         """When the user last logged in or proved their identity, in UTC.
 
-        ``None`` if nobody is logged in. Set when the user appears or changes, and by
-        :meth:`mark_authenticated`; a new id does not reset it. If it is unknown,
+        ``None`` if nobody is logged in. Set when the user appears or changes, by
+        :meth:`mark_authenticated`, and by Flask-Login's ``login_user()`` and
+        ``confirm_login()``; a new id does not reset it. If it is unknown,
         because the session was taken over or is one of version 0.1, it is
         :attr:`created_at`.
         """
