@@ -14,6 +14,9 @@ from flask.sessions import SessionMixin
 from .config import MAX_DURATION
 from .errors import RecordError
 from .lifecycle import Lifecycle
+from .logouts import note_absence
+from .logouts import note_emptying
+from .logouts import note_nobody
 from .logouts import note_removal
 from .logouts import note_return
 from .meta import Meta
@@ -32,7 +35,7 @@ T = t.TypeVar("T")
 # Raises Flask's error that there is no secret.
 _REFUSE: t.Any = NullSession.clear
 # Looked up once: see :class:`.Known`.
-_UNSEEN, _SAVE = Known.UNSEEN, Wish.SAVE
+_UNSEEN, _GONE, _SAVE = Known.UNSEEN, Known.GONE, Wish.SAVE
 
 
 @explain_members
@@ -108,6 +111,8 @@ class ServerSideSession(SessionMixin):
         unit.want(_SAVE)
         if value is None:
             note_removal(self._lifecycle.core, unit, key)
+        elif unit.known >= _GONE:
+            note_nobody(self._lifecycle.core, unit, key)
         elif unit.has_logged_out:
             note_return(self._lifecycle.core, unit, key)
         if value is True and key == FRESH_KEY:
@@ -116,7 +121,11 @@ class ServerSideSession(SessionMixin):
 
     def __delitem__(self, key: str) -> None:
         unit = self._loaded()
-        del unit.data[key]
+        try:
+            del unit.data[key]
+        except KeyError:
+            note_absence(self._lifecycle.core, unit, key)
+            raise
         unit.want(Wish.SAVE)
         note_removal(self._lifecycle.core, unit, key)
 
@@ -166,14 +175,15 @@ class ServerSideSession(SessionMixin):
         session is ended under its new id; if it cannot be read, this raises.
         """
         unit = self._loaded()
-        if unit.known >= Known.GONE and key not in unit.data:
-            note_removal(self._lifecycle.core, unit, key)
+        if key not in unit.data:
+            note_absence(self._lifecycle.core, unit, key)
         return super().pop(key, *default)
 
     def popitem(self) -> tuple[str, t.Any]:
         """Remove the last key, and return it with its value."""
         for key in reversed(self):
             return key, self.pop(key)
+        note_emptying(self._unit)
         raise KeyError  # as a dict does
 
     def __reversed__(self) -> cabc.Iterator[str]:
