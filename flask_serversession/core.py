@@ -42,6 +42,7 @@ from .record import Record
 from .serializers import BUILT_IN
 from .serializers import CodedSerializer
 from .serializers import serializer_for
+from .unit import FRESH_KEY
 from .unit import PERMANENT_KEY
 from .unit import Identity
 from .unit import Known
@@ -63,10 +64,6 @@ P = t.ParamSpec("P")
 T = t.TypeVar("T")
 
 logger = logging.getLogger("flask_serversession")
-
-# Where Flask-Login keeps whether somebody has logged in, and has not merely come with
-# its remember cookie.
-_FRESH = "_fresh"
 
 # Looked up once: see :class:`.Known`.
 _UNSEEN, _NEW, _RESTART = Known.UNSEEN, Known.NEW, Wish.RESTART
@@ -263,7 +260,7 @@ class Core:
 
     def is_proven(self, unit: Unit) -> bool:
         """Whether nothing in the content says that the log-in is not fresh."""
-        return unit.data.get(_FRESH) is not False
+        return unit.data.get(FRESH_KEY) is not False
 
     def authenticated_at(
         self, unit: Unit, user: str | None, now: float
@@ -277,9 +274,9 @@ class Core:
         if unit.stored is None or user is None:
             return None
         before, confirmed = unit.stored.envelope.authenticated_at, unit.confirmed_at
-        if before is None:
-            return now if _is_confirmed(unit) else confirmed
-        return before if confirmed is None else max(before, confirmed)
+        if before is None or confirmed is None:
+            return before or confirmed
+        return max(before, confirmed)
 
     def is_unproven(self, unit: Unit, record: Record) -> bool:
         """Whether a record is bound to a key that the request has not proven."""
@@ -516,16 +513,6 @@ class Core:
             before.payload,
             before.lifetime,
         )
-
-
-def _is_confirmed(unit: Unit) -> bool:
-    """Whether ``confirm_login()`` of Flask-Login came after a remembered log-in."""
-    stored = unit.stored
-    return (
-        stored is not None
-        and unit.data.get(_FRESH) is True
-        and stored.open().get(_FRESH) is False
-    )
 
 
 def counts_from(record: Record) -> float:

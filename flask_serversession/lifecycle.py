@@ -88,6 +88,7 @@ class Lifecycle:
         log_outs: LogOuts,
     ) -> None:
         self.core = core
+        self._log_outs = log_outs
         self.loader = Loader(core, takeover, log_outs)
         self.ending = Ending(core, self.loader)
         self.unsaved = unsaved
@@ -458,6 +459,8 @@ class Lifecycle:
             )
         self.regenerate(unit, True, "mark_authenticated()")
         unit.confirmed_at = self.core.clock()
+        if not self.core.is_proven(unit):
+            self._log_outs.confirm(unit)
 
     def reload(self, unit: Unit) -> None:
         """Forget local changes and load again."""

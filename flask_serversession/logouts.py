@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import sys
 import typing as t
 
 from .core import Core
 from .errors import BackendUnavailableError
+from .errors import SerializationError
+from .unit import FRESH_KEY
 from .unit import Known
 from .unit import Unit
 from .unit import Wish
@@ -38,6 +41,28 @@ def note_removal(core: Core, unit: Unit, key: object) -> None:
         unit.want(Wish.END)
     elif unit.stored_user is not None:
         unit.has_logged_out = True
+
+
+def note_absence(core: Core, unit: Unit, key: object) -> None:
+    """Take the same for one where there is nobody to be removed any more."""
+    if unit.known >= Known.GONE:
+        note_removal(core, unit, key)
+
+
+def note_nobody(core: Core, unit: Unit, key: object) -> None:
+    """Take for a log-out what names nobody, in a session that is gone."""
+    if core.is_user_key(key):
+        user = None
+        with contextlib.suppress(SerializationError):
+            user = core.user_of(unit.data)
+        if user is None:
+            unit.want(Wish.END)
+
+
+def note_emptying(unit: Unit) -> None:
+    """Take for a log-out that somebody empties a session that is gone, key by key."""
+    if unit.known >= Known.GONE:
+        unit.want(Wish.END)
 
 
 def note_return(core: Core, unit: Unit, key: object) -> None:
@@ -91,6 +116,15 @@ class LogOuts:
         if flask_login is not None:
             self._is_watching = True
             flask_login.user_logged_out.connect(self._end, self._core.app)
+
+    def confirm(self, unit: Unit) -> None:
+        """Let a log-in count as fresh that Flask-Login has marked as not fresh."""
+        flask_login: t.Any = sys.modules.get("flask_login")
+        if hasattr(self._core.app, "login_manager") and self._find() is unit:
+            # It would be marked again if it did not name this address and browser.
+            flask_login.confirm_login()
+        else:
+            unit.data[FRESH_KEY] = True
 
     def _end(self, app: object, **_: t.Any) -> None:
         unit = self._find()

@@ -14,6 +14,9 @@ from flask.sessions import SessionMixin
 from .config import MAX_DURATION
 from .errors import RecordError
 from .lifecycle import Lifecycle
+from .logouts import note_absence
+from .logouts import note_emptying
+from .logouts import note_nobody
 from .logouts import note_removal
 from .logouts import note_return
 from .meta import Meta
@@ -21,6 +24,7 @@ from .record import NO_META
 from .serializers.lazy import LazyMap
 from .serializers.plain import IMMUTABLE
 from .suggestions import explain_members
+from .unit import FRESH_KEY
 from .unit import PERMANENT_KEY
 from .unit import Known
 from .unit import Unit
@@ -31,7 +35,7 @@ T = t.TypeVar("T")
 # Raises Flask's error that there is no secret.
 _REFUSE: t.Any = NullSession.clear
 # Looked up once: see :class:`.Known`.
-_UNSEEN, _SAVE = Known.UNSEEN, Wish.SAVE
+_UNSEEN, _GONE, _SAVE = Known.UNSEEN, Known.GONE, Wish.SAVE
 
 
 @explain_members
@@ -107,12 +111,21 @@ class ServerSideSession(SessionMixin):
         unit.want(_SAVE)
         if value is None:
             note_removal(self._lifecycle.core, unit, key)
+        elif unit.known >= _GONE:
+            note_nobody(self._lifecycle.core, unit, key)
         elif unit.has_logged_out:
             note_return(self._lifecycle.core, unit, key)
+        if value is True and key == FRESH_KEY:
+            # login_user() as the same user, or confirm_login().
+            unit.confirmed_at = self._lifecycle.core.clock()
 
     def __delitem__(self, key: str) -> None:
         unit = self._loaded()
-        del unit.data[key]
+        try:
+            del unit.data[key]
+        except KeyError:
+            note_absence(self._lifecycle.core, unit, key)
+            raise
         unit.want(Wish.SAVE)
         note_removal(self._lifecycle.core, unit, key)
 
@@ -162,14 +175,15 @@ class ServerSideSession(SessionMixin):
         session is ended under its new id; if it cannot be read, this raises.
         """
         unit = self._loaded()
-        if unit.known >= Known.GONE and key not in unit.data:
-            note_removal(self._lifecycle.core, unit, key)
+        if key not in unit.data:
+            note_absence(self._lifecycle.core, unit, key)
         return super().pop(key, *default)
 
     def popitem(self) -> tuple[str, t.Any]:
         """Remove the last key, and return it with its value."""
         for key in reversed(self):
             return key, self.pop(key)
+        note_emptying(self._unit)
         raise KeyError  # as a dict does
 
     def __reversed__(self) -> cabc.Iterator[str]:
@@ -377,8 +391,9 @@ class ServerSideSession(SessionMixin):
     def authenticated_at(self) -> dt.datetime | None:
         """When the user last logged in or proved their identity, in UTC.
 
-        ``None`` if nobody is logged in. Set when the user appears or changes, and by
-        :meth:`mark_authenticated`; a new id does not reset it. If it is unknown,
+        ``None`` if nobody is logged in. Set when the user appears or changes, by
+        :meth:`mark_authenticated`, and by Flask-Login's ``login_user()`` and
+        ``confirm_login()``; a new id does not reset it. If it is unknown,
         because the session was taken over or is one of version 0.1, it is
         :attr:`created_at`.
         """

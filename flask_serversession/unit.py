@@ -42,6 +42,9 @@ from .serializers import is_same
 
 #: Key under which Flask keeps whether a session outlives the browser.
 PERMANENT_KEY = "_permanent"
+#: Key under which Flask-Login keeps whether its user has logged in, or has confirmed it
+#: since: ``False`` after its remember cookie, and at another address or browser.
+FRESH_KEY = "_fresh"
 # When a socket's handshake arrived, in its environ.
 _ARRIVED_AT = "flask_serversession.arrived_at"
 
@@ -276,7 +279,8 @@ class Unit:
     meta: cabc.Mapping[str, str] = NO_META
     #: What the application tells of it (``session.meta``); ``None`` for what is stored.
     own_meta: cabc.Mapping[str, str] | None = None
-    #: When ``mark_authenticated()`` was called in this request.
+    #: When this request has learnt that the user is who they are: see
+    #: ``mark_authenticated()``.
     confirmed_at: float | None = None
     #: The key that this request binds it to; ``None`` for what is stored.
     device: Device | None = None
@@ -436,7 +440,7 @@ class Unit:
         """Do not save what was changed. That a new id is wanted is no change."""
         if self.wish in (Wish.SAVE, Wish.END):
             self.wish = self.least_wish
-            self.own_meta = None
+            self.own_meta = self.confirmed_at = None
         self.is_modified = False
 
     def forget_wishes(self) -> None:

@@ -49,8 +49,16 @@ def make_site(**settings: t.Any) -> Site:
     return add_login(Site({"SESSION_BACKEND": "memory"}, **settings))
 
 
+def advance(site: Site, seconds: float) -> None:
+    t.cast(FakeClock, site.clock).advance(seconds)
+
+
 def log_in(user: str = "ada", **options: t.Any) -> t.Callable[[], t.Any]:
     return lambda: flask_login.login_user(User(user), **options)
+
+
+def by_function(data: t.Mapping[str, t.Any]) -> t.Any:
+    return data.get("_user_id")
 
 
 @flask_login.login_required
@@ -219,6 +227,83 @@ def test_who_is_remembered_has_not_logged_in_lately(remembering: Browser) -> Non
     assert remembering.visit(is_fresh).text == "True"
     remembering.cookie = None
     assert remembering.visit(is_fresh).text == "False"
+
+
+def look_fresh() -> str:
+    assert flask_login.current_user.id == "ada"
+    return str((typed_session.is_fresh(60), flask_login.login_fresh()))
+
+
+def mark() -> str:
+    typed_session.mark_authenticated()
+    return look_fresh()
+
+
+def test_who_is_remembered_and_proves_it_is_fresh(site: Site) -> None:
+    site.app.config["REMEMBER_COOKIE_NAME"] = "remember"
+    browser = site.browser()
+    browser.visit(log_in(remember=True))
+    browser.cookie = None
+    assert browser.visit(look_fresh).text == "(False, False)"
+    id = browser.id
+    assert browser.visit(mark).text == "(True, True)"
+    assert browser.id != id
+    for _ in range(2):
+        assert browser.visit(look_fresh).text == "(True, True)"
+    advance(site, 61)
+    assert browser.visit(look_fresh).text == "(False, True)"
+
+
+def test_who_has_another_address_and_proves_it_is_fresh() -> None:
+    site = make_site(SESSION_PROTECTION="basic")
+    browser = site.browser()
+    browser.visit(log_in(), headers=AGENT)
+    assert browser.visit(look_fresh, headers=OTHER_AGENT).text == "(False, False)"
+    assert browser.visit(mark, headers=OTHER_AGENT).text == "(True, True)"
+    assert browser.visit(look_fresh, headers=OTHER_AGENT).text == "(True, True)"
+
+
+@pytest.mark.parametrize(
+    "prove", [log_in(), lambda: flask_login.confirm_login()], ids=["log in", "confirm"]
+)
+@pytest.mark.parametrize("settings", [{}, {"SESSION_USER_KEY": by_function}])
+def test_who_logs_in_again_or_confirms_it_has_proved_it_now(
+    prove: t.Callable[[], t.Any], settings: dict[str, t.Any]
+) -> None:
+    site = make_site(**settings)
+    browser = site.browser()
+    browser.visit(log_in())
+    advance(site, 61)
+    assert browser.visit(look_fresh).text == "(False, True)"
+    browser.visit(prove)
+    assert browser.visit(look_fresh).text == "(True, True)"
+    moments: list[t.Any] = []
+    browser.visit(lambda: moments.append(typed_session.authenticated_at))
+    assert moments[0].timestamp() == site.clock()
+
+
+def test_a_proof_that_is_not_saved_is_none() -> None:
+    site = make_site()
+    browser = site.browser()
+    browser.visit(log_in())
+    advance(site, 61)
+
+    def confirm() -> str:
+        flask_login.confirm_login()
+        session.modified = False
+        return look_fresh()
+
+    assert browser.visit(confirm).text == "(False, True)"
+    assert browser.visit(look_fresh).text == "(False, True)"
+
+
+def test_a_log_in_that_is_not_fresh_is_proved_without_flask_login() -> None:
+    browser = Site({"SESSION_BACKEND": "memory"}).browser()
+    browser.set(_user_id="ada", _fresh=False)
+    fresh = lambda: typed_session.is_fresh(60)  # noqa: E731
+    assert browser.visit(fresh).text == "False"
+    browser.visit(lambda: typed_session.mark_authenticated())
+    assert browser.visit(fresh).text == "True"
 
 
 def test_who_logs_out_is_forgotten(remembering: Browser) -> None:

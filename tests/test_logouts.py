@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 
 import flask
@@ -40,6 +41,17 @@ def pop_and_count() -> None:
     session.atomic(lambda own: own.update(n=1))
 
 
+def delete() -> None:
+    with contextlib.suppress(KeyError):
+        del flask_session["_user_id"]
+
+
+def pop_all() -> None:
+    with contextlib.suppress(KeyError):
+        while True:
+            flask_session.popitem()
+
+
 def restart() -> None:
     session.regenerate(keep_data=False)
 
@@ -55,6 +67,8 @@ LOG_OUTS: dict[str, Action] = {
     "clear and destroy": lambda: (flask_session.clear(), session.destroy()),
     "clear and flash": lambda: (flask_session.clear(), flask.flash("Good bye.")),
     "pop": lambda: flask_session.pop("_user_id", None),
+    "del": delete,
+    "popitem": pop_all,
     "none": remember_nobody,
     "update": lambda: flask_session.update(_user_id=None),
     "start over": restart,
@@ -280,8 +294,9 @@ def test_taking_out_what_is_not_there_is_no_log_out() -> None:
     browser.visit(lambda: session.regenerate())
     late.visit(lambda: flask_session.pop("next", None))
     assert browser.read() == {"_user_id": "ada", "n": 0}
-    with pytest.raises(KeyError):
-        late.visit(lambda: flask_session.pop("next"))
+    for name in ("pop", "__delitem__"):
+        with pytest.raises(KeyError):
+            late.visit(lambda name=name: getattr(flask_session, name)("next"))
     assert site.browser().visit(lambda: flask_session.pop("_user_id", 1)).text == "1"
     assert browser.visit(lambda: flask_session.pop("n")).text == "0"
 
@@ -390,6 +405,8 @@ def by_either(data: t.Mapping[str, t.Any]) -> t.Any:
     [
         lambda: flask_session.pop("claims", None),
         lambda: flask_session.update(claims=None),
+        lambda: flask_session.update(claims={}),
+        lambda: flask_session.setdefault("claims", {}).pop("sub", None),
     ],
 )
 def test_a_log_out_by_an_old_id_is_one_where_a_function_finds_the_user(
