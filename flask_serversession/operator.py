@@ -30,6 +30,7 @@ from .rotation import SAME_USER
 from .rotation import Trail
 from .rotation import follow
 from .rotation import predecessor_of
+from .rotation import successor_of
 from .sessions import lifecycle_of
 from .sessions import unit_of
 from .takeover import Takeover
@@ -259,6 +260,22 @@ class _Listed(t.NamedTuple):
     created_at: float = 0.0
 
 
+def _listed(record: Record, prefix: str) -> _Listed:
+    """Return what is known of a session by its record."""
+    return _Listed(record.user, predecessor_of(record, prefix), record.created_at)
+
+
+def _look(state: AppState, key: str) -> _Listed | None:
+    """Return what is known of a session that has a new key, or had it just now."""
+    with contextlib.suppress(RecordError):
+        record = state.backend.load(key)
+        if record is None:
+            return None
+        if not record.is_tombstone:
+            return _listed(record, state.config.key_prefix)
+    return _Listed(None)  # _end() goes after it
+
+
 def revoke_user(state: AppState, user: object, except_current: bool) -> int:
     """End the sessions of a user, everywhere; return how many were ended."""
     current = state.current_key() if except_current else None
@@ -284,11 +301,18 @@ def revoke_all(
     prefix = state.config.key_prefix
 
     def find() -> dict[str, _Listed]:
-        return {
-            key: _Listed(record.user, predecessor_of(record, prefix), record.created_at)
-            for key, record in state.backend.iterate()
-            if state.is_own(key)
-        }
+        found: dict[str, _Listed] = {}
+        moved: dict[str, str | None] = {}
+        for key, record in state.backend.iterate_all():
+            if record.is_tombstone:
+                moved[key] = successor_of(record, prefix)
+            elif state.is_own(key):
+                found[key] = _listed(record, prefix)
+        # What has moved to where the listing had been before.
+        for new_key in {*moved.values()} - {*found, *moved}:
+            if new_key is not None and (listed := _look(state, new_key)) is not None:
+                found[new_key] = listed
+        return found
 
     return _end_all(state, find, current, "revoke_all", progress)
 
@@ -304,10 +328,9 @@ def _end_all(
 
     :param current: The key of the one to spare, whatever key it has by now.
     """
-    prefix = state.config.key_prefix
-    began_at = state.interface.core.clock()
+    prefix, began_at = state.config.key_prefix, state.interface.core.clock()
     ended: dict[str, str | None] = {}
-    seen: set[str] = set()
+    seen, gone = set[str](), set[str]()
     failures: dict[str, RecordError] = {}
     trail = Trail(state.backend, prefix, operation)
     try:
@@ -317,7 +340,7 @@ def _end_all(
         while True:
             trail.step()
             found = find()
-            keys = {*found} - {current, *ended, *failures}
+            keys = {*found} - {current, *ended, *failures, *gone}
             # Sessions that began meanwhile are not among those to be ended.
             keys = {
                 key
@@ -330,8 +353,7 @@ def _end_all(
                 # Must come after find(): a successor that has moved on by then has
                 # left a tombstone.
                 own = {current, *follow(state.backend, current, prefix)}
-                keys -= own
-                keys -= {key for key in keys if found[key].predecessor in own}
+                keys -= {key for key in keys if {key, found[key].predecessor} & own}
             if is_empty and not keys:
                 break
             # Not at once: an engine that lists in several steps can miss the old
@@ -343,9 +365,11 @@ def _end_all(
                     last = _end(state, key, found[key].user, operation == "revoke_all")
                 except RecordError as error:
                     failures[key] = error
+                    continue
+                if last is None:
+                    gone.add(key)
                 else:
-                    if last is not None:
-                        ended[last[0]] = last[1]
+                    ended[last[0]] = last[1]
     finally:
         # Only now: a receiver that raises must not leave sessions behind.
         for key, user in ended.items():

@@ -15,6 +15,7 @@ from flask import session
 from flask_serversession import BackendUnavailableError
 from flask_serversession import rotation
 from flask_serversession import session as typed_session
+from flask_serversession.ids import generate_id
 from flask_serversession.operator import AppState
 from flask_serversession.operator import revoke
 from flask_serversession.operator import revoke_all
@@ -206,6 +207,70 @@ def test_a_client_that_does_nothing_but_change_its_id_is_ended(
         is_over.set()
         thief.join()
     assert browser.read() == {}
+
+
+class Places:
+    """Draws ids whose keys lie at the beginning or at the end of the store."""
+
+    def __init__(self) -> None:
+        self.digits = "7"
+
+    def draw(self) -> str:
+        while key_of(id := generate_id(), "")[0] not in self.digits:
+            pass
+        return id
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_a_session_that_moves_to_where_the_listing_has_been_is_ended(
+    name: str,
+    make_backend_config: Callable[[str], Config],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flask_serversession.backends.sqlalchemy.backend.PAGE", 1)
+    monkeypatch.setattr("flask_serversession.backends.sqlalchemy.statements.PAGE", 1)
+    places = Places()
+    site = Site(make_backend_config(name), SESSION_ID_GENERATOR=places.draw)
+    own, thief = site.browser(), site.browser()
+    own.set(n=1)
+    places.digits = "ef"
+    thief.set(n=2)
+    backend = t.cast(t.Any, site.backend.backend)
+    left = [CHANGES]
+
+    def move(digits: str) -> None:
+        if left[0]:
+            left[0] -= 1
+            places.digits = digits
+            regenerate(thief)
+
+    def listed(method: str) -> Callable[[], t.Any]:
+        function = getattr(backend, method)
+
+        def go() -> t.Any:
+            move("ef")
+            for item in function():
+                yield item
+                move("01")
+
+        return go
+
+    if name in ("valkey", "redis"):
+        # Keys have no order there, but they are listed before they are read.
+        ask_node = backend._server.ask_node
+
+        def ask_late(*args: t.Any) -> t.Any:
+            move("01")
+            return ask_node(*args)
+
+        monkeypatch.setattr(backend._server, "ask_node", ask_late)
+    else:
+        for method in ("iterate", "iterate_all"):
+            monkeypatch.setattr(backend, method, listed(method))
+    own.visit(lambda: site.extension.revoke_all(except_current=True))
+    left[0] = 0
+    assert thief.read() == {}
+    assert own.read() == {"n": 1}
 
 
 def test_new_visitors_do_not_keep_the_end_of_all_sessions_from_coming() -> None:

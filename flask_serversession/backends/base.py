@@ -173,6 +173,17 @@ class Backend(abc.ABC):
         """
         raise NotSupportedError(self.name, "iterate")
 
+    def iterate_all(self) -> t.Iterator[tuple[str, Record]]:
+        """Go through all live records as :meth:`iterate` does, and the tombstones.
+
+        For ending all sessions. An engine that lists in several steps can miss a
+        session whose id changes meanwhile, and its tombstone tells where it went. The
+        same as :meth:`iterate` unless the backend can do it.
+
+        :raises NotSupportedError: without :attr:`Capability.ITERATE`.
+        """
+        return self.iterate()
+
     def count(self) -> int:
         """Return the number of live records, tombstones left out.
 

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import itertools
 import time
 import typing as t
 
@@ -425,6 +426,11 @@ class MovingBackend(Backend):
         for key, record in self._now.iterate():
             if key not in moving:
                 yield key, _unmarked(record)
+
+    def iterate_all(self) -> t.Iterator[tuple[str, Record]]:
+        """Go through the records in both places, and the tombstones in this one."""
+        tombstones = (item for item in self._now.iterate_all() if item[1].is_tombstone)
+        return itertools.chain(tombstones, self.iterate())
 
     def count(self) -> int:
         """Return how many records there are in both places."""

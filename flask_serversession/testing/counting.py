@@ -169,6 +169,10 @@ class CountingBackend(Backend):
         with self._asked_for("iterate"):
             return self.backend.iterate()
 
+    def iterate_all(self) -> t.Iterator[tuple[str, Record]]:
+        with self._asked_for("iterate"):
+            return self.backend.iterate_all()
+
     def count(self) -> int:
         with self._asked_for("count"):
             return self.backend.count()

@@ -331,6 +331,10 @@ class FilesystemBackend(Backend):
 
         What cannot be read is left out.
         """
+        return (item for item in self.iterate_all() if not item[1].is_tombstone)
+
+    def iterate_all(self) -> t.Iterator[tuple[str, Record]]:
+        """Go through all live records and tombstones likewise."""
         try:
             for key, file in self._layout.find_records():
                 try:
@@ -338,11 +342,7 @@ class FilesystemBackend(Backend):
                     record = None if buffer is None else decode_record(buffer)
                 except RecordError:
                     continue
-                if (
-                    record is not None
-                    and not record.is_tombstone
-                    and record.expires_at > self._clock()
-                ):
+                if record is not None and record.expires_at > self._clock():
                     yield key, record
         except OSError as error:
             raise _unavailable(self, "iterate", error) from forget_frames(error)

@@ -313,8 +313,12 @@ class RedisBackend(Backend):
         Sees every record that exists from beginning to end; one that comes or goes
         meanwhile may be seen or not.
         """
+        return (item for item in self.iterate_all() if not item[1].is_tombstone)
+
+    def iterate_all(self) -> t.Iterator[tuple[str, Record]]:
+        """Iterate over all live records and tombstones likewise."""
         for name, value in self._scan("iterate", "GET"):
-            record = self._read_listable(value)
+            record = self._read_live(value)
             try:
                 key = values.decode_key(name)
             except UnicodeDecodeError:
@@ -343,13 +347,17 @@ class RedisBackend(Backend):
 
     def _read_listable(self, value: bytes | None) -> Record | None:
         """Return a live record; ``None`` for a tombstone or what cannot be read."""
+        record = self._read_live(value)
+        return None if record is None or record.is_tombstone else record
+
+    def _read_live(self, value: bytes | None) -> Record | None:
+        """Return a live record or a tombstone; ``None`` for what cannot be read."""
         try:
             record = None if value is None else values.decode_value(value)
         except RecordError:
             return None
-        if record is None or record.is_tombstone or record.expires_at <= self._clock():
-            return None
-        return record
+        is_live = record is not None and record.expires_at > self._clock()
+        return record if is_live else None
 
     def _scan(
         self, operation: str, *command: t.Any

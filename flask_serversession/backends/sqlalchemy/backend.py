@@ -274,10 +274,14 @@ class SQLAlchemyBackend(Backend):
 
         No connection is held meanwhile. Records that cannot be read are skipped.
         """
+        return (item for item in self.iterate_all() if not item[1].is_tombstone)
+
+    def iterate_all(self) -> t.Iterator[tuple[str, Record]]:
+        """Iterate over all live records and tombstones likewise, by their keys."""
         after = ""
         while True:
             rows = self._run("iterate", self._statements.page, {"after": after}).rows
-            yield from self._read_listable(rows)
+            yield from self._read_live(rows)
             if len(rows) < PAGE:
                 return
             after = rows[-1].key
@@ -330,6 +334,12 @@ class SQLAlchemyBackend(Backend):
         self, rows: t.Iterable[sa.Row[t.Any]]
     ) -> t.Iterator[tuple[str, Record]]:
         """Return the live records, without tombstones and what cannot be read."""
+        return (item for item in self._read_live(rows) if not item[1].is_tombstone)
+
+    def _read_live(
+        self, rows: t.Iterable[sa.Row[t.Any]]
+    ) -> t.Iterator[tuple[str, Record]]:
+        """Return the live records and tombstones, without what cannot be read."""
         now = self._clock()
         for row in rows:
             try:
@@ -337,7 +347,7 @@ class SQLAlchemyBackend(Backend):
             except RecordError as error:
                 _logger.debug("A record is skipped: %s", error)
                 continue
-            if record.expires_at > now and not record.is_tombstone:
+            if record.expires_at > now:
                 yield self._from_column(row.key), record
 
     def _insert(self, values: dict[str, t.Any]) -> bool:
