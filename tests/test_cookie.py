@@ -397,6 +397,7 @@ def set_ours(app: Flask, expires: t.Any) -> str:
     ],
     ids=["defaults", "all"],
 )
+@pytest.mark.filterwarnings("ignore:'SESSION_COOKIE_NAME' is 'sitzung")
 def test_a_cookie_is_set_as_werkzeug_sets_it(
     config: dict[str, t.Any], attributes: dict[str, t.Any], expires: t.Any
 ) -> None:
