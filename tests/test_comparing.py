@@ -89,3 +89,10 @@ def test_depth_is_no_limit() -> None:
     assert is_exactly(one, other)
     while one:
         one, other = one.pop(), other.pop()  # else freeing them would recurse
+
+
+@pytest.mark.parametrize("text", ["1.5", "-0.0", "nan"])
+@pytest.mark.parametrize("kind", [float, decimal.Decimal])
+def test_equal_numbers_need_not_be_the_same_object(kind: t.Any, text: str) -> None:
+    assert is_exactly(kind(text), kind(text))
+    assert not is_exactly(kind(text), kind("7"))

@@ -17,10 +17,12 @@ from flask_serversession import session as typed_session
 from flask_serversession.meta import INTERNAL
 from flask_serversession.meta import LEFT_AT
 from flask_serversession.meta import MAX_SIZE
+from flask_serversession.meta import MOVING
 from flask_serversession.meta import PREDECESSOR
 from flask_serversession.meta import TRACKED
 from flask_serversession.meta import Meta
 from flask_serversession.meta import internal_part
+from flask_serversession.meta import moved_part
 from flask_serversession.meta import own_part
 from flask_serversession.meta import shown_part
 from flask_serversession.meta import size_of
@@ -426,6 +428,12 @@ def test_what_is_stored_has_three_parts() -> None:
     assert internal_part(meta) == internal
     assert shown_part(meta) == {**own, **tracked}
     assert own_part({}) == {}
+    assert moved_part(meta, {"device": "tablet", "mark": "new"}) == {
+        **tracked,
+        "device": "tablet",
+        "mark": "new",
+    }
+    assert MOVING == "moving"
     # These are in stores, and have to stay what they are.
     assert {"user_agent", "remote_addr"} == TRACKED
     assert (PREDECESSOR, LEFT_AT) == ("predecessor", "left_at")

@@ -1067,3 +1067,15 @@ def test_what_cannot_be_read_is_no_session_to_be_changed(site: Site) -> None:
     assert (
         asked(encrypted, lambda operator: operator.update_user("ada", raise_role)) == 0
     )
+
+
+def test_a_session_that_ends_meanwhile_was_not_changed(site: Site) -> None:
+    browser = log_in(site)
+    twin = browser.twin()
+
+    def end(data: ServerSideSession) -> None:
+        data["n"] = 2
+        twin.visit(lambda: session.clear())
+
+    assert asked(site, lambda operator: operator.update_user("ada", end)) == 0
+    assert browser.read() == {}

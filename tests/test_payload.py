@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import typing as t
 
 import pytest
 from hypothesis import given
@@ -19,8 +20,10 @@ from flask_serversession.payload import Sealer
 from flask_serversession.payload import read_authenticated_at
 from flask_serversession.payload import read_bound
 from flask_serversession.payload import read_device
+from flask_serversession.payload import read_issued_at
 from flask_serversession.payload import write_device
 from flask_serversession.record import TOMBSTONE_DATA
+from flask_serversession.record import Record
 
 # Other work on the same machine must not fail a test.
 without_deadline = settings(deadline=None)
@@ -253,3 +256,31 @@ def test_any_key_of_a_record_will_do() -> None:
     sealer = Sealer([NEW])
     for key in ("", "\0", "\ud800", "x" * 10_000):
         assert sealer.open(sealer.seal(ENVELOPE, key), key) == ENVELOPE
+
+
+def test_what_moves_keeps_its_content_and_gets_the_time_of_what_it_replaces(
+    sealer: Sealer,
+) -> None:
+    bound: dict[str, t.Any] = {"created_at": 5.0, "user": "ada"}
+    other = dataclasses.replace(ENVELOPE, issued_at=7.0)
+    record = Record(sealer.seal(ENVELOPE, "k", **bound), 3, 5.0, 6.0, 9.0, "ada", {})
+    before = Record(sealer.seal(other, "to"), 8, 1.0, 1.0, 9.0, None, {})
+    moved = sealer.move(record, "k", "to", before)
+    assert dataclasses.replace(moved, data=b"", version=0) == dataclasses.replace(
+        record, data=b"", version=0
+    )
+    assert moved.version == 9
+    assert sealer.open(moved.data, "to", **bound) == other
+    # Of what has no time of its own, it keeps its own.
+    tombstone = dataclasses.replace(before, data=TOMBSTONE_DATA)
+    moved = sealer.move(record, "k", "to", tombstone)
+    assert sealer.open(moved.data, "to", **bound) == ENVELOPE
+
+
+def test_when_an_id_was_issued_is_read_without_decrypting(sealer: Sealer) -> None:
+    data = sealer.seal(ENVELOPE, "k")
+    assert read_issued_at(data) == ENVELOPE.issued_at
+    assert read_authenticated_at(data) == ENVELOPE.authenticated_at
+    assert read_issued_at(data[:35]) is None
+    assert read_issued_at(b"\1" + data[1:]) is None
+    assert Device(b"point").bound_at is None

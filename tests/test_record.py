@@ -317,3 +317,38 @@ def test_keys_of_other_applications_are_not_ours() -> None:
     ):
         assert not is_key(other, "s:"), other
     assert not is_key(key, "")
+
+
+# -- step by step
+
+
+LAST = 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("version", "is_sensible"),
+    [(-1, False), (0, True), (1, True), (LAST - 1, True), (LAST, False), ("1", False)],
+)
+def test_there_is_a_next_version(version: object, is_sensible: bool) -> None:
+    assert layout.are_sensible(version, 1.0) is is_sensible
+
+
+@pytest.mark.parametrize("field", ["created_at", "touched_at", "expires_at"])
+def test_a_record_of_a_time_that_no_date_has_is_damaged(field: str) -> None:
+    record = Record(b"data", 1, 1.0, 2.0, 3.0, None, {})
+    assert decode_record(encode_record(record)) == record
+    for moment in (float("nan"), 1e300):
+        wrong = encode_record(dataclasses.replace(record, **{field: moment}))
+        with pytest.raises(RecordError, match="header makes no sense") as caught:
+            decode_record(wrong)
+        assert caught.value.reason == "damaged"
+
+
+def test_a_meta_of_any_depth_or_length_is_read_or_refused() -> None:
+    size = 1024 * 1024
+    longest = '"' + "x" * (size - 2) + '"'
+    assert layout.parse_meta(longest) == longest[1:-1]
+    with pytest.raises(ValueError, match=r"^$"):
+        layout.parse_meta(longest + " ")
+    with pytest.raises(ValueError, match=r"^$"):
+        layout.parse_meta("[" * size)

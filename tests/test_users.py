@@ -16,8 +16,12 @@ from flask_serversession import SerializationError
 from flask_serversession import session as typed_session
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.testing import FakeClock
+from flask_serversession.users import StoredName
+from flask_serversession.users import _Probe
+from flask_serversession.users import as_shown
 from flask_serversession.users import ask_function
 from flask_serversession.users import find_user
+from flask_serversession.users import keys_read_by
 from flask_serversession.users import stored_name
 from flask_serversession.users import stored_name_of
 
@@ -376,3 +380,49 @@ def test_a_user_is_found_by_the_name_that_lists_show(name: str) -> None:
         assert site.extension.sessions_of(str.__str__(info.user)) == []
         assert site.extension.update_user(info.user, lambda own: own.update(n=1)) == 1
         assert site.extension.revoke_user(info.user) == 1
+
+
+class Texts(str):
+    """A text that names somebody as any text does."""
+
+    def __str__(self) -> str:
+        return "another"
+
+
+def test_a_text_is_a_name_as_it_is() -> None:
+    name = "a" * 3
+    assert find_user({"user_id": name}, ("user_id",)) is name
+    assert find_user({"user_id": Texts("ada")}, ("user_id",)) == "ada"
+    with pytest.raises(ValueError, match=r"not by list\. Is somebody"):
+        stored_name_of([])
+
+
+def test_a_function_tells_where_it_looks() -> None:
+    def look(data: t.Any) -> object:
+        assert len(data) == 0
+        assert list(data) == []
+        assert data.get("profile") is None
+        assert data.get("claims", {}) == {}
+        return data["last"]["never"]
+
+    assert keys_read_by(look) == {"profile", "claims", "last"}
+    assert keys_read_by(lambda data: None) == set()
+    with pytest.raises(KeyError, match="last"):
+        _Probe()["last"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "is_hash"),
+    [
+        ("sha256:" + "0f" * 32, True),
+        ("sha256:" + "0f" * 31, False),
+        ("ada", False),
+    ],
+)
+def test_a_hash_that_was_shown_in_a_list_finds_its_user(
+    shown: str, is_hash: bool
+) -> None:
+    user = as_shown(shown)
+    assert user == shown
+    assert isinstance(user, StoredName) is is_hash
+    assert (stored_name_of(user) == shown) is (is_hash or not shown.startswith("sha"))

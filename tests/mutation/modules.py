@@ -111,8 +111,8 @@ MODULES = {
     "attempts": Module(("test_attempts.py", "test_settling.py")),
     "ending": Module(
         (
-            *("test_logouts.py", "test_unsettled.py", "test_sessions.py", *_WHOLE),
-            *("test_interface.py", "test_outside.py"),
+            *("test_ending.py", "test_logouts.py", "test_unsettled.py"),
+            "test_sessions.py",
         ),
         sample=100,
     ),
