@@ -7,8 +7,8 @@ import contextlib
 import dataclasses
 import hashlib
 import re
-import types
 import typing as t
+from copy import deepcopy
 
 from .errors import SerializationError
 
@@ -44,6 +44,54 @@ def find_user(data: cabc.Mapping[str, t.Any], keys: tuple[str, ...]) -> str | No
     return None
 
 
+class Content(cabc.Mapping[str, t.Any]):
+    """The content of a session as the application's own function gets it: to be read.
+
+    It is the same for a session of any size, of which a large one is decoded in parts.
+    """
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: cabc.Mapping[str, t.Any]) -> None:
+        self._data = data
+
+    def __getitem__(self, key: str) -> t.Any:
+        return self._data[key]
+
+    def __iter__(self) -> cabc.Iterator[str]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __reversed__(self) -> cabc.Iterator[str]:
+        return reversed([*self._data])
+
+    def __or__(self, other: cabc.Mapping[str, t.Any]) -> dict[str, t.Any]:
+        return self.copy() | dict(other)
+
+    def __ror__(self, other: cabc.Mapping[str, t.Any]) -> dict[str, t.Any]:
+        return dict(other) | self.copy()
+
+    def __copy__(self) -> dict[str, t.Any]:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, t.Any]) -> dict[str, t.Any]:
+        return deepcopy(self.copy(), memo)
+
+    def __repr__(self) -> str:
+        return f"<Content keys={[*self._data]!r}>"  # and no value
+
+    def copy(self) -> dict[str, t.Any]:
+        """Return the same as a dict."""
+        return {**self._data}
+
+    @property
+    def permanent(self) -> bool:
+        """Whether the session outlives the browser, as ``session.permanent`` has it."""
+        return bool(self._data.get("_permanent"))
+
+
 def ask_function(
     data: cabc.Mapping[str, t.Any],
     function: cabc.Callable[[cabc.Mapping[str, t.Any]], t.Any],
@@ -53,11 +101,12 @@ def ask_function(
     :raises SerializationError: if the function raises, or returns a container.
     """
     try:
-        user: object = function(types.MappingProxyType(data))
+        user: object = function(Content(data))
     except Exception as error:
         raise SerializationError(
-            f"The function 'SESSION_USER_KEY' raised {type(error).__name__}. It has to"
-            " return the user's id, and None where nobody is logged in."
+            f"The function 'SESSION_USER_KEY' raised {type(error).__name__}. It gets"
+            " the session's content, which it can only read, and has to return the"
+            " user's id, and None where nobody is logged in."
         ) from error
     if user is None:
         return None
@@ -70,21 +119,31 @@ def ask_function(
     return text
 
 
-class _Probe(cabc.Mapping[str, t.Any]):
+class _Probe(Content):
     """An empty content that notes what is looked for in it."""
 
+    __slots__ = ("keys_read",)
+
     def __init__(self) -> None:
+        super().__init__({})
         self.keys_read: set[object] = set()
 
     def __getitem__(self, key: str) -> t.Any:
         self.keys_read.add(key)
         raise KeyError(key)
 
-    def __iter__(self) -> cabc.Iterator[str]:
-        return iter(())
-
     def __len__(self) -> int:
-        return 0
+        return 1  # one that holds nothing may not be looked into
+
+    def __copy__(self) -> t.Any:
+        return self
+
+    def copy(self) -> t.Any:
+        """Return what notes it too."""
+        return self
+
+    def __or__(self, other: cabc.Mapping[str, t.Any]) -> t.Any:
+        return self
 
 
 def keys_read_by(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import hashlib
@@ -16,6 +17,7 @@ from flask_serversession import SerializationError
 from flask_serversession import session as typed_session
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.testing import FakeClock
+from flask_serversession.users import Content
 from flask_serversession.users import StoredName
 from flask_serversession.users import _Probe
 from flask_serversession.users import as_shown
@@ -301,8 +303,9 @@ def test_the_messages_name_key_type_and_remedy() -> None:
     with pytest.raises(SerializationError) as caught:
         ask_function({}, lambda data: data["secret"])
     assert str(caught.value) == (
-        "The function 'SESSION_USER_KEY' raised KeyError. It has to return the user's"
-        " id, and None where nobody is logged in."
+        "The function 'SESSION_USER_KEY' raised KeyError. It gets the session's"
+        " content, which it can only read, and has to return the user's id, and None"
+        " where nobody is logged in."
     )
     with pytest.raises(ValueError, match="Is somebody") as refused:
         stored_name_of(None)
@@ -310,6 +313,97 @@ def test_the_messages_name_key_type_and_remedy() -> None:
         "Sessions are found by the id of a user, not by NoneType. Is somebody logged"
         " in?"
     )
+
+
+def by_item(data: t.Any) -> t.Any:
+    try:
+        return data["who"]
+    except KeyError:
+        return None
+
+
+def by_match(data: t.Any) -> t.Any:
+    match data:
+        case {"who": who}:
+            return who
+    return None
+
+
+#: What a function may do with the content that it gets.
+READS: dict[str, t.Callable[[t.Any], t.Any]] = {
+    "get": lambda data: data.get("who"),
+    "[]": by_item,
+    "copy()": lambda data: data.copy().get("who"),
+    "copy.copy()": lambda data: copy.copy(data).get("who"),
+    "deepcopy": lambda data: copy.deepcopy(data).get("who"),
+    "dict": lambda data: dict(data).get("who"),
+    "**": lambda data: {**data}.get("who"),
+    "|": lambda data: (data | {"a": 1}).get("who"),
+    "dict |": lambda data: ({"a": 1} | data).get("who"),
+    "items": lambda data: dict(data.items()).get("who"),
+    "keys": lambda data: data["who"] if "who" in [*data.keys()] else None,
+    "values": lambda data: "ada" if "ada" in [*data.values()] else None,
+    "reversed": lambda data: next(
+        (data[k] for k in reversed(data) if k == "who"), None
+    ),
+    "len": lambda data: data.get("who") if len(data) else None,
+    "==": lambda data: None if data == {} else data.get("who"),
+    "permanent": lambda data: None if data.permanent else data.get("who"),
+    "match": by_match,
+}
+
+
+def typed_user(browser: Browser) -> str:
+    return browser.visit(lambda: typed_session.user).text
+
+
+@pytest.mark.parametrize("is_large", [False, True], ids=["small", "large"])
+@pytest.mark.parametrize("function", READS.values(), ids=[*READS])
+def test_a_function_may_read_the_content_in_any_way_at_any_size(
+    function: t.Callable[[t.Any], t.Any], is_large: bool
+) -> None:
+    browser = in_memory(SESSION_USER_KEY=function).browser()
+    content = {f"rows{n}": ["x" * 700] for n in range(10)} if is_large else {}
+    browser.set(n=1, **content)
+    former = browser.id
+    browser.set(who="ada")
+    assert browser.id != former
+    assert typed_user(browser) == "ada"
+    browser.set(n=2)
+    assert browser.read() == {"n": 2, **content, "who": "ada"}
+    former = browser.id
+    browser.visit(lambda: session.pop("who"))
+    assert browser.id != former
+    assert typed_user(browser) == ""
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda data: data.pop("who", None),
+        lambda data: data.setdefault("who", None),
+        lambda data: data.meta.get("who"),
+        lambda data: data.new,
+        lambda data: data.clear(),
+    ],
+)
+def test_whatever_else_it_does_with_it_is_refused_at_any_size(function: t.Any) -> None:
+    for size in (1, 10_000):
+        browser = in_memory(SESSION_USER_KEY=function).browser()
+        with pytest.raises(
+            SerializationError, match="which it can only read"
+        ) as caught:
+            browser.set(rows=["x" * size])
+        assert isinstance(caught.value.__cause__, AttributeError)
+
+
+def test_the_content_that_a_function_gets_shows_no_value() -> None:
+    assert repr(Content({"who": "ada"})) == "<Content keys=['who']>"
+
+
+@pytest.mark.parametrize("name", ["get", "[]", "copy()", "copy.copy()", "|", "len"])
+def test_it_is_known_which_keys_a_function_reads(name: str) -> None:
+    assert keys_read_by(READS[name]) == {"who"}
 
 
 def test_a_function_may_find_nobody() -> None:
