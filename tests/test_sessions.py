@@ -603,3 +603,18 @@ def test_what_a_request_does_is_saved_by_itself(browser: Browser) -> None:
     former = browser.id
     assert cookie_of(browser.visit(starts_over), browser.site) != "none"
     assert browser.cookie is None or browser.id != former
+
+
+def test_atomic_says_that_nobody_would_await_its_function(browser: Browser) -> None:
+    async def later(own: ServerSideSession) -> None:
+        raise AssertionError
+
+    def view() -> None:
+        with pytest.raises(TypeError, match="not async") as caught:
+            typed_session.atomic(later)
+        assert str(caught.value) == (
+            "session.atomic() takes a function that is not async; it would never be"
+            " awaited."
+        )
+
+    assert browser.visit(view).status_code == 200

@@ -49,7 +49,10 @@ MODULES = {
     "config_checks": Module(("test_config_checks.py", "test_config.py"), only=""),
     "ids": Module(("test_cookie.py", "test_record.py")),
     "sessions": Module(
-        ("test_sessions.py", "test_interface.py", *_WHOLE, "test_signals.py"),
+        (
+            *("test_sessions.py", "test_authenticated.py", "test_passive.py"),
+            *("test_logouts.py", *_WHOLE),
+        ),
         sample=100,
     ),
     "plan": Module(("test_plan.py",), sample=100),
