@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from .core import Core
@@ -9,6 +10,7 @@ from .ended import Reason
 from .errors import RecordError
 from .loading import Loader
 from .logouts import refuse_newer
+from .record import Record
 from .rotation import delete_successor
 from .unit import Cookie
 from .unit import Known
@@ -77,18 +79,48 @@ class Ending:
                 raise refuse_newer(core, unit) from error
             return False
         if record is None:
-            if unit.is_outside:
-                unit.lose()
-            else:
-                self._loader.begin_instead(unit, self._loader.why_absent(unit))
+            self._miss(unit)
             return False
+        if self._follow(unit, record):
+            return self._delete_record(unit)
         try:
             delete_successor(core, unit, record)
         except RecordError as error:
             if error.reason == "newer":
                 raise refuse_newer(core, unit) from error
-        unit.lose()
+        self._lose(unit)
         return False
+
+    def _follow(self, unit: Unit, tombstone: Record) -> bool:
+        """Go on under the id that another request has renewed this request's id with.
+
+        What is written afterwards begins a new session then, and is not dropped.
+        """
+        if not unit.is_outside:
+            with contextlib.suppress(RecordError):
+                return self._loader.follow(unit, tombstone) is not None
+        return False
+
+    def _miss(self, unit: Unit) -> None:
+        """Go on where there was nothing to be ended.
+
+        If another request has ended the session since this one came, it may have begun
+        another one, whose cookie this one must not replace.
+        """
+        core, seen_at = self._core, unit.presented.seen_at
+        if unit.known is not Known.UNSEEN or unit.is_renewed:
+            self._lose(unit)
+            return
+        reason = self._loader.why_absent(unit)
+        if core.ended.has(unit.key, since=seen_at):
+            self._lose(unit)
+            self._loader.reject(unit, "rotated" if reason == "reused" else reason)
+        else:
+            self._loader.begin_instead(unit, reason)
+
+    def _lose(self, unit: Unit) -> None:
+        unit.lose()
+        unit.wish = unit.least_wish  # the session was ended, so nothing is left to do
 
     def end(self, unit: Unit) -> None:
         """Go on without the session, which was deleted, and tell of it."""

@@ -254,8 +254,8 @@ class ServerSessionInterface(SessionInterface):
             unit.phase = Phase.ABANDONED
             raise
         unit.phase = unit.phase or _CLOSED
-        if unit.is_exposed and response.is_streamed:
-            self.lifecycle.unsaved.watch()
+        if unit.is_exposed and _is_followed(app, response):
+            self.lifecycle.unsaved.watch_response(unit, response)
         else:
             unit.is_exposed = False
         if cookie or session.accessed:
@@ -418,6 +418,12 @@ class ServerSessionInterface(SessionInterface):
             not in ("", "public", "s-maxage", "private")
         ]
         response.headers["Cache-Control"] = ", ".join([*kept, "private"])
+
+
+def _is_followed(app: Flask, response: Response) -> bool:
+    """Whether code of the application's may run after the response was made."""
+    calls: t.Any = response._on_close  # pyright: ignore[reportPrivateUsage]
+    return bool(response.is_streamed or calls or app.teardown_request_funcs)
 
 
 def _vary_by_cookie(response: Response) -> None:

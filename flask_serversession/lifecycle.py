@@ -320,7 +320,9 @@ class Lifecycle:
         return Outcome.LOST if moment.is_ended_here(unit) else Outcome.DONE
 
     def _delete(self, unit: Unit, *_: t.Any) -> Outcome:
-        return Outcome.DONE if self.ending.delete_current(unit) else Outcome.LOST
+        is_deleted = self.ending.delete_current(unit)
+        # What was ended under a renewed id is not what the browser has.
+        return _DONE if is_deleted and unit.owed is Cookie.DELETE else _LOST
 
     def _report(self, unit: Unit, *_: t.Any) -> Outcome:
         is_ending = unit.wish is Wish.END

@@ -315,6 +315,8 @@ class Unit:
     is_atomic: bool = False
     #: Why the cookie that came is not accepted; ``None`` if it is, or nothing came.
     ended_because: str | None = None
+    #: It was warned of a change that came too late.
+    is_late_told: bool = False
     #: ``session_lost`` was sent.
     is_loss_told: bool = False
     #: What earlier steps of this request owe the browser, whatever else happens.

@@ -6,6 +6,7 @@ import collections.abc as cabc
 import logging
 import typing as t
 
+from flask import Response
 from flask import request_tearing_down
 
 from .core import Core
@@ -43,28 +44,55 @@ class UnsavedChanges:
             self._is_watching = True
             request_tearing_down.connect(self._warn, self._core.app)
 
+    def watch_response(self, unit: Unit, response: Response) -> None:
+        """Warn of a change inside a value that was handed out, however late it comes.
+
+        What runs after the request, such as a generator without its context, may hold
+        on to the value.
+        """
+        if response.is_streamed:
+            self.watch()
+        response.call_on_close(lambda: self._warn_of(unit))
+
     def _warn(self, app: Flask, **_: t.Any) -> None:
         unit = self._find()
-        if unit is None or not self._is_changed(unit):
+        if unit is not None:
+            self._warn_of(unit)
+
+    def _warn_of(self, unit: Unit) -> None:
+        if unit.is_late_told or not self._is_changed(unit):
             return
-        handle = self._core.handle_of(unit.key)
+        unit.is_late_told = True
+        name = "(not loaded)" if unit.known is Known.UNSEEN else "(new)"
         logger.warning(
             "Session %s was changed after the response was begun, so the change is"
             " not saved. Call session.save() after such a change, or make it before"
             " the response.",
-            handle or "(new)",
+            self._core.handle_of(unit.key) or name,
         )
 
     def _is_changed(self, unit: Unit) -> bool:
         if unit.phase is not Phase.CLOSED or unit.failure is not None:
             return False  # what was abandoned or has failed was reported or asked for
-        if unit.known is Known.NEW:
-            return unit.wish >= Wish.SAVE and not unit.is_empty
         if unit.known is not Known.STORED:
-            return False
+            return unit.wish >= Wish.SAVE and self._is_lost(unit)
         if unit.wish < Wish.SAVE and not unit.is_exposed:
             return False
         try:
             return bool(unit.find_change(self._core.serializer)[0])
         except SerializationError:
             return True
+
+    def _is_lost(self, unit: Unit) -> bool:
+        """Whether there was something to be done with a session that is not stored."""
+        if unit.known is Known.UNSEEN:
+            presented = unit.presented
+            return bool(presented.values) and (
+                not presented.is_verified
+                or presented.cookie is not None
+                or presented.claim is not None
+            )
+        if unit.known is Known.BROKEN:
+            return unit.wish is Wish.END
+        is_log_out = unit.known is Known.GONE and unit.wish is Wish.END
+        return is_log_out or not unit.is_empty

@@ -22,6 +22,7 @@ from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.record import key_of
 from flask_serversession.testing import FakeClock
 
+from .site import Action
 from .site import Site
 from .site import advance
 from .site import cookie_of
@@ -524,3 +525,58 @@ def test_what_has_timed_out_by_a_shorter_lifetime_is_not_saved_again() -> None:
 
     browser.visit(slow_view)
     assert browser.read() == other.read() == {}
+
+
+def flash() -> None:
+    flask.flash("Good bye.")
+
+
+#: What a request may do whose session another one has ended.
+LATE: dict[str, Action] = {
+    "writes": flash,
+    "clears": lambda: (session.clear(), flash()),
+    "destroys": lambda: (typed_session.destroy(), flash()),
+    "restarts": lambda: (typed_session.regenerate(keep_data=False), flash()),
+    "removes": lambda: (session.pop("user_id", None), flash()),
+    "saves and destroys": lambda: (
+        flash(),
+        typed_session.save(),
+        typed_session.destroy(),
+        flash(),
+    ),
+}
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=[*LATE])
+@pytest.mark.parametrize("looks", [False, True], ids=["", "looks"])
+@pytest.mark.parametrize("end", ["clear", "destroy"])
+def test_a_late_request_does_not_replace_the_log_in_that_came_after_an_end(
+    site: Site, late: Action, looks: bool, end: str
+) -> None:
+    browser = site.browser()
+    browser.set(user_id="ada")
+    slow = browser.twin()
+
+    def log_in_again() -> None:
+        getattr(typed_session, end)()
+        session["user_id"] = "grace"
+
+    def act() -> None:
+        if looks:
+            assert session["user_id"] == "ada"
+        advance(site, 1)
+        browser.visit(log_in_again)
+        late()
+
+    assert cookie_of(slow.visit(act), site) == "none"
+    assert browser.read() == {"user_id": "grace"}
+
+
+def test_what_is_written_after_the_end_of_no_session_has_a_new_id(site: Site) -> None:
+    browser = site.browser()
+    browser.set(user_id="ada")
+    stale = browser.twin()
+    browser.visit(lambda: typed_session.destroy())
+    response = stale.visit(lambda: (typed_session.destroy(), session.update(n=1)))
+    assert cookie_of(response, site) == "set"
+    assert stale.read() == {"n": 1}

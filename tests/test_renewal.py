@@ -459,6 +459,32 @@ def test_who_logs_out_with_a_message_gets_it_with_a_new_id(site: Site) -> None:
         assert [*late.read()] == ["_flashes"]
 
 
+@pytest.mark.parametrize(
+    "end",
+    [lambda: flask_session.clear(), lambda: session.destroy()],
+    ids=["clear", "destroy"],
+)
+@pytest.mark.parametrize("looks", [False, True], ids=["", "looks"])
+@pytest.mark.parametrize("has_loaded", [False, True])
+def test_who_ends_it_and_begins_another_one_gets_that_with_a_new_id(
+    site: Site, end: Action, looks: bool, has_loaded: bool
+) -> None:
+    browser, late = (aged(site),) * 2 if has_loaded else renewed(site)
+    late = late.twin()
+
+    def view() -> None:
+        if looks or has_loaded:
+            assert flask_session["user_id"] == "ada"
+        if has_loaded:
+            browser.read()
+        end()
+        flask_session["user_id"] = "grace"
+
+    assert cookie_of(late.visit(view), site) == "set"
+    assert browser.read() == {}
+    assert late.read() == {"user_id": "grace"}
+
+
 # Who had loaded before, and meets the tombstone later
 
 MEETING: dict[str, tuple[Action, dict[str, t.Any], str]] = {

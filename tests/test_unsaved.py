@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import typing as t
 
+import flask
 import pytest
+from flask import g
 from flask import request_tearing_down
+from flask import session
+from flask import stream_with_context
 
 from flask_serversession import BackendUnavailableError
 from flask_serversession.payload import Envelope
@@ -18,7 +22,9 @@ from flask_serversession.unit import Unit
 from flask_serversession.unit import Wish
 from flask_serversession.unsaved import UnsavedChanges
 
+from .site import Action
 from .site import Site
+from .site import present
 
 
 class Request:
@@ -110,6 +116,8 @@ def test_a_change_inside_of_a_value_is_looked_for(request_: Request) -> None:
     assert request_.end() == []
     request_.own.data["items"].append(2)
     assert request_.end() == [message("the handle")]
+    assert request_.end() == []
+    request_.own.is_late_told = False
     request_.own.data["items"].append(object())  # which nobody can store
     assert request_.end() == [message("the handle")]
 
@@ -120,16 +128,48 @@ def test_a_new_session_is_warned_of_if_something_is_in_it(request_: Request) -> 
     assert request_.end() == []
     request_.own.data["n"] = 1
     assert request_.end() == [message("(new)")]
+    request_.own.is_late_told = False
     request_.own.wish = Wish.TOUCH
     assert request_.end() == []
 
 
-@pytest.mark.parametrize("known", [Known.UNSEEN, Known.GONE, Known.BROKEN])
-def test_what_is_not_stored_is_not_warned_of(request_: Request, known: Known) -> None:
+def test_what_was_not_looked_at_is_warned_of_if_a_cookie_came(
+    request_: Request,
+) -> None:
+    request_.own.want(Wish.END)
+    assert request_.end() == []
+    request_.own.presented = present(["x"], 1)
+    request_.own.wish = Wish.TOUCH
+    assert request_.end() == []
+    for wish in (Wish.SAVE, Wish.END):
+        request_.own.wish = wish
+        request_.own.is_late_told = False
+        assert request_.end() == [message("(not loaded)")]
+    request_.own.is_late_told = False
+    request_.own.presented.is_verified = True  # and there was nothing behind it
+    assert request_.end() == []
+    request_.own.presented.claim = object()
+    assert request_.end() == [message("(not loaded)")]
+
+
+def test_a_log_out_is_warned_of_where_the_session_is_gone(request_: Request) -> None:
+    for known in (Known.GONE, Known.BROKEN):
+        request_.store()
+        request_.own.known = known
+        request_.own.wish = Wish.SAVE
+        assert request_.end() == []
+        request_.own.wish = Wish.END
+        assert request_.end() == [message("the handle")]
+        request_.own.is_late_told = False
+
+
+def test_a_change_is_warned_of_where_the_session_is_gone(request_: Request) -> None:
     request_.store(n=1)
     request_.own.want(Wish.SAVE)
-    request_.own.known = known
+    request_.own.known = Known.BROKEN  # which is said where it is documented
     assert request_.end() == []
+    request_.own.known = Known.GONE
+    assert request_.end() == [message("the handle")]
 
 
 @pytest.mark.parametrize("phase", [Phase.OPEN, Phase.ABANDONED])
@@ -145,3 +185,119 @@ def test_a_failure_was_reported_already(request_: Request) -> None:
     request_.own.want(Wish.SAVE)
     request_.own.failure = BackendUnavailableError("It failed.")
     assert request_.end() == []
+
+
+# -- in a request
+
+
+def late(change: Action) -> dict[str, t.Callable[[], flask.Response]]:
+    """Give the views that make a change after the response, by when they do."""
+
+    def stream() -> t.Iterator[str]:
+        yield "begun"
+        change()
+
+    def keep() -> flask.Response:
+        g.late = change
+        return flask.Response("")
+
+    return {
+        "stream": lambda: flask.Response(stream_with_context(stream())),
+        "teardown": keep,
+    }
+
+
+@pytest.fixture
+def site() -> Site:
+    site = Site({"SESSION_BACKEND": "memory"})
+
+    @site.app.teardown_request
+    def tear_down(error: BaseException | None) -> None:
+        g.pop("late", lambda: None)()
+
+    return site
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "flask_serversession"
+    ]
+
+
+CHANGES: dict[str, Action] = {
+    "clear": lambda: session.clear(),
+    "pop": lambda: session.pop("user_id", None),
+    "write": lambda: session.update(n=2),
+    "modified": lambda: setattr(session, "modified", True),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("when", ["stream", "teardown"])
+@pytest.mark.parametrize("looks", [False, True], ids=["", "looked at"])
+def test_whatever_comes_too_late_is_warned_of_once(
+    site: Site, caplog: pytest.LogCaptureFixture, name: str, when: str, looks: bool
+) -> None:
+    browser = site.browser()
+    browser.set(user_id="ada", items=[1])
+
+    def act() -> flask.Response:
+        if looks:
+            assert session["items"] == [1]
+        return late(CHANGES[name])[when]()
+
+    response = browser.visit(act)
+    response.get_data()  # the test client asks for no more of it before
+    response.close()
+    (warned,) = warnings(caplog)
+    assert "after the response was begun" in warned
+    assert browser.read() == {"user_id": "ada", "items": [1]}
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+@pytest.mark.parametrize("when", ["stream", "teardown", "generator", "on close"])
+def test_a_value_that_is_held_and_changed_later_is_warned_of(
+    site: Site, caplog: pytest.LogCaptureFixture, when: str, is_changed: bool
+) -> None:
+    browser = site.browser()
+    browser.set(items=[1])
+
+    def act() -> flask.Response:
+        items = session["items"]
+
+        def change() -> None:
+            if is_changed:
+                items.append(2)
+
+        def stream() -> t.Iterator[str]:
+            yield "begun"
+            change()
+
+        if when == "generator":
+            return flask.Response(stream())
+        if when == "on close":
+            response = flask.Response("")
+            response.call_on_close(change)
+            return response
+        return late(change)[when]()
+
+    response = browser.visit(act)
+    response.get_data()
+    response.close()
+    assert len(warnings(caplog)) == is_changed
+    assert browser.read() == {"items": [1]}
+
+
+def test_nothing_is_looked_for_where_nothing_runs_afterwards(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = Site({"SESSION_BACKEND": "memory"})
+    browser = site.browser()
+    browser.set(items=[1])
+    held: list[list[int]] = []
+    response = browser.visit(lambda: held.append(session["items"]))
+    held[0].append(2)
+    response.close()
+    assert warnings(caplog) == []
