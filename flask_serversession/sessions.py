@@ -261,7 +261,7 @@ class ServerSideSession(SessionMixin):
     def modified(self, value: bool) -> None:
         unit = self._unit
         if value:
-            unit.want(Wish.SAVE)
+            unit.force()
         else:
             if unit.wish is Wish.END:
                 self._loaded()  # as empty as clear() has left it

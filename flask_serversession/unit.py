@@ -302,6 +302,8 @@ class Unit:
     least_wish: Wish = Wish.NOTHING
     #: A key was set or removed, or ``modified`` was set, in this request.
     is_modified: bool = False
+    #: It is saved because ``modified`` was set, for all that is known.
+    is_forced: bool = False
     #: A value that can change in place was handed out.
     is_exposed: bool = False
     #: The request does not count as activity: it neither renews the session nor sends
@@ -400,8 +402,11 @@ class Unit:
             if self.device is not None:
                 is_bound = self.device.bound_at is not None
                 return "device bound" if is_bound else "device registered", None
-            is_meta = self.own_meta is not None
-            return "meta changed" if is_meta else "key changed", None
+            if self.own_meta is not None:
+                return "meta changed", None
+            if stored is not None and self.lifetime != stored.envelope.lifetime:
+                return "lifetime changed", None
+            return "'modified' was set" if self.is_forced else "key changed", None
         if self.lifetime != stored.envelope.lifetime:
             return "lifetime changed", None
         if not self.is_exposed:
@@ -428,6 +433,11 @@ class Unit:
         else:
             self.least_wish = wish
 
+    def force(self) -> None:
+        """Save it, whatever has changed."""
+        self.is_forced = self.is_forced or self.wish < _SAVE
+        self.want(_SAVE)
+
     def change_meta(self, meta: cabc.Mapping[str, str]) -> None:
         """Tell something else of the session from now on."""
         self.own_meta = meta
@@ -443,13 +453,13 @@ class Unit:
         if self.wish in (Wish.SAVE, Wish.END):
             self.wish = self.least_wish
             self.own_meta = self.confirmed_at = None
-        self.is_modified = False
+        self.is_modified = self.is_forced = False
 
     def forget_wishes(self) -> None:
         """Want nothing any more, but to count as activity."""
         self.wish = self.least_wish
         self.own_meta = None
-        self.is_modified = self.has_logged_out = False
+        self.is_modified = self.is_forced = self.has_logged_out = False
         self.confirmed_at = None
 
     # What becomes known
@@ -499,7 +509,7 @@ class Unit:
         self.known = _STORED
         self.stored = stored
         self.own_meta = None
-        self.is_saved = True
+        self.is_saved, self.is_forced = True, False
         self.wish = self.least_wish
         # Somebody may hold on to a list that is in there now.
         self.is_exposed = True

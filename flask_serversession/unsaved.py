@@ -63,12 +63,12 @@ class UnsavedChanges:
         if unit.is_late_told or not self._is_changed(unit):
             return
         unit.is_late_told = True
-        name = "(not loaded)" if unit.known is Known.UNSEEN else "(new)"
         logger.warning(
             "Session %s was changed after the response was begun, so the change is"
             " not saved. Call session.save() after such a change, or make it before"
             " the response.",
-            self._core.handle_of(unit.key) or name,
+            self._core.handle_of(unit.key)
+            or ("(unread)" if unit.known is Known.UNSEEN else "(new)"),
         )
 
     def _is_changed(self, unit: Unit) -> bool:

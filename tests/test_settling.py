@@ -59,10 +59,31 @@ def clear_and_write() -> None:
     session["m"] = 1
 
 
+def force() -> None:
+    session.modified = True
+
+
+def write_and_force() -> None:
+    session["n"] = 2
+    session.modified = True
+
+
+def force_and_save() -> None:
+    session.modified = True
+    typed_session.save()
+    session["n"] = 2
+
+
 REASONS: dict[str, tuple[Action, dict[str, t.Any], str]] = {
     "key": (lambda: session.update(n=2), {}, "saved: key changed"),
     "inside": (change_inside, {}, "saved: nested change"),
-    "lifetime": (lambda: setattr(typed_session, "lifetime", 9), {}, "saved: "),
+    "lifetime": (
+        lambda: setattr(typed_session, "lifetime", 9),
+        {},
+        "saved: lifetime changed",
+    ),
+    "modified": (force, {}, "saved: 'modified' was set"),
+    "key, then modified": (write_and_force, {}, "saved: key changed"),
     "atomic": (
         lambda: typed_session.atomic(lambda own: own.update(n=2)),
         {},
@@ -115,6 +136,17 @@ def test_what_became_of_a_session_is_in_the_log_with_the_reason(
     assert messages[0].startswith(expected)
     if not expected.endswith(" "):
         assert messages[0] == expected
+
+
+def test_each_save_of_a_request_has_its_own_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    browser = start(make_site(), n=1)
+    with caplog.at_level(logging.DEBUG, "flask_serversession"):
+        caplog.clear()
+        browser.visit(force_and_save)
+    reasons = [record.getMessage().partition(": ")[2] for record in caplog.records]
+    assert reasons == ["'modified' was set", "key changed"]
 
 
 def test_a_new_session_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -309,6 +309,8 @@ def test_what_was_not_stored_or_is_wanted_has_changed() -> None:
     unit.lifetime = 5.0
     assert unit.find_change(MSGPACK) == ("lifetime changed", None)
     unit.want(Wish.SAVE)
+    assert unit.find_change(MSGPACK) == ("lifetime changed", None)
+    unit.lifetime = None
     assert unit.find_change(MSGPACK) == ("key changed", None)
 
 

@@ -144,12 +144,12 @@ def test_what_was_not_looked_at_is_warned_of_if_a_cookie_came(
     for wish in (Wish.SAVE, Wish.END):
         request_.own.wish = wish
         request_.own.is_late_told = False
-        assert request_.end() == [message("(not loaded)")]
+        assert request_.end() == [message("(unread)")]
     request_.own.is_late_told = False
     request_.own.presented.is_verified = True  # and there was nothing behind it
     assert request_.end() == []
     request_.own.presented.claim = object()
-    assert request_.end() == [message("(not loaded)")]
+    assert request_.end() == [message("(unread)")]
 
 
 def test_a_log_out_is_warned_of_where_the_session_is_gone(request_: Request) -> None:
