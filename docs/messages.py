@@ -50,6 +50,7 @@ _NO_SENTENCES = {
     *("compare and swap", "count them", "delete expired ones by itself"),
     *("delete expired ones on demand", "list all sessions", "no answer", "It can"),
     *("User agent", "Last seen", "Logged in", "<… (not loaded)>"),
+    "(not loaded)",
     *("Flask's signature", "Flask's age", "Ids in cookies", "not signed"),
     *("…, as SESSION_USE_SIGNER says", "Keys begin with", "Sessions read"),
     "Not readable",
