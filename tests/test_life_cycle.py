@@ -538,6 +538,11 @@ LATE: dict[str, Action] = {
     "destroys": lambda: (typed_session.destroy(), flash()),
     "restarts": lambda: (typed_session.regenerate(keep_data=False), flash()),
     "removes": lambda: (session.pop("user_id", None), flash()),
+    "destroys in atomic()": lambda: (
+        typed_session.atomic(lambda own: own.destroy()),
+        flash(),
+    ),
+    "reloads": lambda: (typed_session.reload(), flash()),
     "saves and destroys": lambda: (
         flash(),
         typed_session.save(),

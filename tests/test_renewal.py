@@ -461,8 +461,13 @@ def test_who_logs_out_with_a_message_gets_it_with_a_new_id(site: Site) -> None:
 
 @pytest.mark.parametrize(
     "end",
-    [lambda: flask_session.clear(), lambda: session.destroy()],
-    ids=["clear", "destroy"],
+    [
+        lambda: flask_session.clear(),
+        lambda: session.destroy(),
+        lambda: session.atomic(lambda own: own.destroy()),
+        lambda: session.regenerate(keep_data=False),
+    ],
+    ids=["clear", "destroy", "atomic", "restart"],
 )
 @pytest.mark.parametrize("looks", [False, True], ids=["", "looks"])
 @pytest.mark.parametrize("has_loaded", [False, True])
