@@ -68,6 +68,7 @@ _NO_SENTENCES = {
     "cachelib.FileSystemCache(path, threshold=0)",
     ", or name another one in the URL, such as '…+…://…'",
     *("no such", "unable to open database", "attempt to write a readonly"),
+    "database or disk is full",
     *("timedelta or number of seconds", ", or None …", "the … database …", "at most …"),
     *(
         "an object of type …",

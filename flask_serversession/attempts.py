@@ -40,6 +40,12 @@ class Attempts:
     def __init__(self, resolve: Resolve | None) -> None:
         self.resolve = resolve
 
+    def take_back(self) -> None:
+        """Give up the change of the id, if one was begun."""
+        if self.rotation is not None:
+            self.rotation.take_back()
+            self.rotation = None
+
     @property
     def is_rotation_pending(self) -> bool:
         """Whether the session is stored under a new id that nobody was told yet."""

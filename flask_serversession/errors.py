@@ -93,6 +93,7 @@ class BackendUnavailableError(BackendError, ServiceUnavailable):
     :param refused: Whether the engine has answered, and refused: it is full or
         read-only, another writer holds its lock, or there is no such database, table or
         privilege. Other operations may work.
+    :param full: Whether it has refused because it is full, so that deleting works.
     """
 
     def __init__(
@@ -103,8 +104,10 @@ class BackendUnavailableError(BackendError, ServiceUnavailable):
         operation: str | None = None,
         retry_after: int = 5,
         refused: bool = False,
+        full: bool = False,
     ) -> None:
         self.refused = refused
+        self.full = full
         BackendError.__init__(self, message, backend=backend, operation=operation)
         # BackendError's super() has made the message the page's text meanwhile.
         text = ServiceUnavailable.description

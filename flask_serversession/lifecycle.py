@@ -36,6 +36,8 @@ from .errors import SessionLostError
 from .loading import Loader
 from .logouts import LogOuts
 from .logouts import changes_user
+from .logouts import drop_rest
+from .logouts import ends_anyway
 from .logouts import refuse_newer
 from .moment import Moment
 from .plan import Plan
@@ -147,12 +149,21 @@ class Lifecycle:
         try:
             while True:
                 attempts.reason, attempts.encoded = change
-                outcome = self._act[row.step](unit, row, moment, attempts)
+                try:
+                    outcome = self._act[row.step](unit, row, moment, attempts)
+                except BackendUnavailableError as error:
+                    if not (error.full and ends_anyway(self.core, unit)):
+                        raise
+                    drop_rest(self.core, unit)
+                    attempts.take_back()
+                    outcome = Outcome.AGAIN
                 if outcome is _DONE:
                     return row.cookie
                 if outcome is _LOST:
                     return Cookie.NONE
-                change = self._find_change(unit, moment, attempts)
+                change = _UNCHANGED
+                if unit.known is _STORED:
+                    change = self._find_change(unit, moment, attempts)
                 row = plan(unit, moment)
         except BackendUnavailableError:
             # The write may have succeeded unacknowledged. Don't query again: the
@@ -372,9 +383,7 @@ class Lifecycle:
         :return: What is stored there; ``None`` if this request has no part in it.
         """
         core = self.core
-        if attempts.rotation is not None:
-            attempts.rotation.take_back()
-            attempts.rotation = None
+        attempts.take_back()
         found = None
         with contextlib.suppress(RecordError):
             found = self.loader.follow(unit, tombstone)

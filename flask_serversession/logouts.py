@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import contextlib
+import logging
 import sys
 import typing as t
 
+from . import signals
 from .core import Core
 from .errors import BackendUnavailableError
 from .errors import SerializationError
 from .unit import FRESH_KEY
+from .unit import Cookie
 from .unit import Known
 from .unit import Unit
 from .unit import Wish
+
+logger = logging.getLogger("flask_serversession")
 
 
 def logs_out(core: Core, unit: Unit) -> bool:
@@ -21,6 +26,32 @@ def logs_out(core: Core, unit: Unit) -> bool:
     if unit.stored_user is None:
         return unit.wish is Wish.END
     return unit.is_restarted or core.user_of(unit.data) is None
+
+
+def ends_anyway(core: Core, unit: Unit) -> bool:
+    """Whether nobody is meant to find what was in a session, whatever it gets.
+
+    What is left, a message for one, can be missed. Who was there must not stay.
+    """
+    if unit.is_empty or unit.is_outside or core.user_of(unit.data) is not None:
+        return False
+    if unit.known is Known.NEW:
+        return unit.owed is Cookie.DELETE
+    is_left = unit.is_restarted or unit.stored_user is not None
+    return is_left and unit.known is Known.STORED
+
+
+def drop_rest(core: Core, unit: Unit) -> None:
+    """Want a session that :func:`ends_anyway` to end, without what is left of it."""
+    logger.warning(
+        "The backend is full. So session %s is ended, as the request wants it, and what"
+        " else the request has put there is dropped.",
+        core.handle_of(unit.key) or "(new)",
+    )
+    unit.failure = None  # the backend can be asked to delete
+    unit.data.clear()
+    unit.want(Wish.END)
+    core.send(signals.session_lost, unit.key, unit.stored_user)
 
 
 def changes_user(core: Core, unit: Unit) -> bool:

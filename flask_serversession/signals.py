@@ -41,7 +41,8 @@ session_regenerated = _signals.signal("session-regenerated")
 #: in its place).
 session_destroyed = _signals.signal("session-destroyed")
 #: Another request ended the session, or changed its id, while this one ran. The changes
-#: of this request were dropped. Sent once per request, if there were any changes.
+#: of this request were dropped. Sent once per request, if there were any changes. Also
+#: sent where the backend is too full to keep what a log-out leaves in a session.
 session_lost = _signals.signal("session-lost")
 #: A cookie was not accepted. ``reason`` is one of:
 #:

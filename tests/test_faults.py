@@ -966,12 +966,31 @@ def test_connections_that_went_stale_in_the_pool_are_not_noticed(
             assert browser.visit(write).status_code == 200
 
 
-def test_a_full_redis_can_be_read_and_logged_out_of(own_redis: ValkeyServer) -> None:
+#: Ways to leave that keep something.
+LEAVING: dict[str, Action] = {
+    **{name: ACTIONS[name] for name in ("log out", "clear, flash", "destroy, flash")},
+    "name nobody": lambda: session.update(_user_id=None),
+    "start over, flash": in_turn(
+        lambda: typed_session.regenerate(keep_data=False), lambda: flask.flash("bye")
+    ),
+    "clear, flash, save": in_turn(
+        ACTIONS["clear, flash"], lambda: typed_session.save()
+    ),
+    "log out, save": in_turn(ACTIONS["log out"], lambda: typed_session.save()),
+    "atomic log out": lambda: typed_session.atomic(lambda own: own.pop("_user_id")),
+}
+
+
+def test_a_full_redis_can_be_read_and_logged_out_of(
+    own_redis: ValkeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
     from redis import Redis
 
     site = Site(redis_config(own_redis))
     clock = t.cast(FakeClock, site.clock)
     browsers = {name: start(site) for name in ("read", "clear", "destroy", "empty")}
+    leaving = {name: start(site) for name in LEAVING}
+    twins = {name: browser.twin() for name, browser in leaving.items()}
     with Redis.from_url(own_redis.url) as client:
         client.config_set("maxmemory-policy", "noeviction")
         client.config_set("maxmemory", "1mb")
@@ -982,9 +1001,18 @@ def test_a_full_redis_can_be_read_and_logged_out_of(own_redis: ValkeyServer) -> 
                 assert browser.read()["n"] == 1
             # A script that has freed something may write although nothing is left.
             assert failed in ([], ["touch"])
-            for name in ("write", "nested change", "change user", "log out"):
+            for name in ("write", "nested change", "change user"):
                 assert_unavailable(browser.visit(ACTIONS[name]), site)
             assert_unavailable(site.browser().visit(write), site)
+            for name, other in leaving.items():
+                caplog.clear()
+                response = other.visit(LEAVING[name])
+                assert response.status_code == 200, name
+                assert cookie_of(response, site) == "deleted"
+                assert [record.levelname for record in own_log(caplog)] == [
+                    "ERROR",
+                    "WARNING",
+                ]
             for name, action in {
                 "clear": ACTIONS["clear"],
                 "destroy": ACTIONS["destroy"],
@@ -997,6 +1025,8 @@ def test_a_full_redis_can_be_read_and_logged_out_of(own_redis: ValkeyServer) -> 
                 assert failed == []
         finally:
             client.config_set("maxmemory", "0")
+    for name, twin in twins.items():
+        assert twin.read() == {}, name
     assert browsers["read"].set(n=2).status_code == 200
     assert browsers["read"].read()["cart"] == [1]
 

@@ -13,6 +13,7 @@ from flask import session as flask_session
 from flask_serversession import BackendUnavailableError
 from flask_serversession import RecordError
 from flask_serversession import session
+from flask_serversession import signals
 from flask_serversession.backends.base import Backend
 from flask_serversession.backends.memory import MemoryBackend
 from flask_serversession.core import Core
@@ -421,3 +422,115 @@ def test_a_log_out_by_an_old_id_is_one_where_a_function_finds_the_user(
     assert browser.read() != {}
     late.visit(log_out)
     assert browser.read() == {}
+
+
+# A backend that is full
+
+
+def is_full() -> t.NoReturn:
+    raise BackendUnavailableError("It is full.", refused=True, full=True)
+
+
+def flash() -> None:
+    flask.flash("bye")
+
+
+LEAVING_SOMETHING: dict[str, Action] = {
+    "pop": lambda: flask_session.pop("_user_id"),
+    "nobody": remember_nobody,
+    "atomic": pop_in_atomic,
+    "clear": lambda: (flask_session.clear(), flash()),
+    "destroy": lambda: (session.destroy(), flash()),
+    "restart": lambda: (restart(), flash()),
+    "save": lambda: (flask_session.pop("_user_id"), session.save()),
+}
+
+
+def full_site(**settings: t.Any) -> tuple[Site, Browser]:
+    site = Site({"SESSION_BACKEND": "memory"}, **settings)
+    browser = site.browser()
+    browser.set(_user_id="ada", cart=[1])
+    return site, browser
+
+
+@pytest.mark.parametrize("name", list(LEAVING_SOMETHING))
+@pytest.mark.parametrize("operation", ["create", "replace"])
+@pytest.mark.parametrize("rotates", [True, False])
+@pytest.mark.parametrize("policy", ["raise", "ignore"])
+def test_a_log_out_of_a_full_backend_wins_over_what_is_kept(
+    name: str, operation: str, rotates: bool, policy: str
+) -> None:
+    site, browser = full_site(
+        SESSION_REGENERATE_ON_LOGIN=rotates, SESSION_ON_BACKEND_ERROR=policy
+    )
+    twin = browser.twin()
+    lost: list[str | None] = []
+    ended: list[str] = []
+    with (
+        signals.session_lost.connected_to(
+            lambda app, user, **_: lost.append(user), site.app
+        ),
+        signals.session_destroyed.connected_to(
+            lambda app, reason, **_: ended.append(reason), site.app
+        ),
+    ):
+        site.backend.before[operation] = is_full
+        response = browser.visit(LEAVING_SOMETHING[name])
+        site.backend.before.clear()
+    assert response.status_code == 200
+    assert twin.read().get("_user_id") is None
+    if not lost:  # it was not full for what this one needs
+        return
+    assert lost in (["ada"], [None])  # what comes after destroy() is nobody's
+    assert ended == ["logged out"]
+    assert cookie_of(response, site) == "deleted"
+    assert site.backend.count() == 0
+
+
+def test_a_full_backend_drops_nothing_but_what_a_log_out_leaves() -> None:
+    site, browser = full_site()
+    site.backend.before.update(create=is_full, replace=is_full)
+    actions: list[Action] = [
+        lambda: flask_session.update(n=1),
+        lambda: flask_session.update(_user_id="grace"),
+        lambda: (flask_session.clear(), flask_session.update(_user_id="grace")),
+        lambda: session.regenerate(),
+        lambda: session.mark_authenticated(),
+    ]
+    for action in actions:
+        response = browser.visit(action)
+        assert response.status_code == 503
+        assert cookie_of(response, site) == "none"
+    site.backend.before.clear()
+    assert browser.read() == {"_user_id": "ada", "cart": [1]}
+    # Somebody else would not have logged in.
+    site.backend.before["create"] = is_full
+    response = browser.visit(
+        lambda: (session.destroy(), flask_session.update(_user_id="grace"))
+    )
+    assert response.status_code == 503
+
+
+def test_a_log_out_that_cannot_even_be_deleted_is_no_success() -> None:
+    site, browser = full_site()
+    for operation in ("create", "replace", "delete"):
+        site.backend.before[operation] = is_full
+    response = browser.visit(LEAVING_SOMETHING["pop"])
+    assert response.status_code == 503
+    assert cookie_of(response, site) == "none"
+    site.backend.before.clear()
+    assert browser.read() == {"_user_id": "ada", "cart": [1]}
+
+
+def test_from_outside_nothing_is_dropped_from_a_full_backend() -> None:
+    site, browser = full_site()
+    handle = browser.visit(lambda: session.handle).text
+    site.backend.before["replace"] = is_full
+    with (
+        site.app.app_context(),
+        pytest.raises(BackendUnavailableError),
+        site.extension.open(handle) as data,
+    ):
+        data["cart"] = []
+    site.backend.before.clear()
+    assert browser.read() == {"_user_id": "ada", "cart": [1]}

@@ -73,6 +73,9 @@ def test_what_the_system_does_not_permit_has_a_remedy(
     )
     assert (failure.backend, failure.operation) == ("filesystem", "load")
     assert failure.refused is True
+    assert not failure.full
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        assert backend_module._unavailable(backend, "create", OSError(number, "")).full
     other = backend_module._unavailable(backend, "load", OSError())
     assert str(other).endswith(": OSError.")
 

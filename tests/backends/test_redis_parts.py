@@ -254,6 +254,7 @@ def test_each_failure_has_its_sentence(
     assert (found.backend, found.operation) == ("redis", "load")
     assert isinstance(found, BackendUnavailableError)
     assert found.refused is is_refusal
+    assert found.full is ("is full" in sentence)
 
 
 def test_what_the_settings_say_is_in_the_sentence() -> None:

@@ -284,6 +284,25 @@ def test_a_pool_that_is_used_up_is_named() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (wrapped(psycopg("53100", "disk full")), True),
+        (wrapped(DriverError(1021, "Disk full")), True),
+        (wrapped(DriverError(1114, "The table is full")), True),
+        (wrapped(sqlite3.OperationalError("database or disk is full")), True),
+        (wrapped(sqlite3.OperationalError("database is locked")), False),
+        (wrapped(psycopg("25006", "read-only")), False),
+        (exc.TimeoutError("pool"), False),
+    ],
+    ids=str,
+)
+def test_a_database_that_is_full_is_told(
+    error: exc.SQLAlchemyError, is_full: bool
+) -> None:
+    assert problems.explain(error, "create", SQLITE, TABLE).full is is_full
+
+
 def test_a_lock_of_sqlite_is_named() -> None:
     error = wrapped(sqlite3.OperationalError("database is locked"))
     failure = problems.explain(error, "replace", SQLITE, TABLE)

@@ -77,6 +77,7 @@ def _unavailable(
         backend=backend.name,
         operation=operation,
         refused=True,  # nobody waits for another machine
+        full=error.errno in (errno.ENOSPC, errno.EDQUOT),
     )
 
 

@@ -291,6 +291,7 @@ class Server:
             backend="redis",
             operation=operation,
             refused=bool(code),
+            full=code == "OOM",
         )
 
 

@@ -34,6 +34,9 @@ _REFUSED = _COLUMN_MISSING | _NOT_PERMITTED
 # MySQL's "packet bigger than max_allowed_packet", and what clients make of it: the
 # server closes the connection.
 _TOO_LARGE = frozenset({1153, 2006, 2013, 2055})
+# PostgreSQL's disk_full; MySQL's full disk and full table. SQLite says it in words.
+_FULL = frozenset({"53100", 1021, 1114})
+_SQLITE_FULL = "database or disk is full"
 # PostgreSQL's invalid_password, invalid_authorization_specification and
 # invalid_catalog_name; MySQL's denied access, and its unknown database.
 _NO_LOG_IN = frozenset({"28P01", "28000", "3D000", 1044, 1045, 1698, 1049})
@@ -57,6 +60,7 @@ def explain(
         backend="sqlalchemy",
         operation=operation,
         refused=_is_refusal(error, engine),
+        full=_is_full(error),
     )
 
 
@@ -134,6 +138,12 @@ def _is_refusal(error: exc.SQLAlchemyError, engine: sa.Engine) -> bool:
         return is_told or _has_code(error, _NO_LOG_IN)
     is_lost = error.connection_invalidated and not is_demoted(error)
     return not is_lost and not _is_overdue(error)
+
+
+def _is_full(error: exc.SQLAlchemyError) -> bool:
+    return isinstance(error, exc.DBAPIError) and (
+        _has_code(error, _FULL) or str(error.orig).startswith(_SQLITE_FULL)
+    )
 
 
 def locate(engine: sa.Engine) -> str:
