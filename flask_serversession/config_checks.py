@@ -124,6 +124,16 @@ def find_broken_rules(
         yield from _needs_of_device_bound(given)
 
 
+def find_late_mistakes(given: cabc.Mapping[str, t.Any]) -> cabc.Iterator[str]:
+    """Return what is wrong with settings that Flask reads at each response.
+
+    An unknown SameSite is left to Flask, which raises an error of its own.
+    """
+    for key, message in find_broken_rules(given):
+        if key != "SESSION_COOKIE_SAMESITE" or not _is_no_samesite(given[key]):
+            yield message
+
+
 def _keeps(is_broken: cabc.Callable[..., bool], value: t.Any) -> bool:
     return not is_broken(value)
 

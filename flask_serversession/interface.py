@@ -27,7 +27,7 @@ from flask.sessions import SessionMixin
 from .config import ConfigurationWarning
 from .config import SessionConfig
 from .config import find_late_keys
-from .config_checks import find_broken_rules
+from .config_checks import find_late_mistakes
 from .cookie import CookieSigner
 from .cookie import CookieState
 from .cookie import delete_cookie
@@ -164,7 +164,7 @@ class ServerSessionInterface(SessionInterface):
                 stacklevel=2,
             )
         # What Flask reads at each response is in force, and may be wrong.
-        for _, message in find_broken_rules(app.config):
+        for message in find_late_mistakes(app.config):
             warnings.warn(
                 f"{message} It was set after ServerSession(app) or init_app(app) had"
                 " checked the settings.",

@@ -1243,8 +1243,10 @@ def test_an_engine_that_fails_at_any_step_of_a_rotation_leaves_what_can_be_expla
             # The tombstone is there, or it is not, but the new record certainly is.
             assert failed == ["replace"]
             content = browser.read()
-            assert content.pop("_user_id") == "ada"
-            assert {"n": 0}.items() <= content.items() <= written.items()
+            # What was answered with a failure yields to what was stored after it.
+            user = content.pop("_user_id", None)
+            assert user == "ada" or (disturbed and user is None)
+            assert content == written
             # The next request has put an end to the old one.
             assert old.read() == {}
             assert count(site) in (None, 1)

@@ -126,9 +126,9 @@ ENDINGS = {name for name in ACTIONS if "clear" in name or "destroy" in name} | {
     "start over",
 }
 #: Those that give it another id.
-RENEWALS = {"regenerate"}
+RENEWALS = {"regenerate", "change user"}
 #: Those that do, because whoever was logged in is not any more.
-FAREWELLS = {"clear, flash", "log out", "change user", "start over, write"}
+FAREWELLS = {"clear, flash", "log out", "start over, write"}
 #: Those that must not look as if they had worked where the session cannot be read.
 NEVER_KEPT = (ENDINGS - {"remove all keys"}) | {"start over, write"}
 

@@ -230,10 +230,13 @@ def test_a_server_with_a_wrong_certificate_is_told_nothing(
         stack.callback(backend.close)
         with pytest.raises(BackendUnavailableError) as caught:
             backend.load("session:key")
-        assert str(caught.value) == (
+        told, _, reason = str(caught.value).partition("'load': ")
+        assert told == (
             f"The Redis backend at '127.0.0.1:{port}' has a certificate that is not"
-            " trusted or not for this host, and was not asked for 'load'."
+            " trusted or not for this host, and was not asked for "
         )
+        reasons = {"unknown authority": "certificate in", "another host": "mismatch"}
+        assert reasons[problem] in reason
         # Who asks for it may do without.
         sign = "&" if query else "?"
         relaxed = RedisBackend.from_url(f"{url}{sign}ssl_cert_reqs=none")
