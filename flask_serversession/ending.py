@@ -105,14 +105,16 @@ class Ending:
         """Go on where there was nothing to be ended.
 
         If another request has ended the session since this one came, it may have begun
-        another one, whose cookie this one must not replace.
+        another one, whose cookie this one must not replace. Not so if this request has
+        done it, by revoke_user(), say.
         """
         core, seen_at = self._core, unit.presented.seen_at
-        if unit.known is not Known.UNSEEN or unit.is_renewed:
+        is_own = unit.has_revoked
+        if not is_own and (unit.known is not Known.UNSEEN or unit.is_renewed):
             self._lose(unit)
             return
         reason = self._loader.why_absent(unit)
-        if core.ended.has(unit.key, since=seen_at):
+        if not is_own and core.ended.has(unit.key, since=seen_at):
             self._lose(unit)
             self._loader.reject(unit, "rotated" if reason == "reused" else reason)
         else:

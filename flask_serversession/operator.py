@@ -102,6 +102,9 @@ class AppState:
 
     def send_destroyed(self, key: str, user: str | None) -> None:
         """Send the signal that a session was ended."""
+        own = opened_session()
+        if own is not None and unit_of(own).key == key:
+            unit_of(own).has_revoked = True
         self.interface.core.send_destroyed(key, user, "revoked")
 
     def current_key(self) -> str | None:

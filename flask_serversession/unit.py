@@ -289,6 +289,8 @@ class Unit:
     #: The user was taken out of the session in this request, which is a log-out unless
     #: they are put back.
     has_logged_out: bool = False
+    #: This request has ended its own session from outside, as by ``revoke_user()``.
+    has_revoked: bool = False
     #: The id that it came with was renewed by another request. It works on the
     #: session under its new id, which the browser has, or is about to get.
     is_renewed: bool = False
@@ -474,7 +476,7 @@ class Unit:
         self.lifetime = None
         self.own_meta = None
         self.confirmed_at = None
-        self.is_renewed = self.is_unsettled = False
+        self.is_renewed = self.is_unsettled = self.has_revoked = False
         self._owe_no_id()
 
     def begin_empty(self) -> None:
