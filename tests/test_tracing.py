@@ -15,6 +15,7 @@ from flask import session
 
 from flask_serversession import ServerSession
 
+from .flask_version import HAS_ONE_CONTEXT
 from .servers import PostgresServer
 from .servers import ValkeyServer
 
@@ -259,6 +260,9 @@ def test_opentelemetry_sees_every_statement(
         engine.dispose()
 
 
+@pytest.mark.skipif(
+    HAS_ONE_CONTEXT, reason="OpenTelemetry is not made for Flask 3.2 yet"
+)
 def test_spans_are_those_of_the_request(
     redis_url: str, provider: TracerProvider, exporter: InMemorySpanExporter
 ) -> None:
