@@ -810,8 +810,12 @@ def test_the_own_session_that_cannot_be_loaded_is_not_taken_for_absent(
     handle = handle_of(browser)
 
     def view() -> None:
-        with site.backend.failing("load"), pytest.raises(BackendUnavailableError):
-            change(site, handle, lambda data: data.update(n=2))
+        with (
+            site.backend.failing("load"),
+            pytest.raises(BackendUnavailableError),
+            site.extension.open(handle) as data,
+        ):
+            data["n"] = 2
         with pytest.raises(BackendUnavailableError):
             site.extension.update_user("ada", count_up)
 

@@ -34,6 +34,7 @@ import pytest
 
 from .backend_configs import Config
 from .figures import Report
+from .flask_version import HAS_ONE_CONTEXT
 
 PLUGIN = "server_session_plugin"
 FOLDER = Path(__file__).parent / "third_party"
@@ -256,7 +257,9 @@ def _compare(suite: Suite, before: Results, after: Results) -> None:
         assert not missing, f"These have {what} none of our sessions."
     assert len(after.used) >= suite.used, "Too few tests have used our sessions."
     assert len(after.stored) >= suite.stored, "Too few tests have stored sessions."
-    assert len(before.passed) >= suite.least, "Too few tests pass at all."
+    # Extensions are not made for Flask 3.2 yet.
+    if not HAS_ONE_CONTEXT:
+        assert len(before.passed) >= suite.least, "Too few tests pass at all."
     assert before.passed - after.passed == set(suite.exceptions)
     # And none that fails otherwise.
     assert after.passed <= before.passed
