@@ -128,7 +128,7 @@ ENDINGS = {name for name in ACTIONS if "clear" in name or "destroy" in name} | {
 #: Those that give it another id.
 RENEWALS = {"regenerate", "change user"}
 #: Those that do, because whoever was logged in is not any more.
-FAREWELLS = {"clear, flash", "log out", "start over, write"}
+FAREWELLS = {"clear, flash", "log out", "change user", "start over, write"}
 #: Those that must not look as if they had worked where the session cannot be read.
 NEVER_KEPT = (ENDINGS - {"remove all keys"}) | {"start over, write"}
 
@@ -263,7 +263,8 @@ def check_outage(
         assert browser.cookie == cookie
     # Afterwards it holds what it held, or what this request wanted, whole.
     found = browser.read()
-    if outage.failed == ["replace"] and name in FAREWELLS and when == "after":
+    is_farewell = name in FAREWELLS - RENEWALS
+    if outage.failed == ["replace"] and is_farewell and when == "after":
         # The old id is dead, as was wanted. Had it stayed alive, the browser must not
         # have been given another one: a session believed to be ended would go on.
         assert found == {}
