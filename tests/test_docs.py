@@ -1122,7 +1122,7 @@ def test_every_promise_names_a_test(page: str) -> None:
     assert len(promises) >= 5
     for promise in promises:
         own = re.split(r"^[-=~]{4,}$", promise, flags=re.MULTILINE)[1]
-        _, found, tests = own.partition("Held by")
+        _, found, tests = own.partition("Tested by")
         assert found, promise[:80]
         assert re.search(r"^-   ``(tests/|BackendContract\.)", tests, re.M), promise[
             :80
