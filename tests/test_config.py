@@ -891,6 +891,18 @@ def test_a_setting_that_is_taken_away_is_still_in_force() -> None:
     assert late_warnings(app) == [LATE.format("'SESSION_RESAVE'")]
 
 
+def test_a_default_that_is_taken_away_is_still_in_force_and_no_mistake() -> None:
+    app = make_late(SESSION_KEY_PREFIX="".join(["session", ":"]))
+    del app.config["SESSION_KEY_PREFIX"]
+    assert late_warnings(app) == []
+
+
+def test_a_text_may_not_be_empty() -> None:
+    assert "expected a str that is not empty" in str(
+        refused(SESSION_BACKEND="redis", SESSION_REDIS_URL="")
+    )
+
+
 @pytest.mark.parametrize(
     "late",
     [

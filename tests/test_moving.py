@@ -605,7 +605,8 @@ def test_what_was_clear_is_encrypted_at_its_first_use(
             "the keys that say where sessions were kept, and 'SESSION_BAKEND' is not"
             " one of them. Did you mean 'SESSION_BACKEND'?",
         ),
-        ({"SESSION_PERMANENT": True}, "'SESSION_PERMANENT' is not one of them"),
+        ({"SESSION_PERMANENT": True}, "'SESSION_PERMANENT' is not one of them."),
+        ({"SESSION_SQLALCHEMY_TABLE": 5}, "as its 'SESSION_SQLALCHEMY_TABLE' a"),
         ({"SESSION_KEY_PREFIX": 5}, "as its 'SESSION_KEY_PREFIX' a str of at most"),
         ({"SESSION_BACKEND": "nowhere"}, "'SESSION_BACKEND' is 'nowhere'; expected"),
         ({"SESSION_BACKEND": "memory"}, "of which nothing is left when its process"),

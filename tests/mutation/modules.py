@@ -39,7 +39,8 @@ MODULES = {
     "forks": Module(("test_forks.py",)),
     "config": Module(
         (
-            "test_config.py",
+            *("test_config.py", "test_config_checks.py", "test_code_runners.py"),
+            "test_moving.py::test_a_former_configuration_that_makes_no_sense_is_refused",
             "test_docs.py::test_every_key_is_documented_and_no_other",
             "test_docs.py::test_the_documented_default_is_the_codes",
         ),
@@ -51,7 +52,8 @@ MODULES = {
     "sessions": Module(
         (
             *("test_sessions.py", "test_authenticated.py", "test_passive.py"),
-            *("test_logouts.py", *_WHOLE),
+            *("test_logouts.py", *_WHOLE, "test_lazy.py", "test_contexts.py"),
+            *("test_interface.py", "test_meta.py", "test_unsaved.py"),
         ),
         sample=100,
     ),
