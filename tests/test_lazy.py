@@ -126,6 +126,13 @@ def outcome(read: t.Callable[[bytes], t.Any], payload: bytes) -> t.Any:
         return error.reason
 
 
+def test_its_keys_can_be_asked_for_in_reverse_and_after_it_was_cleared() -> None:
+    data, _ = opened()
+    assert list(reversed(data)) == list(LARGE)[::-1]  # type: ignore[call-overload]
+    data.clear()
+    assert [data.part(key) for key in LARGE] == [None] * len(LARGE)  # type: ignore[attr-defined]
+
+
 def test_it_shows_no_value() -> None:
     content, _ = opened()
     assert repr(content) == "<LazyMap keys=['_user_id', 'n', 'cart', 'last']>"
