@@ -274,7 +274,7 @@ class DeviceBrowser:
         skipped: str | None = None
         for session in [*self.sessions.values()]:
             is_excluded = path == session.refresh_url or any(
-                path.startswith(prefix) for prefix in session.excluded
+                f"{path}/".startswith(f"{prefix}/") for prefix in session.excluded
             )
             is_foreign = site in ("cross-site", "same-site")
             if is_excluded or (is_foreign and "*" not in session.initiators):

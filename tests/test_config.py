@@ -971,6 +971,8 @@ LATE_AND_WRONG = (
             {"SECRET_KEY": "another", "SECRET_KEY_FALLBACKS": ("hunter2",)},
             [],
         ),
+        # Flask raises an error of its own.
+        ({"SESSION_COOKIE_SAMESITE": "Sometimes"}, []),
     ],
     ids=repr,
 )

@@ -752,6 +752,22 @@ def test_a_picture_does_not_take_the_session_away(shop: Shop) -> None:
     assert shop.user_of(browser.fetch("/page")) == "ann"
 
 
+def test_a_page_whose_path_only_begins_like_that_of_files_needs_a_proof(
+    shop: Shop,
+) -> None:
+    @shop.app.get("/statics")
+    def statics() -> str:
+        session["n"] = 1
+        return str(session.get("user_id"))
+
+    browser = shop.logged_in()
+    shop.clock.advance(LIFETIME * 2)
+    # Another browser has the cookie alone: what it writes is in a session of its own.
+    response = browser.send("/statics")
+    assert response.text == "None"
+    assert "Set-Cookie" in response.headers
+
+
 def test_a_view_may_look_late(shop: Shop) -> None:
     @shop.app.get("/slow")
     def slow() -> str:

@@ -171,7 +171,8 @@ class Devices:
         if not has_request_context():
             return False
         path = path_out_of_scope(current_app)
-        return bool(path) and current_request.path.startswith(path)
+        # Browsers leave out "/static/logo.png", and not "/statics".
+        return bool(path) and f"{current_request.path}/".startswith(f"{path}/")
 
     # What a response says
 
